@@ -1,0 +1,42 @@
+//! Whose row, whose record.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Key of every record and row: a tenant and one of its users. Written `tenant/user`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct UserKey {
+    /// The marketplace that the user belongs to; `default` where none is given.
+    pub tenant: String,
+    /// The user within the tenant.
+    pub user: String,
+}
+
+impl UserKey {
+    /// Tenant of users that name none.
+    pub const DEFAULT_TENANT: &str = "default";
+
+    /// A user of the default tenant.
+    pub fn of(user: impl Into<String>) -> Self {
+        Self { tenant: Self::DEFAULT_TENANT.to_owned(), user: user.into() }
+    }
+}
+
+impl fmt::Display for UserKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.tenant, self.user)
+    }
+}
+
+impl FromStr for UserKey {
+    type Err = std::convert::Infallible;
+
+    /// Reads `tenant/user`; without a slash the tenant is the default one.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text.split_once('/') {
+            Some((tenant, user)) => Self { tenant: tenant.to_owned(), user: user.to_owned() },
+            None => Self::of(text),
+        })
+    }
+}

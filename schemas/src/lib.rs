@@ -1,0 +1,22 @@
+//! What travels between Endcap's stages and what is stored: events, ids, topics and their wire form.
+//!
+//! No I/O, no clock, no randomness. Every stage's output is a type of its own, so a later stage cannot be
+//! handed an earlier stage's event.
+
+mod catalogue;
+mod diet;
+mod event;
+mod ids;
+mod page;
+mod path;
+pub mod topics;
+
+pub use catalogue::{Category, Product, Term};
+pub use diet::{Diet, DietSet};
+pub use event::{Budget, EventFault, EventKind, Line, Preference, ShopperEvent, Season};
+pub use ids::UserKey;
+pub use page::{Page, Placement, ShownProduct};
+pub use path::{
+    Brief, Cause, CategoryWeight, ContextChanged, Descriptor, Draft, DroppedDraft, Head, Keyword, KeywordsChosen, Message, Origin,
+    PagePublished, PurchaseMemory, RejectedTheme, Theme, ThemesDeduped, ThemesWritten,
+};

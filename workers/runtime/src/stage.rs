@@ -1,0 +1,149 @@
+//! The stage contract: what a worker is.
+//!
+//! A stage turns a batch of inputs into one verdict each. It reads no topic and writes none; the loop does. It keeps nothing between
+//! batches that a restart would lose.
+
+use endcap_schemas::{Message, UserKey};
+use serde_json::Value;
+use thiserror::Error;
+
+/// A worker of the path.
+pub trait Stage: Send {
+    /// What it takes.
+    type In: Message;
+    /// What it passes on.
+    type Out: Message;
+    /// Its name in metrics, groups and the store.
+    const NAME: &'static str;
+
+    /// Gives every input of `batch` exactly one verdict, in order.
+    ///
+    /// # Errors
+    /// [`StageError::Unavailable`] when a dependency is down (the loop retries the batch); [`StageError::Failed`] when the batch as a
+    /// whole cannot be done (the loop halves it until the culprit is alone).
+    fn process(&mut self, batch: &[Input<Self::In>]) -> Result<Vec<Verdict<Self::Out>>, StageError>;
+}
+
+/// One record that a stage is asked about.
+#[derive(Debug, Clone)]
+pub struct Input<T> {
+    /// The decoded value.
+    pub value: T,
+    /// Partition it came from.
+    pub partition: i32,
+    /// Its place in the partition.
+    pub offset: i64,
+    /// When the log took it, ms.
+    pub appended_ms: i64,
+}
+
+/// What becomes of an input.
+#[derive(Debug)]
+pub enum Verdict<Out> {
+    /// It is passed on.
+    Passed(Box<Passed<Out>>),
+    /// It ends here, as it should.
+    Dropped(DropReason),
+    /// It cannot be processed: a dead letter.
+    Rejected(Rejection),
+}
+
+/// An input that is passed on.
+#[derive(Debug)]
+pub struct Passed<Out> {
+    /// What the next stage gets.
+    pub out: Out,
+    /// How it came about, for `explain`: prompt, candidates, output, reasons.
+    pub explanation: Value,
+    /// What else is stored before the commit.
+    pub writes: Vec<Write>,
+}
+
+/// A write to the store. May be repeated and may arrive in any order: the newest stamp wins.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Write {
+    /// The context stage's fold state of a user.
+    State {
+        /// Whose.
+        user: UserKey,
+        /// When.
+        stamp: Stamp,
+        /// Encoded by the context stage.
+        state: Vec<u8>,
+    },
+    /// A page (or its withdrawal).
+    Page {
+        /// Whose.
+        user: UserKey,
+        /// When.
+        stamp: Stamp,
+        /// The page as the store holds it; `None` withdraws the older one.
+        page: Option<Vec<u8>>,
+    },
+    /// Everything of a user is removed up to the stamp.
+    Erase {
+        /// Whose.
+        user: UserKey,
+        /// Up to when, beyond the largest skew allowed.
+        stamp: Stamp,
+    },
+}
+
+/// Write timestamp: `context_ms × 1000 + generation`. Greater wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stamp(pub i64);
+
+impl Stamp {
+    /// The stamp of a context under a generation (0…999).
+    pub fn of(context_ms: i64, generation: i32) -> Self {
+        Self(context_ms * 1_000 + i64::from(generation.clamp(0, 999)))
+    }
+}
+
+/// Why an input ends at a stage although nothing is wrong with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DropReason {
+    /// A newer context of the same user waits behind it.
+    Superseded,
+    /// Its id was seen before.
+    Duplicate,
+    /// Nobody needs its page any more.
+    Expired,
+    /// The user does not consent.
+    NoConsent,
+    /// The user was erased after it.
+    Erased,
+}
+
+impl DropReason {
+    /// The reason as a metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            DropReason::Superseded => "superseded",
+            DropReason::Duplicate => "duplicate",
+            DropReason::Expired => "expired",
+            DropReason::NoConsent => "no_consent",
+            DropReason::Erased => "erased",
+        }
+    }
+}
+
+/// Why an input becomes a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The kind of fault, as a metric label: `malformed`, `unknown_product`, `future`, ….
+    pub kind: &'static str,
+    /// What is wrong and what would mend it.
+    pub message: String,
+}
+
+/// Why a batch could not be processed.
+#[derive(Debug, Error)]
+pub enum StageError {
+    /// A dependency is down: retry.
+    #[error("{0} is unavailable: {1}")]
+    Unavailable(&'static str, String),
+    /// The batch cannot be done as a whole.
+    #[error("batch failed: {0}")]
+    Failed(String),
+}
