@@ -1,1 +1,1 @@
-//! (being written)
+//! What must hold across crates: helpers of the suite under `suite/`.

@@ -1,0 +1,3 @@
+//! What must hold across crates, one module per subject.
+
+mod architecture;
