@@ -22,8 +22,7 @@ pub enum Diet {
 
 impl Diet {
     /// Every diet, in bit order.
-    pub const ALL: [Diet; 6] =
-        [Diet::Vegetarian, Diet::Vegan, Diet::GlutenFree, Diet::DairyFree, Diet::NutFree, Diet::Halal];
+    pub const ALL: [Diet; 6] = [Diet::Vegetarian, Diet::Vegan, Diet::GlutenFree, Diet::DairyFree, Diet::NutFree, Diet::Halal];
 
     /// The diet's words, as prompts and pages write them.
     pub fn words(self) -> &'static str {

@@ -259,12 +259,12 @@ mod tests {
     #[test]
     fn seasons_turn_on_the_first_of_their_month() {
         for (at_ms, season) in [
-            (0, Season::Winter),                  // 1970-01-01
-            (1_709_251_199_000, Season::Winter),  // 2024-02-29 23:59:59
-            (1_709_251_200_000, Season::Spring),  // 2024-03-01
-            (1_717_200_000_000, Season::Summer),  // 2024-06-01
-            (1_725_148_800_000, Season::Autumn),  // 2024-09-01
-            (1_733_011_200_000, Season::Winter),  // 2024-12-01
+            (0, Season::Winter),                 // 1970-01-01
+            (1_709_251_199_000, Season::Winter), // 2024-02-29 23:59:59
+            (1_709_251_200_000, Season::Spring), // 2024-03-01
+            (1_717_200_000_000, Season::Summer), // 2024-06-01
+            (1_725_148_800_000, Season::Autumn), // 2024-09-01
+            (1_733_011_200_000, Season::Winter), // 2024-12-01
         ] {
             assert_eq!(Season::at(at_ms), season, "{at_ms}");
         }

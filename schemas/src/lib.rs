@@ -10,13 +10,14 @@ mod ids;
 mod page;
 mod path;
 pub mod topics;
+pub mod wire;
 
 pub use catalogue::{Category, Product, Term};
 pub use diet::{Diet, DietSet};
-pub use event::{Budget, EventFault, EventKind, Line, Preference, ShopperEvent, Season};
+pub use event::{Budget, EventFault, EventKind, Line, Preference, Season, ShopperEvent};
 pub use ids::UserKey;
 pub use page::{Page, Placement, ShownProduct};
 pub use path::{
-    Brief, Cause, CategoryWeight, ContextChanged, Descriptor, Draft, DroppedDraft, Head, Keyword, KeywordsChosen, Message, Origin,
-    PagePublished, PurchaseMemory, RejectedTheme, Theme, ThemesDeduped, ThemesWritten,
+    Brief, CategoryWeight, Cause, ContextChanged, Descriptor, Draft, DroppedDraft, Head, Keyword, KeywordsChosen, Message,
+    Origin, PagePublished, PurchaseMemory, RejectedTheme, Theme, ThemesDeduped, ThemesWritten,
 };

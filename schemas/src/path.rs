@@ -10,6 +10,8 @@ pub trait Message: Serialize + serde::de::DeserializeOwned + Clone + Send + 'sta
     const TOPIC: Topic;
     /// The Avro schema it is written with.
     const SCHEMA: &'static str;
+    /// Every earlier version of that schema, oldest first: what they wrote is read for ever.
+    const PAST: &'static [&'static str] = &[];
     /// Whose it is, when it was caused, and until when it is worth working on; `None` for shopper events, whose context is not folded yet.
     fn head(&self) -> Option<&Head>;
     /// Key of the record.

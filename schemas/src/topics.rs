@@ -21,8 +21,7 @@ impl Topic {
     pub const PAGES: Topic = Topic("endcap.page-published.v1");
 
     /// Every topic, in path order.
-    pub const PATH: [Topic; 6] =
-        [Topic::EVENTS, Topic::CONTEXTS, Topic::THEMES, Topic::KEYWORDS, Topic::DEDUPED, Topic::PAGES];
+    pub const PATH: [Topic; 6] = [Topic::EVENTS, Topic::CONTEXTS, Topic::THEMES, Topic::KEYWORDS, Topic::DEDUPED, Topic::PAGES];
 
     /// The topic's name.
     pub fn name(self) -> &'static str {

@@ -1,6 +1,6 @@
 //! The thread that owns a model: gathers requests into batches by tokens, answers them, sends the answers back.
 
-use std::{sync::Arc, thread, time::{Duration, Instant}};
+use std::{collections::HashMap, hash::Hash, sync::Arc, thread, time::{Duration, Instant}};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
@@ -62,6 +62,29 @@ impl<M: Model> Handle<M> {
                 Err(_) => Err(ModelError::Gone),
             })
             .collect()
+    }
+}
+
+impl<M: Model> Handle<M>
+where
+    M::Request: Clone + Eq + Hash,
+    M::Answer: Clone,
+{
+    /// As [`Handle::ask_all`], but asks equal requests once. Answers do not depend on company, so this changes the cost and nothing else.
+    pub fn ask_distinct(&self, requests: &[M::Request]) -> Vec<Result<M::Answer, ModelError>> {
+        let mut places: HashMap<&M::Request, usize> = HashMap::new();
+        let mut distinct = Vec::new();
+        let asked: Vec<usize> = requests
+            .iter()
+            .map(|request| {
+                *places.entry(request).or_insert_with(|| {
+                    distinct.push(request.clone());
+                    distinct.len() - 1
+                })
+            })
+            .collect();
+        let answers = self.ask_all(distinct);
+        asked.into_iter().map(|place| answers[place].clone()).collect()
     }
 }
 
@@ -164,5 +187,15 @@ mod tests {
             assert_eq!(got, n);
             assert!(size <= 4, "a batch of {size}");
         }
+    }
+
+    #[test]
+    fn equal_requests_are_asked_once_and_answered_each() {
+        let handle = spawn("counting", Counting, Limits::default()).unwrap();
+        let answers = handle.ask_distinct(&[7, 8, 7, 7]);
+        let numbers: Vec<usize> = answers.into_iter().map(|answer| answer.unwrap().0).collect();
+        assert_eq!(numbers, [7, 8, 7, 7]);
+        let (_, size) = handle.ask_distinct(&[9, 9, 9]).remove(0).unwrap();
+        assert_eq!(size, 1);
     }
 }

@@ -24,7 +24,7 @@ impl AddAssign for TokenCounts {
 }
 
 /// Asks the theme model (LLM 1, paper 4.2) for a page of themes as JSON.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WriteThemes {
     /// See [`crate::prompts::themes`].
     pub prompt: String,
@@ -42,7 +42,7 @@ pub struct WrittenThemes {
 }
 
 /// The candidates of one concept, nearest first.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Candidates {
     /// The concept, plain text.
     pub concept: String,
@@ -51,7 +51,7 @@ pub struct Candidates {
 }
 
 /// Asks the keyword model (LLM 2, paper 4.3) to choose and order keywords among candidates.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ChooseKeywords {
     /// Persona, diet, season, theme; see [`crate::prompts::keywords`].
     pub prompt: String,

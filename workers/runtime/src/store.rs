@@ -20,6 +20,15 @@ pub trait Store: Send + Sync {
     /// [`StoreError`] when they are not durable.
     fn put_results(&self, results: &[StageResult]) -> Result<(), StoreError>;
 
+    /// Both of the above; a store that can makes one trip of it.
+    ///
+    /// # Errors
+    /// [`StoreError`] when they are not durable; some of them may be.
+    fn put_all(&self, writes: &[Write], results: &[StageResult]) -> Result<(), StoreError> {
+        self.put(writes)?;
+        self.put_results(results)
+    }
+
     /// The fold state of a user.
     ///
     /// # Errors

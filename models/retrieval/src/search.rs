@@ -1,0 +1,230 @@
+//! From a keyword to products.
+
+use std::collections::HashSet;
+
+use endcap_schemas::{Diet, DietSet, Product};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::{
+    MarketError,
+    rows::{self, PRODUCT_COLUMNS},
+    words::{contains_run, words},
+};
+
+/// Fewer products than this, and a query gives up words.
+const FEW: usize = 4;
+/// Most matches of one step that are looked at, in order of popularity.
+const MATCHES_MAX: i64 = 2_000;
+/// Most matches of one step that pass the filter and are compared.
+const COMPARED_MAX: i64 = 300;
+/// Most words of a query; later ones are the specific ones, so earlier ones are cut.
+const WORDS_MAX: usize = 8;
+
+/// What may be retrieved.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Filter {
+    /// Diets that nothing may violate.
+    pub diets: DietSet,
+    /// Words that must stand neither in name, brand nor category path.
+    pub dislikes: Vec<String>,
+    /// Whether age-restricted products may come.
+    pub adult: bool,
+    /// Whether only products that can be bought now may come.
+    pub in_stock: bool,
+}
+
+impl Filter {
+    /// The filter of a page: these diets and dislikes, nothing age restricted, nothing out of stock.
+    pub fn of_page(diets: DietSet, dislikes: &[String]) -> Self {
+        Self { diets, dislikes: dislikes.to_vec(), adult: false, in_stock: true }
+    }
+
+    /// Whether `product` may come.
+    pub fn allows(&self, product: &Product) -> bool {
+        self.facts_allow(product) && !dislikes(&self.disliked_words(), product)
+    }
+
+    fn facts_allow(&self, product: &Product) -> bool {
+        !self.diets.intersects(product.violates) && (self.adult || !product.age_restricted) && (!self.in_stock || product.in_stock)
+    }
+
+    fn disliked_words(&self) -> Vec<Vec<String>> {
+        self.dislikes.iter().map(|dislike| words(dislike)).filter(|words| !words.is_empty()).collect()
+    }
+}
+
+fn dislikes(disliked: &[Vec<String>], product: &Product) -> bool {
+    let texts = [product.name.as_str(), product.brand.as_str()].into_iter().chain(product.category_path.iter().map(String::as_str));
+    !disliked.is_empty() && texts.into_iter().map(words).any(|text| disliked.iter().any(|run| contains_run(&text, run)))
+}
+
+/// A query taken apart: its words without dietary ones, and the diets that it names.
+///
+/// A query of dietary words alone keeps them as words.
+pub fn plan_words(query: &str) -> (Vec<String>, DietSet) {
+    let all = words(query);
+    let mut rest = Vec::with_capacity(all.len());
+    let mut diets = DietSet::NONE;
+    let mut at = 0;
+    while at < all.len() {
+        let pair = (all[at].as_str(), all.get(at + 1).map_or("", String::as_str));
+        let (diet, taken) = match pair {
+            ("vegan", _) => (Some(Diet::Vegan), 1),
+            ("plant", "based") => (Some(Diet::Vegan), 2),
+            ("vegetarian", _) | ("meatless", _) => (Some(Diet::Vegetarian), 1),
+            ("halal", _) => (Some(Diet::Halal), 1),
+            ("gluten", "free") => (Some(Diet::GlutenFree), 2),
+            // Not `lactose free`: lactose can be taken out of milk, so that is no fact about milk.
+            ("dairy" | "milk", "free") | ("non", "dairy") => (Some(Diet::DairyFree), 2),
+            ("nut" | "peanut", "free") => (Some(Diet::NutFree), 2),
+            _ => (None, 1),
+        };
+        match diet {
+            Some(diet) => diets = diets.with(diet),
+            None => rest.push(all[at].clone()),
+        }
+        at += taken;
+    }
+    if rest.is_empty() { (all, diets) } else { (rest, diets) }
+}
+
+/// The products of `categories` by popularity, then id.
+pub(crate) fn of_categories(db: &Connection, categories: &[i64], filter: &Filter, limit: usize) -> Result<Vec<Product>, MarketError> {
+    let sql = format!(
+        "SELECT {PRODUCT_COLUMNS} FROM products p WHERE p.withdrawn = 0 AND p.category = ?1 AND p.violates & ?2 = 0 \
+         AND (?3 OR p.adult = 0) AND (NOT ?4 OR p.in_stock = 1) ORDER BY p.key LIMIT ?5"
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let disliked = filter.disliked_words();
+    // Room for repeated titles and disliked products, which are left out below.
+    let room = (limit * 2 + 20) as i64;
+    let mut found = Vec::new();
+    for category in categories {
+        let rows = statement.query_map(params![category, filter.diets.bits(), filter.adult, filter.in_stock, room], rows::product)?;
+        for product in rows {
+            let product = product?;
+            if !dislikes(&disliked, &product) {
+                found.push(product);
+            }
+        }
+    }
+    found.sort_by(|a, b| b.popularity.total_cmp(&a.popularity).then_with(|| a.id.cmp(&b.id)));
+    Ok(distinct_titles(found, limit))
+}
+
+/// The products that match `query`; see [`crate::Snapshot::products_for`].
+pub(crate) fn by_words(db: &Connection, query: &str, filter: &Filter, limit: usize) -> Result<Vec<Product>, MarketError> {
+    let (mut wanted, diets) = plan_words(query);
+    wanted.drain(..wanted.len().saturating_sub(WORDS_MAX));
+    let mut seen = HashSet::new();
+    wanted.reverse();
+    wanted.retain(|word| seen.insert(word.clone()));
+    wanted.reverse();
+    let Some(noun) = wanted.last().cloned() else { return Ok(Vec::new()) };
+    let diets = filter.diets.bits() | diets.bits();
+    let mut search = Search { db, filter, diets, disliked: filter.disliked_words(), seen: HashSet::new(), found: Vec::new() };
+    let all = words(query);
+
+    search.step(&wanted, Some(&noun), &all)?;
+    if search.found.len() < limit && wanted.len() > 1 {
+        search.step(&wanted, None, &all)?;
+    }
+    let mut kept = specific_first(db, &wanted)?;
+    while search.found.len() < FEW.min(limit) && kept.len() > 1 {
+        kept.pop();
+        let still: Vec<String> = wanted.iter().filter(|word| kept.contains(word)).cloned().collect();
+        search.step(&still, Some(&noun), &all)?;
+    }
+    if search.found.is_empty() {
+        search.step(&[noun], None, &all)?;
+    }
+    Ok(distinct_titles(search.found, limit))
+}
+
+/// The words of a query, the last noun first, then the rarest first.
+fn specific_first(db: &Connection, wanted: &[String]) -> Result<Vec<String>, MarketError> {
+    let mut statement = db.prepare_cached("SELECT products FROM words WHERE word = ?1")?;
+    let (noun, rest) = wanted.split_last().expect("a query that is searched for has a word");
+    let mut counted = Vec::with_capacity(rest.len());
+    for word in rest {
+        let products: i64 = statement.query_row([encoded(word)], |row| row.get(0)).optional()?.unwrap_or(0);
+        // A word that no product has is given up first.
+        counted.push((if products == 0 { i64::MAX } else { products }, word.clone()));
+    }
+    counted.sort();
+    Ok(std::iter::once(noun.clone()).chain(counted.into_iter().map(|(_, word)| word)).collect())
+}
+
+/// One query on its way through its steps.
+struct Search<'a> {
+    db: &'a Connection,
+    filter: &'a Filter,
+    diets: u8,
+    disliked: Vec<Vec<String>>,
+    seen: HashSet<String>,
+    found: Vec<Product>,
+}
+
+impl Search<'_> {
+    /// Adds what holds all of `wanted`, with `head` in the product's last word or category.
+    fn step(&mut self, wanted: &[String], head: Option<&String>, all: &[String]) -> Result<(), MarketError> {
+        let sql = format!(
+            "SELECT {PRODUCT_COLUMNS} FROM (SELECT rowid AS key FROM product_words WHERE product_words MATCH ?1 ORDER BY rowid LIMIT ?2) m \
+             CROSS JOIN products p ON p.key = m.key WHERE p.withdrawn = 0 AND p.violates & ?3 = 0 AND (?4 OR p.adult = 0) \
+             AND (NOT ?5 OR p.in_stock = 1) LIMIT ?6"
+        );
+        let mut statement = self.db.prepare_cached(&sql)?;
+        let (adult, in_stock) = (self.filter.adult, self.filter.in_stock);
+        let matching = params![match_text(wanted, head), MATCHES_MAX, self.diets, adult, in_stock, COMPARED_MAX];
+        let mut matched = Vec::new();
+        for product in statement.query_map(matching, rows::product)? {
+            let product = product?;
+            if !dislikes(&self.disliked, &product) && self.seen.insert(product.id.clone()) {
+                matched.push((quality(&product, all), product));
+            }
+        }
+        matched.sort_by(|(a_quality, a), (b_quality, b)| {
+            b_quality.cmp(a_quality).then_with(|| b.popularity.total_cmp(&a.popularity)).then_with(|| a.id.cmp(&b.id))
+        });
+        self.found.extend(matched.into_iter().map(|(_, product)| product));
+        Ok(())
+    }
+}
+
+/// How well a product that matches fits the query: in how much of the query its name has, coarse enough to let popularity speak.
+fn quality(product: &Product, query: &[String]) -> u8 {
+    let name = words(&product.name);
+    let held = query.iter().filter(|word| name.contains(word)).count();
+    let ends_alike = name.last().is_some_and(|last| query.last() == Some(last));
+    // Quarters of the query's words, and whether both name the same thing.
+    (held * 4 / query.len().max(1)) as u8 * 2 + u8::from(ends_alike)
+}
+
+/// The full-text expression: all of `wanted`, `head` in the column of that name.
+fn match_text(wanted: &[String], head: Option<&String>) -> String {
+    let mut text = String::new();
+    for word in wanted {
+        if !text.is_empty() {
+            text.push_str(" AND ");
+        }
+        if head == Some(word) {
+            text.push_str("head:");
+        }
+        text.push_str(&format!("\"{}\"", encoded(word)));
+    }
+    text
+}
+
+/// A word as the full-text index holds it: letters beyond ASCII are spelled out, so that each word is one token whatever its script.
+pub(crate) fn encoded(word: &str) -> String {
+    if word.is_ascii() {
+        return word.to_owned();
+    }
+    word.chars().map(|c| if c.is_ascii() { c.to_string() } else { format!("u{:x}", u32::from(c)) }).collect()
+}
+
+/// The first of the products that share a title; the others would look like a repeat.
+fn distinct_titles(products: Vec<Product>, limit: usize) -> Vec<Product> {
+    let mut titles = HashSet::new();
+    products.into_iter().filter(|product| titles.insert(product.title().to_lowercase())).take(limit).collect()
+}

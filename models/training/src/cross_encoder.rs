@@ -1,0 +1,223 @@
+//! The cross-encoder: starts from the distilled encoder and learns which products belong to a theme.
+
+use std::path::PathBuf;
+
+use candle_core::Tensor;
+use endcap_engine::{Tokenizer, ops};
+use endcap_inference::prompts;
+use endcap_schemas::Product;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{
+    Result, RunReport, RunSettings, Surroundings, TrainError,
+    bert::{BertShape, Packed},
+    card::{Card, write_model},
+    encoder::read_encoder,
+    params::Weights,
+    run,
+    source::Source,
+    step::{Loss, Scores, Task, spread},
+};
+
+/// How the cross-encoder is made.
+pub struct CrossEncoderRun {
+    /// Budget, seed, threads.
+    pub settings: RunSettings,
+    /// Directory of the distilled encoder.
+    pub encoder: PathBuf,
+    /// Directory of the result.
+    pub out: PathBuf,
+}
+
+/// Longest pair in tokens.
+const TOKENS_MAX: usize = 96;
+/// Precision that the threshold is set for, and the lowest threshold: below even odds nothing passes.
+const PRECISION: f64 = 0.9;
+const THRESHOLD_MIN: f32 = 0.5;
+/// One product in so many is never seen in training.
+const HELD_OUT_ONE_IN: usize = 10;
+const EXAMINED: usize = 1_200;
+const BATCH: usize = 60;
+
+/// Trains the cross-encoder and writes it with its threshold.
+///
+/// # Errors
+/// Files that cannot be read or written, a loss that is no number.
+pub fn train_cross_encoder(run: &CrossEncoderRun, source: &Source, tokenizer: &Tokenizer, around: &mut Surroundings<'_>) -> Result<RunReport> {
+    let (shape, mut params) = read_encoder(&run.encoder, tokenizer.vocabulary_size())?;
+    let mut rng = ChaCha8Rng::seed_from_u64(run.settings.seed);
+    params.push_normal("classifier", &[1, shape.hidden], 0.05, &mut rng);
+    params.push_full("classifier.bias", &[1], 0.0);
+    // Both sides began with the same type; a small difference lets them part.
+    let types = params.get_mut("type").ok_or_else(|| TrainError::Setting("the encoder has no token types".into()))?;
+    types.value.iter_mut().for_each(|x| *x += 0.02 * crate::params::normal(&mut rng));
+    let task = Relevance { shape, source, tokenizer, tokens: run.settings.micro_tokens, threads: run.settings.threads };
+    let mut report = run::train(&task, &mut params, &run.settings, around)?;
+    let weights = params.weights()?;
+    let threshold = threshold(&task.examine(&weights, 1, true)?);
+    report.scores.push(("threshold".into(), f64::from(threshold)));
+    let config = serde_json::json!({
+        "architectures": ["BertForSequenceClassification"], "model_type": "bert", "hidden_act": "gelu", "layer_norm_eps": 1e-12,
+        "vocab_size": shape.vocabulary, "hidden_size": shape.hidden, "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "max_position_embeddings": shape.positions,
+        "type_vocab_size": shape.types, "num_labels": 1, "pad_token_id": 0, "torch_dtype": "bfloat16",
+        "endcap_pooling": "second", "endcap_threshold": threshold,
+    });
+    let card = Card {
+        title: "Cross-encoder of the embedded default",
+        made: format!(
+            "The distilled encoder ({} layers × {}), trained on pairs of a theme and a product of the demo market; read at the mean of the product's tokens. \
+             Half of the products came without their category's name, so that their own name must carry it. One product in {HELD_OUT_ONE_IN} was never seen. \
+             The threshold is the lowest from {THRESHOLD_MIN} on with a precision of {PRECISION} on held-out products.",
+            shape.layers, shape.hidden
+        ),
+        command: "endcap train cross-encoder",
+        not_for: "Products beyond a grocery market's words, themes whose concepts are no categories of the demo market, judging quality, safety or diets: \
+                  it knows belonging only.",
+        settings: &run.settings,
+        report: &report,
+    };
+    let mut tensors: Vec<_> = shape.export(&params).into_iter().map(|(name, size, values)| (format!("bert.{name}"), size, values)).collect();
+    for name in ["classifier", "classifier.bias"] {
+        let param = params.get(name).expect("the classifier was added above");
+        let theirs = if name == "classifier" { "classifier.weight" } else { name };
+        tensors.push((theirs.into(), param.shape.clone(), param.value.clone()));
+    }
+    write_model(&run.out, &config, tokenizer, &tensors, &card)?;
+    Ok(report)
+}
+
+struct Relevance<'a> {
+    shape: BertShape,
+    source: &'a Source,
+    tokenizer: &'a Tokenizer,
+    tokens: usize,
+    threads: usize,
+}
+
+/// Packed pairs: where each product's own tokens stand, and whether it is relevant.
+struct Pairs {
+    packed: Packed,
+    product: Vec<bool>,
+    relevant: Vec<f32>,
+}
+
+impl Relevance<'_> {
+    fn is_held_out(product: &Product) -> bool {
+        let number: usize = product.id.bytes().filter(u8::is_ascii_digit).fold(0, |n, digit| n.wrapping_mul(10) + usize::from(digit - b'0'));
+        number % HELD_OUT_ONE_IN == 3
+    }
+
+    /// Adds a pair of held-out or seen products.
+    fn push(&self, pairs: &mut Pairs, held_out: bool, with_category: bool, rng: &mut ChaCha8Rng) -> Result<()> {
+        let (theme, product, relevant) = loop {
+            let pair = self.source.samples.pair(rng);
+            if Self::is_held_out(&pair.1) == held_out {
+                break pair;
+            }
+        };
+        let name = format!("{} {}", product.brand, product.name);
+        let text = if with_category { prompts::product_text(&name, product.category()) } else { prompts::plain(&name) };
+        let pair = self
+            .tokenizer
+            .encode_pair(&prompts::theme_text(&theme), &text, TOKENS_MAX)
+            .map_err(|error| TrainError::Tokenizer(error.to_string()))?;
+        pairs.packed.push(&pair.ids, Some(&pair.types));
+        pairs.product.extend((0..pair.ids.len()).map(|i| pair.second.contains(&i)));
+        pairs.relevant.push(f32::from(relevant));
+        Ok(())
+    }
+
+    /// Logits of relevance, `[pairs, 1]`.
+    fn logits(&self, weights: &Weights, pairs: &Pairs) -> Result<Tensor> {
+        let hidden = self.shape.hidden(weights, &pairs.packed)?;
+        let pooled = ops::segment_mean(&hidden, &pairs.packed.segments(), |row| pairs.product[row])?;
+        Ok(ops::linear_t(&pooled, weights.get("classifier"), Some(weights.get("classifier.bias")))?)
+    }
+
+    /// Logits and labels of pairs with held-out products.
+    fn examine(&self, weights: &Weights, seed: u64, with_category: bool) -> Result<Vec<(f32, bool)>> {
+        let batches = spread(EXAMINED / BATCH, self.threads, |batch| -> Result<Vec<(f32, bool)>> {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed * 1_000 + batch as u64);
+            let mut pairs = Pairs::default();
+            for _ in 0..BATCH {
+                self.push(&mut pairs, true, with_category, &mut rng)?;
+            }
+            let logits: Vec<f32> = self.logits(weights, &pairs)?.flatten_all()?.to_vec1()?;
+            Ok(logits.into_iter().zip(pairs.relevant.iter().map(|y| *y > 0.5)).collect())
+        });
+        let mut all = Vec::with_capacity(EXAMINED);
+        for batch in batches {
+            all.extend(batch?);
+        }
+        Ok(all)
+    }
+}
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self { packed: Packed::new(), product: Vec::new(), relevant: Vec::new() }
+    }
+}
+
+impl Task for Relevance<'_> {
+    type Micro = Pairs;
+
+    fn micro(&self, _: f32, rng: &mut ChaCha8Rng) -> Result<Pairs> {
+        let mut pairs = Pairs::default();
+        while pairs.packed.ids.len() < self.tokens {
+            let with_category = rng.random();
+            self.push(&mut pairs, false, with_category, rng)?;
+        }
+        Ok(pairs)
+    }
+
+    fn loss(&self, weights: &Weights, pairs: &Pairs) -> Result<Loss> {
+        let count = pairs.relevant.len();
+        let loss = (ops::binary_cross_entropy(&self.logits(weights, pairs)?, &pairs.relevant, &vec![1.0; count])? / count as f64)?;
+        Ok(Loss { parts: vec![("relevance", loss.to_scalar()?)], total: loss, tokens: pairs.packed.ids.len() })
+    }
+
+    fn scores(&self, weights: &Weights) -> Result<Scores> {
+        let right = |pairs: &[(f32, bool)]| pairs.iter().filter(|(logit, relevant)| (*logit > 0.0) == *relevant).count() as f64 / pairs.len() as f64;
+        let (named, bare) = (self.examine(weights, 2, true)?, self.examine(weights, 3, false)?);
+        let base = named.iter().filter(|(_, relevant)| *relevant).count() as f64 / named.len() as f64;
+        Ok(vec![
+            ("accuracy".into(), right(&named)),
+            ("accuracy without category".into(), right(&bare)),
+            ("share of relevant pairs".into(), base),
+        ])
+    }
+}
+
+/// The lowest threshold (from [`THRESHOLD_MIN`] on) that keeps [`PRECISION`] over `pairs` of logit and label.
+fn threshold(pairs: &[(f32, bool)]) -> f32 {
+    let mut pairs: Vec<(f32, bool)> = pairs.iter().map(|(logit, relevant)| (1.0 / (1.0 + (-logit).exp()), *relevant)).collect();
+    pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let (mut right, mut best) = (0, 1.0);
+    for (i, (probability, relevant)) in pairs.iter().enumerate() {
+        right += usize::from(*relevant);
+        if f64::from(right as u32) >= PRECISION * (i + 1) as f64 {
+            best = *probability;
+        }
+    }
+    best.max(THRESHOLD_MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_threshold_keeps_the_precision_and_never_falls_below_even_odds() {
+        let logit = |p: f32| (p / (1.0 - p)).ln();
+        // Ten right ones, then wrong ones from 0.7 down.
+        let mut pairs: Vec<(f32, bool)> = (0..10).map(|i| (logit(0.9 - 0.01 * i as f32), true)).collect();
+        assert_eq!(threshold(&pairs), 0.81f32.max(threshold(&pairs)).min(0.811));
+        pairs.extend((0..10).map(|i| (logit(0.7 - 0.01 * i as f32), false)));
+        assert!((threshold(&pairs) - 0.7).abs() < 1e-3, "one wrong of eleven is still 0.909");
+        let all_right: Vec<(f32, bool)> = (1..9).map(|i| (logit(0.1 * i as f32), true)).collect();
+        assert_eq!(threshold(&all_right), 0.5);
+    }
+}

@@ -1,0 +1,321 @@
+//! The loop that every model is trained by: budget, learning rate, checkpoints, progress, held-out scores.
+
+use std::{path::PathBuf, sync::atomic::{AtomicBool, Ordering}, time::Duration};
+
+use serde::Serialize;
+
+use crate::{
+    Result, TrainError,
+    adamw::{AdamW, AdamWConfig},
+    checkpoint::{self, Position},
+    params::Params,
+    step::{Scores, Task, gradients},
+};
+
+/// How long a run trains.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Budget {
+    /// Wall time of training proper; a resumed run counts on. The result depends on the machine's speed.
+    Minutes(f64),
+    /// Optimiser steps. The result is a function of seed and data.
+    Steps(u64),
+}
+
+/// What every run is told.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunSettings {
+    /// Seed of initial weights and of every draw.
+    pub seed: u64,
+    /// How long to train.
+    pub budget: Budget,
+    /// Threads that compute micro-batches; the result does not depend on it.
+    pub threads: usize,
+    /// Micro-batches whose mean gradient makes one step.
+    pub micro_batches: usize,
+    /// Tokens of a micro-batch, about.
+    pub micro_tokens: usize,
+    /// Highest learning rate.
+    pub rate: f32,
+    /// Share of the budget after which the rate falls (a cosine to 5 % of its height).
+    pub anneal_from: f32,
+    /// Where the run's state is kept; a file that is there already is resumed from.
+    #[serde(skip)]
+    pub checkpoint: Option<PathBuf>,
+    /// Time between two checkpoints.
+    pub checkpoint_every: Duration,
+    /// Time between two held-out scores.
+    pub score_every: Duration,
+}
+
+impl Default for RunSettings {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            budget: Budget::Minutes(5.0),
+            threads: 1,
+            micro_batches: 2,
+            micro_tokens: 1_024,
+            rate: 1e-3,
+            anneal_from: 0.6,
+            checkpoint: None,
+            checkpoint_every: Duration::from_secs(60),
+            score_every: Duration::from_secs(120),
+        }
+    }
+}
+
+/// What surrounds a run: its clock, the wish to stop, where progress lines go.
+pub struct Surroundings<'a> {
+    /// Time since any fixed moment; never goes back.
+    pub clock: &'a dyn Fn() -> Duration,
+    /// Set from outside to end the run after its step, with a checkpoint.
+    pub stop: &'a AtomicBool,
+    /// Takes progress lines.
+    pub say: &'a mut dyn FnMut(&str),
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunReport {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Time spent training.
+    pub seconds: f64,
+    /// Trained numbers.
+    pub parameters: usize,
+    /// Whether it was stopped before its budget was used up.
+    pub stopped: bool,
+    /// Scores on held-out data at the end.
+    pub scores: Scores,
+}
+
+const WARM_UP_STEPS: u64 = 100;
+/// The rate at the end, as a share of the highest.
+const FLOOR: f32 = 0.05;
+
+/// The learning rate at `step`: warm-up, a long flat part, a cosine at the end.
+fn rate(settings: &RunSettings, step: u64, done: f32) -> f32 {
+    let warm = ((step + 1) as f32 / WARM_UP_STEPS as f32).min(1.0);
+    let late = ((done - settings.anneal_from) / (1.0 - settings.anneal_from).max(1e-6)).clamp(0.0, 1.0);
+    settings.rate * warm * (FLOOR + (1.0 - FLOOR) * 0.5 * (1.0 + (std::f32::consts::PI * late).cos()))
+}
+
+fn done(settings: &RunSettings, position: &Position) -> f32 {
+    match settings.budget {
+        Budget::Minutes(minutes) => (position.elapsed.as_secs_f64() / (minutes * 60.0)) as f32,
+        Budget::Steps(steps) => position.step as f32 / steps.max(1) as f32,
+    }
+}
+
+/// Trains `params` on `task` until the budget is used up.
+pub(crate) fn train<T: Task>(task: &T, params: &mut Params, settings: &RunSettings, around: &mut Surroundings<'_>) -> Result<RunReport> {
+    check(settings)?;
+    let mut optimiser = AdamW::new(params, AdamWConfig::default());
+    let mut position = Position { seed: settings.seed, step: 0, tokens: 0, elapsed: Duration::ZERO };
+    if let Some(path) = settings.checkpoint.as_ref().filter(|path| path.exists()) {
+        position = checkpoint::load(path, params, &mut optimiser)?;
+        (around.say)(&format!("resumed at step {} after {:.1} min", position.step, position.elapsed.as_secs_f64() / 60.0));
+    }
+    let mut progress = Progress::new(&position);
+    let mut saved = position.elapsed;
+    let mut last = (around.clock)();
+    let mut stopped = false;
+    while done(settings, &position) < 1.0 && !stopped {
+        let share = done(settings, &position);
+        let step = gradients(
+            task,
+            &params.weights()?,
+            position.seed,
+            position.step,
+            share,
+            settings.micro_batches,
+            settings.threads,
+        )?;
+        if !step.loss.is_finite() {
+            return Err(TrainError::Diverged(step.loss, position.step));
+        }
+        let norm = optimiser.step(params, &step.gradients, rate(settings, position.step, share));
+        position.step += 1;
+        position.tokens += step.tokens as u64;
+        progress.add(&step.parts, norm);
+        let now = (around.clock)();
+        position.elapsed += now - last;
+        last = now;
+        stopped = around.stop.load(Ordering::Relaxed);
+        if progress.is_due(settings, &position) {
+            let scores = task.scores(&params.weights()?)?;
+            (around.say)(&progress.line(&position, &scores));
+            last = (around.clock)();
+        }
+        if stopped || position.elapsed - saved >= settings.checkpoint_every {
+            save(settings, params, &optimiser, &position)?;
+            saved = position.elapsed;
+        }
+    }
+    save(settings, params, &optimiser, &position)?;
+    let scores = task.scores(&params.weights()?)?;
+    (around.say)(&progress.line(&position, &scores));
+    Ok(RunReport {
+        steps: position.step,
+        tokens: position.tokens,
+        seconds: position.elapsed.as_secs_f64(),
+        parameters: params.trained().map(|param| param.value.len()).sum(),
+        stopped,
+        scores,
+    })
+}
+
+fn check(settings: &RunSettings) -> Result<()> {
+    let fault = match settings.budget {
+        Budget::Minutes(minutes) if !(minutes > 0.0 && minutes.is_finite()) => Some("a budget is more than no minutes"),
+        Budget::Steps(0) => Some("a budget is more than no steps"),
+        _ if settings.threads == 0 => Some("at least one thread is needed"),
+        _ if !(1..=64).contains(&settings.micro_batches) => Some("a step has 1 to 64 micro-batches"),
+        _ if settings.micro_tokens == 0 => Some("a micro-batch has at least one token"),
+        _ => None,
+    };
+    fault.map_or(Ok(()), |fault| Err(TrainError::Setting(fault.into())))
+}
+
+fn save(settings: &RunSettings, params: &Params, optimiser: &AdamW, position: &Position) -> Result<()> {
+    settings.checkpoint.as_ref().map_or(Ok(()), |path| checkpoint::save(path, params, optimiser, position))
+}
+
+/// Running means between two progress lines.
+struct Progress {
+    parts: Vec<(&'static str, f32)>,
+    norm: f32,
+    steps: u32,
+    next: Duration,
+    since: (u64, Duration),
+}
+
+impl Progress {
+    fn new(position: &Position) -> Self {
+        Self { parts: Vec::new(), norm: 0.0, steps: 0, next: Duration::ZERO, since: (position.tokens, position.elapsed) }
+    }
+
+    fn add(&mut self, parts: &[(&'static str, f32)], norm: f32) {
+        if self.parts.is_empty() {
+            self.parts = parts.iter().map(|part| (part.0, 0.0)).collect();
+        }
+        self.parts.iter_mut().zip(parts).for_each(|(sum, part)| sum.1 += part.1);
+        self.norm += norm;
+        self.steps += 1;
+    }
+
+    fn is_due(&mut self, settings: &RunSettings, position: &Position) -> bool {
+        let due = position.elapsed >= self.next;
+        if due {
+            self.next = position.elapsed + settings.score_every;
+        }
+        due
+    }
+
+    fn line(&mut self, position: &Position, scores: &Scores) -> String {
+        let steps = self.steps.max(1) as f32;
+        let seconds = (position.elapsed - self.since.1).as_secs_f64().max(1e-9);
+        let speed = (position.tokens - self.since.0) as f64 / seconds;
+        let mut line = format!(
+            "{:.1} min, step {}, {:.2}M tokens, {speed:.0} tokens/s, |g| {:.2}; loss",
+            position.elapsed.as_secs_f64() / 60.0,
+            position.step,
+            position.tokens as f64 / 1e6,
+            self.norm / steps,
+        );
+        for (name, sum) in &mut self.parts {
+            line.push_str(&format!(" {name} {:.4}", *sum / steps));
+            *sum = 0.0;
+        }
+        line.push_str("; held out");
+        for (name, score) in scores {
+            line.push_str(&format!(" {name} {score:.3}"));
+        }
+        (self.norm, self.steps, self.since) = (0.0, 0, (position.tokens, position.elapsed));
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use candle_core::Tensor;
+    use rand::RngExt;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::{params::Weights, step::Loss};
+
+    /// Fits y = 2x + 1 by two numbers.
+    struct Line;
+
+    impl Task for Line {
+        type Micro = Vec<f32>;
+
+        fn micro(&self, _: f32, rng: &mut ChaCha8Rng) -> Result<Vec<f32>> {
+            Ok((0..16).map(|_| rng.random::<f32>()).collect())
+        }
+
+        fn loss(&self, weights: &Weights, xs: &Vec<f32>) -> Result<Loss> {
+            let x = Tensor::from_slice(xs, 16, &candle_core::Device::Cpu)?;
+            let guess = x.broadcast_mul(weights.get("slope"))?.broadcast_add(weights.get("offset"))?;
+            let total = (guess - ((x * 2.0)? + 1.0)?)?.sqr()?.mean_all()?;
+            Ok(Loss { parts: vec![("square", total.to_scalar()?)], total, tokens: 16 })
+        }
+
+        fn scores(&self, weights: &Weights) -> Result<Scores> {
+            Ok(vec![("slope".into(), f64::from(weights.get("slope").to_vec1::<f32>()?[0]))])
+        }
+    }
+
+    fn start() -> Params {
+        let mut params = Params::default();
+        params.push("slope", &[1], vec![0.0]);
+        params.push("offset", &[1], vec![0.0]);
+        params
+    }
+
+    fn go(settings: &RunSettings) -> (Params, RunReport) {
+        let (mut params, ticks) = (start(), Cell::new(0));
+        let clock = || {
+            ticks.set(ticks.get() + 1);
+            Duration::from_millis(ticks.get() * 10)
+        };
+        let mut around = Surroundings { clock: &clock, stop: &AtomicBool::new(false), say: &mut |_| {} };
+        let report = train(&Line, &mut params, settings, &mut around).unwrap();
+        (params, report)
+    }
+
+    #[test]
+    fn a_run_learns_and_its_result_does_not_depend_on_the_number_of_threads() {
+        let settings = RunSettings { budget: Budget::Steps(800), rate: 0.02, micro_batches: 3, ..RunSettings::default() };
+        let (params, report) = go(&settings);
+        assert!((report.scores[0].1 - 2.0).abs() < 0.1, "{:?}", report.scores);
+        assert_eq!((report.steps, report.tokens), (800, 800 * 48));
+        assert_eq!(go(&RunSettings { threads: 2, ..settings }).0, params);
+    }
+
+    #[test]
+    fn a_run_that_is_interrupted_and_resumed_ends_where_an_uninterrupted_one_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = RunSettings { budget: Budget::Steps(60), anneal_from: 1.0, ..RunSettings::default() };
+        let checkpoint = Some(folder.path().join("run.checkpoint"));
+        go(&RunSettings { budget: Budget::Steps(25), checkpoint: checkpoint.clone(), ..whole.clone() });
+        let (resumed, report) = go(&RunSettings { checkpoint, ..whole.clone() });
+        assert_eq!(report.steps, 60);
+        assert_eq!(resumed, go(&whole).0);
+    }
+
+    #[test]
+    fn the_rate_warms_up_stays_flat_and_falls_at_the_end() {
+        let settings = RunSettings { rate: 1.0, anneal_from: 0.5, ..RunSettings::default() };
+        for (step, done, expected) in [(0, 0.0, 0.01), (49, 0.0, 0.5), (100, 0.1, 1.0), (1_000, 0.5, 1.0), (1_000, 1.0, 0.05)] {
+            let got = rate(&settings, step, done);
+            assert!((got - expected).abs() < 1e-4, "step {step}, {done}: {got}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The page in a browser: buys something and sees the page change.
+//!
+//! Skipped, with a word, where no browser is installed; `ENDCAP_REQUIRE_BROWSER=1` makes that a failure.
+
+use std::{env, fs, path::PathBuf};
+
+use endcap_tests::{Browser, BrowserError, Run};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_endcap-under-test");
+
+#[test]
+fn a_purchase_in_the_page_makes_a_new_page() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let profile = dir.path().join("profile");
+    let browser = match Browser::start(&profile, 1_440, 1_000) {
+        Ok(browser) => browser,
+        Err(BrowserError::Absent) if env::var_os("ENDCAP_REQUIRE_BROWSER").is_none() => {
+            eprintln!("skipped: {}", BrowserError::Absent);
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let up = Run::new(PROGRAM, &dir.path().join("data")).up(&["--shoppers", "6", "--events", "12"]).expect("a running endcap");
+
+    browser.open(up.address()).unwrap();
+    browser.wait_for("document.querySelectorAll('#personal .placement').length >= 5").unwrap();
+    picture(&browser, "storefront");
+    assert_eq!(browser.value("document.querySelectorAll('#personal .card').length > 20").unwrap(), true);
+    let before = browser.value(TITLES).unwrap();
+    let made = browser.value("document.querySelector('#facts .chip:last-child').textContent").unwrap();
+
+    browser.click("#personal .placement:last-child .buy").unwrap();
+    browser.wait_for("document.querySelector('#journey li.done')").unwrap();
+    picture(&browser, "regenerating");
+    let changed = format!("document.querySelector('#facts .chip:last-child').textContent !== {made}");
+    browser.wait_for(&changed).unwrap();
+    picture(&browser, "regenerated");
+    let after = browser.value(TITLES).unwrap();
+    assert_ne!(before, after, "the purchase of a product of the last carousel changes what the page offers");
+
+    check_control(&browser);
+    check_explain(&browser);
+    check_pipeline(&browser);
+    check_picker(&browser);
+    let (_, figures) = up.get("/v1/pipeline").unwrap();
+    assert!(figures["accepted"].as_u64().unwrap() > 0, "{figures}");
+}
+
+/// Titles and products of the personal page.
+const TITLES: &str = "[...document.querySelectorAll('#personal .placement')].map((row) => row.dataset.title + \
+                      [...row.querySelectorAll('.card')].map((card) => card.dataset.product)).join('\\n')";
+
+fn check_control(browser: &Browser) {
+    browser.click(".segmented label:nth-child(2)").unwrap();
+    browser.wait_for("document.querySelectorAll('#control .placement').length >= 5").unwrap();
+    assert_eq!(browser.value("document.querySelector('#personal').hidden").unwrap(), false);
+    picture(browser, "side-by-side");
+    browser.click(".segmented label:nth-child(1)").unwrap();
+    browser.wait_for("document.querySelector('#control').hidden").unwrap();
+}
+
+fn check_explain(browser: &Browser) {
+    browser.click("#explain").unwrap();
+    browser.wait_for("document.querySelectorAll('#drawer .step').length >= 6").unwrap();
+    picture(browser, "explain");
+    browser.click("#drawer .icon").unwrap();
+    browser.wait_for("!document.querySelector('#drawer').open").unwrap();
+}
+
+fn check_pipeline(browser: &Browser) {
+    browser.click("#tab-pipeline").unwrap();
+    browser.wait_for("document.querySelectorAll('#flow .stage').length === 5").unwrap();
+    browser.wait_for("document.querySelector('#tiles b').textContent.trim() !== '–'").unwrap();
+    picture(browser, "pipeline");
+    browser.click("#theme").unwrap();
+    picture(browser, "pipeline-other-theme");
+    browser.click("#tab-shop").unwrap();
+    browser.wait_for("!document.querySelector('#view-shop').hidden").unwrap();
+}
+
+fn check_picker(browser: &Browser) {
+    browser.write("#picker", "shopper-0003").unwrap();
+    browser.wait_for("document.querySelectorAll('#picker-list [role=option]').length === 1").unwrap();
+    browser.write("#picker", "\u{e007}").unwrap();
+    browser.wait_for("document.querySelector('#who').textContent === 'shopper-0003'").unwrap();
+    browser.wait_for("document.querySelectorAll('#personal .placement').length >= 5").unwrap();
+}
+
+/// Keeps what the window shows, where `ENDCAP_PICTURES` names a directory.
+fn picture(browser: &Browser, name: &str) {
+    let base64 = browser.screenshot().expect("a picture");
+    assert!(base64.len() > 10_000, "an empty picture");
+    if let Some(dir) = env::var_os("ENDCAP_PICTURES") {
+        let dir = PathBuf::from(dir);
+        fs::create_dir_all(&dir).expect("a directory for pictures");
+        fs::write(dir.join(format!("{name}.png")), decode(&base64)).expect("a picture file");
+    }
+}
+
+fn decode(base64: &str) -> Vec<u8> {
+    let value = |byte: u8| match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let digits: Vec<u8> = base64.bytes().filter(|byte| *byte != b'=').collect();
+    let mut bytes = Vec::with_capacity(digits.len() * 3 / 4);
+    for group in digits.chunks(4) {
+        let bits = group.iter().fold(0_u32, |bits, byte| bits << 6 | u32::from(value(*byte))) << (6 * (4 - group.len()));
+        bytes.extend_from_slice(&bits.to_be_bytes()[1..group.len()]);
+    }
+    bytes
+}

@@ -1,0 +1,172 @@
+//! The program as a process: started on a free port in its own data directory, asked over HTTP, ended with it.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::Path,
+    process::{Child, ChildStdout, Command, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// How long one request may take.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// What `endcap up` prints before its address.
+const ADDRESS: &str = "page: ";
+
+/// A run of the program to its end.
+pub struct Run {
+    program: String,
+    data: String,
+}
+
+impl Run {
+    /// Runs of `program` on the data directory `data`.
+    pub fn new(program: &str, data: &Path) -> Self {
+        Self { program: program.to_owned(), data: data.display().to_string() }
+    }
+
+    /// Runs `endcap <subcommand> --data DIR <args>` to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn output(&self, subcommand: &[&str], args: &[&str]) -> Result<Output> {
+        self.command(subcommand, args).output().with_context(|| format!("cannot run {}", self.program))
+    }
+
+    /// As [`Run::output`], but it must succeed; gives standard output.
+    ///
+    /// # Errors
+    /// When it cannot be started or fails; with what it said.
+    pub fn succeed(&self, subcommand: &[&str], args: &[&str]) -> Result<String> {
+        let output = self.output(subcommand, args)?;
+        ensure!(output.status.success(), "{subcommand:?} {args:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Starts `endcap up` on a free port and waits for its address.
+    ///
+    /// # Errors
+    /// When it cannot be started or ends before it serves; with what it said.
+    pub fn up(&self, args: &[&str]) -> Result<Endcap> {
+        let mut command = self.command(&["up"], args);
+        command.args(["--bind", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot run {}", self.program))?;
+        let stdout = BufReader::new(child.stdout.take().context("standard output is piped")?);
+        let mut stderr = child.stderr.take().context("standard error is piped")?;
+        // Somebody must read the other pipe, or the program stops when it is full.
+        let said = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let mut up = Endcap { child, stdout, said: Some(said), address: String::new() };
+        loop {
+            let mut line = String::new();
+            if up.stdout.read_line(&mut line)? == 0 {
+                bail!("`endcap up` ended before it served: {}", up.last_words());
+            }
+            if let Some(address) = line.trim().strip_prefix(ADDRESS) {
+                up.address = address.trim_end_matches('/').to_owned();
+                return Ok(up);
+            }
+        }
+    }
+
+    fn command(&self, subcommand: &[&str], args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ENDCAP_")) {
+            command.env_remove(name);
+        }
+        command.args(subcommand).args(["--data", &self.data]).args(args);
+        command
+    }
+}
+
+/// A running `endcap up`. Killed when dropped.
+pub struct Endcap {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    said: Option<std::thread::JoinHandle<String>>,
+    address: String,
+}
+
+impl Endcap {
+    /// `http://127.0.0.1:PORT`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Status and JSON of a GET.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn get(&self, path: &str) -> Result<(u16, Value)> {
+        let mut response = agent().get(format!("{}{path}", self.address)).call()?;
+        Ok((response.status().as_u16(), response.body_mut().read_json().unwrap_or_default()))
+    }
+
+    /// Status and text of a GET.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn text(&self, path: &str) -> Result<(u16, String)> {
+        let mut response = agent().get(format!("{}{path}", self.address)).call()?;
+        Ok((response.status().as_u16(), response.body_mut().read_to_string()?))
+    }
+
+    /// Status and JSON of a POST of `body` as it is.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn post(&self, path: &str, body: &str) -> Result<(u16, Value)> {
+        let mut response = agent().post(format!("{}{path}", self.address)).header("content-type", "application/json").send(body)?;
+        Ok((response.status().as_u16(), response.body_mut().read_json().unwrap_or_default()))
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub fn wait(mut self) -> Result<()> {
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "`endcap up` failed with {status}: {}", self.last_words());
+        Ok(())
+    }
+
+    /// Ends it the hard way, as a power cut would.
+    ///
+    /// # Errors
+    /// When it cannot be ended.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn last_words(&mut self) -> String {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.said.take().and_then(|said| said.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Endcap {
+    fn drop(&mut self) {
+        // A process that has ended already needs no ending.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build().new_agent()
+}

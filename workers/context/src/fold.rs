@@ -1,0 +1,157 @@
+//! What an event does to a shopper's state: the decision, without any waiting.
+
+use endcap_runtime::{DropReason, Rejection, Stamp};
+use endcap_schemas::{EventKind, Product, ShopperEvent};
+
+use crate::{ContextConfig, FoldState};
+
+/// Where an event stood in the log, and when the log took it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Partition.
+    pub partition: i32,
+    /// Offset within the partition.
+    pub offset: i64,
+    /// The log's clock, ms.
+    pub appended_ms: i64,
+}
+
+/// What is known of a shopper before an event.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Known {
+    /// The fold of the events so far.
+    pub state: Option<FoldState>,
+    /// The stamp up to which the shopper is erased, ms on the hybrid clock.
+    pub erased_until_ms: Option<i64>,
+}
+
+/// What becomes of an event.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Folded {
+    /// The state changed; its snapshot is emitted.
+    Changed(Box<FoldState>),
+    /// The state's last event came again, as its snapshot may never have been committed: it is emitted as it was.
+    Again,
+    /// The shopper is erased up to this time on the hybrid clock, ms.
+    Erase(i64),
+    /// Nothing changes.
+    Dropped(DropReason),
+    /// It cannot be taken.
+    Rejected(Rejection),
+}
+
+/// Folds `event` into what is known of its shopper. `product` looks up the catalogue.
+///
+/// Whatever is wrong with the event itself is found before its position is looked at, so that a redelivered dead letter is one again.
+pub fn fold(
+    known: &Known,
+    event: &ShopperEvent,
+    at: Position,
+    config: &ContextConfig,
+    product: impl Fn(&str) -> Option<Product>,
+) -> Folded {
+    if let Err(fault) = event.check() {
+        return rejected("malformed", format!("{fault}; correct the event and send it again"));
+    }
+    if event.kind == EventKind::Erase {
+        return erase(known, at, config);
+    }
+    if erased_at(known, config).is_some_and(|erased_ms| at.appended_ms <= erased_ms) {
+        return Folded::Dropped(DropReason::Erased);
+    }
+    if event.at_ms > at.appended_ms.saturating_add(config.future_max_ms()) {
+        let ahead_s = (event.at_ms - at.appended_ms) / 1_000;
+        let limit_s = config.future_max_s;
+        return rejected(
+            "future",
+            format!("event lies {ahead_s} s in the future, at most {limit_s} s are taken; set the sender's clock"),
+        );
+    }
+    let products = match products(event, product) {
+        Ok(products) => products,
+        Err(rejection) => return Folded::Rejected(rejection),
+    };
+    match placed(known.state.as_ref(), event, at) {
+        Placed::New => {}
+        Placed::Last => return Folded::Again,
+        Placed::Earlier => return Folded::Dropped(DropReason::Superseded),
+        Placed::Repeated => return Folded::Dropped(DropReason::Duplicate),
+    }
+    let mut state = known
+        .state
+        .clone()
+        .unwrap_or_else(|| FoldState::fresh(known.erased_until_ms.unwrap_or(0), erased_at(known, config), config));
+    if !state.personalise && matches!(event.kind, EventKind::Purchase | EventKind::CartAdd | EventKind::View) {
+        return Folded::Dropped(DropReason::NoConsent);
+    }
+    state.take(event, &products, at, config);
+    Folded::Changed(Box::new(state))
+}
+
+/// The erasure's stamp lies beyond everything that an event of before it can carry: the log's time plus the largest skew, and the clock.
+fn erase(known: &Known, at: Position, config: &ContextConfig) -> Folded {
+    if let Some(state) = &known.state
+        && state.partition == at.partition
+        && at.offset <= state.offset
+    {
+        // A redelivery; the shopper's new life has begun behind it.
+        return Folded::Dropped(DropReason::Erased);
+    }
+    let beyond_skew = at.appended_ms.saturating_add(config.future_max_ms()) + 1;
+    let clock_ms = known.state.as_ref().map_or(0, |state| state.clock_ms);
+    Folded::Erase(beyond_skew.max(clock_ms + 1).max(known.erased_until_ms.unwrap_or(0)))
+}
+
+/// When the log took the shopper's erasure, ms. What the log took up to then belongs to the life that is gone.
+fn erased_at(known: &Known, config: &ContextConfig) -> Option<i64> {
+    let from_stamp = || known.erased_until_ms.map(|until_ms| until_ms - 1 - config.future_max_ms());
+    known.state.as_ref().map_or_else(from_stamp, |state| state.erased_ms)
+}
+
+/// The store's timestamp of an erasure up to `until_ms`: beyond every generation of that context.
+pub fn erasure_stamp(until_ms: i64) -> Stamp {
+    Stamp::of(until_ms, 999)
+}
+
+enum Placed {
+    New,
+    Last,
+    Earlier,
+    Repeated,
+}
+
+fn placed(state: Option<&FoldState>, event: &ShopperEvent, at: Position) -> Placed {
+    let Some(state) = state else { return Placed::New };
+    let folded_at = state.folded_at(&event.id);
+    if state.partition == at.partition && at.offset <= state.offset {
+        return match folded_at {
+            Some(offset) if offset != at.offset => Placed::Repeated,
+            _ if at.offset == state.offset => Placed::Last,
+            _ => Placed::Earlier,
+        };
+    }
+    if folded_at.is_some() { Placed::Repeated } else { Placed::New }
+}
+
+/// The products of the event's lines. One unknown product rejects the whole event: half a purchase would be a wrong memory of it.
+fn products(event: &ShopperEvent, product: impl Fn(&str) -> Option<Product>) -> Result<Vec<Product>, Rejection> {
+    let mut found = Vec::with_capacity(event.lines.len());
+    let mut unknown = Vec::new();
+    for line in &event.lines {
+        match product(&line.product) {
+            Some(product) => found.push(product),
+            None => unknown.push(format!("`{}`", line.product)),
+        }
+    }
+    if unknown.is_empty() {
+        return Ok(found);
+    }
+    unknown.truncate(8);
+    let message =
+        format!("catalogue does not have {}; import the product or correct the event, then redrive it", unknown.join(", "));
+    Err(Rejection { kind: "unknown_product", message })
+}
+
+fn rejected(kind: &'static str, message: String) -> Folded {
+    Folded::Rejected(Rejection { kind, message })
+}

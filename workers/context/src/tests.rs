@@ -1,0 +1,351 @@
+//! Tests of the fold and of the stage over the embedded store.
+
+use endcap_runtime::{Embedded, EmbeddedConfig, ManualClock, Stamp};
+use endcap_schemas::{Diet, DietSet, EventKind, Line, Preference, Season};
+
+use super::*;
+
+const DAY_MS: i64 = 86_400_000;
+/// 15 November 2023.
+const NOW_MS: i64 = 1_700_000_000_000;
+const SKEW_MS: i64 = 300_000;
+
+/// The catalogue of these tests: `gouda` is a product of category `cheese`, and so on.
+fn catalogue(id: &str) -> Option<Product> {
+    let (category, department) = match id {
+        "gouda" | "brie" | "feta" => ("cheese", "dairy"),
+        "oat bread" | "rye bread" => ("bread", "bakery"),
+        "cola" => ("soft drinks", "drinks"),
+        _ => return None,
+    };
+    Some(Product {
+        id: id.to_owned(),
+        name: format!("fine {id}"),
+        brand: "House".into(),
+        size: "1 kg".into(),
+        price_cents: Some(199),
+        category_path: vec![department.to_owned(), category.to_owned()],
+        violates: DietSet::NONE,
+        age_restricted: false,
+        popularity: 0.5,
+        in_stock: true,
+    })
+}
+
+fn event(id: &str, kind: EventKind, at_ms: i64, products: &[&str]) -> ShopperEvent {
+    let line = |product: &&str| Line { product: (*product).to_owned(), quantity: 1 };
+    ShopperEvent {
+        id: id.to_owned(),
+        tenant: "default".into(),
+        user: "anna".into(),
+        at_ms,
+        kind,
+        lines: products.iter().map(line).collect(),
+        preference: None,
+        personalise: None,
+    }
+}
+
+fn purchase(id: &str, at_ms: i64, products: &[&str]) -> ShopperEvent {
+    event(id, EventKind::Purchase, at_ms, products)
+}
+
+fn consent(id: &str, at_ms: i64, personalise: bool) -> ShopperEvent {
+    ShopperEvent { personalise: Some(personalise), ..event(id, EventKind::Consent, at_ms, &[]) }
+}
+
+/// Folds events at offsets 0, 1, …, each taken by the log when it happened.
+fn fold_all(events: &[ShopperEvent], config: &ContextConfig) -> (Known, Vec<Folded>) {
+    let mut known = Known::default();
+    let mut all = Vec::new();
+    for (offset, event) in (0..).zip(events) {
+        let at = Position { partition: 0, offset, appended_ms: event.at_ms };
+        let folded = fold(&known, event, at, config, catalogue);
+        match &folded {
+            Folded::Changed(state) => known.state = Some((**state).clone()),
+            Folded::Erase(until_ms) => known = Known { state: None, erased_until_ms: Some(*until_ms) },
+            _ => {}
+        }
+        all.push(folded);
+    }
+    (known, all)
+}
+
+fn snapshot_of(events: &[ShopperEvent]) -> ContextChanged {
+    let config = ContextConfig::default();
+    let (known, _) = fold_all(events, &config);
+    known.state.unwrap().snapshot(&UserKey::of("anna"), 3, &config)
+}
+
+#[test]
+fn favourites_weigh_by_kind_and_halve_in_sixty_days() {
+    let context = snapshot_of(&[
+        purchase("e1", NOW_MS - 60 * DAY_MS, &["gouda", "brie"]),
+        event("e2", EventKind::CartAdd, NOW_MS, &["oat bread"]),
+        event("e3", EventKind::View, NOW_MS, &["oat bread", "cola"]),
+    ]);
+    let weights: Vec<(String, f64)> =
+        context.favourites.into_iter().map(|favourite| (favourite.category, (favourite.weight * 1e4).round() / 1e4)).collect();
+    assert_eq!(weights, [("cheese".to_owned(), 1.0), ("bread".to_owned(), 0.7), ("soft drinks".to_owned(), 0.2)]);
+    assert_eq!(context.brief.season, Season::Autumn);
+}
+
+#[test]
+fn a_late_event_weighs_what_it_would_have_weighed_in_time() {
+    let early = purchase("e1", NOW_MS - 30 * DAY_MS, &["gouda"]);
+    let late = purchase("e2", NOW_MS, &["brie"]);
+    let in_time = snapshot_of(&[early.clone(), late.clone()]);
+    let out_of_time = snapshot_of(&[late, early]);
+    let weight = |context: &ContextChanged| context.favourites[0].weight;
+    assert!((weight(&in_time) - weight(&out_of_time)).abs() < 2e-6);
+    let names = |context: &ContextChanged| context.recent.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&in_time), ["fine brie", "fine gouda"]);
+    assert_eq!(names(&out_of_time), names(&in_time));
+}
+
+#[test]
+fn recent_purchases_are_distinct_and_newest_first() {
+    let context = snapshot_of(&[
+        purchase("e1", NOW_MS, &["gouda", "cola"]),
+        purchase("e2", NOW_MS + 1, &["brie"]),
+        purchase("e3", NOW_MS + 2, &["gouda"]),
+    ]);
+    let recent: Vec<(&str, i32, i64)> =
+        context.recent.iter().map(|p| (p.product.as_str(), p.count, p.last_ms - NOW_MS)).collect();
+    assert_eq!(recent, [("gouda", 2, 2), ("brie", 1, 1), ("cola", 1, 0)]);
+}
+
+#[test]
+fn the_clock_grows_by_a_millisecond_where_events_do_not() {
+    let config = ContextConfig::default();
+    let times = [NOW_MS, NOW_MS, NOW_MS - DAY_MS, NOW_MS + 5];
+    let events: Vec<_> = times.iter().enumerate().map(|(i, at)| purchase(&format!("e{i}"), *at, &["gouda"])).collect();
+    let (_, folded) = fold_all(&events, &config);
+    let clocks: Vec<i64> = folded
+        .iter()
+        .map(|folded| match folded {
+            Folded::Changed(state) => state.snapshot(&UserKey::of("anna"), 0, &config).head.context_ms - NOW_MS,
+            other => panic!("folded: {other:?}"),
+        })
+        .collect();
+    assert_eq!(clocks, [0, 1, 2, 5]);
+}
+
+#[test]
+fn what_cannot_be_taken_is_rejected_with_a_reason_that_helps() {
+    let no_lines = event("e1", EventKind::Purchase, NOW_MS, &[]);
+    for (event, kind, says) in [
+        (no_lines, "malformed", "needs `lines`"),
+        (purchase("e2", NOW_MS + SKEW_MS + 1_000, &["gouda"]), "future", "301 s"),
+        (purchase("e3", NOW_MS, &["gouda", "unicorn", "griffin"]), "unknown_product", "`unicorn`, `griffin`"),
+    ] {
+        let at = Position { partition: 0, offset: 0, appended_ms: NOW_MS };
+        match fold(&Known::default(), &event, at, &ContextConfig::default(), catalogue) {
+            Folded::Rejected(rejection) => {
+                assert_eq!(rejection.kind, kind);
+                assert!(rejection.message.contains(says), "{}", rejection.message);
+            }
+            other => panic!("{kind}: {other:?}"),
+        }
+    }
+    let just_in_time = purchase("e4", NOW_MS + SKEW_MS, &["gouda"]);
+    let at = Position { partition: 0, offset: 0, appended_ms: NOW_MS };
+    assert!(matches!(fold(&Known::default(), &just_in_time, at, &ContextConfig::default(), catalogue), Folded::Changed(_)));
+}
+
+#[test]
+fn a_known_id_at_a_new_place_is_a_duplicate_until_it_is_forgotten() {
+    let config = ContextConfig { ids_max: 2, ..ContextConfig::default() };
+    let ids = ["a", "a", "b", "c", "a"];
+    let events: Vec<_> = (0..).zip(ids).map(|(i, id)| purchase(id, NOW_MS + i, &["gouda"])).collect();
+    let (known, folded) = fold_all(&events, &config);
+    let duplicates: Vec<bool> = folded.iter().map(|folded| *folded == Folded::Dropped(DropReason::Duplicate)).collect();
+    assert_eq!(duplicates, [false, true, false, false, false], "two ids are remembered: the first `a` is forgotten at `c`");
+    assert_eq!(known.state.unwrap().snapshot(&UserKey::of("anna"), 0, &config).recent[0].count, 4);
+}
+
+#[test]
+fn withdrawn_consent_forgets_the_history_and_keeps_what_protects() {
+    let config = ContextConfig::default();
+    let diets = DietSet::NONE.with(Diet::NutFree);
+    let preference = Some(Preference { diets: Some(diets), ..Preference::default() });
+    let events = [
+        purchase("e1", NOW_MS, &["gouda"]),
+        ShopperEvent { preference, ..event("e2", EventKind::Preference, NOW_MS + 1, &[]) },
+        consent("e3", NOW_MS + 2, false),
+        purchase("e4", NOW_MS + 3, &["cola"]),
+        consent("e5", NOW_MS + 4, true),
+    ];
+    let (_, folded) = fold_all(&events, &config);
+    let snapshot = |folded: &Folded| match folded {
+        Folded::Changed(state) => state.snapshot(&UserKey::of("anna"), 0, &config),
+        other => panic!("changed: {other:?}"),
+    };
+    let without = snapshot(&folded[2]);
+    assert!(!without.brief.personalise && without.favourites.is_empty() && without.recent.is_empty());
+    assert_eq!(without.brief.diets, diets);
+    assert_eq!(folded[3], Folded::Dropped(DropReason::NoConsent));
+    let again = snapshot(&folded[4]);
+    assert!(again.brief.personalise && again.recent.is_empty(), "nothing comes back");
+}
+
+#[test]
+fn the_state_stays_within_its_limits_and_reads_back_as_it_was() {
+    let config = ContextConfig { leaves_max: 2, recent_max: 2, ids_max: 3, ..ContextConfig::default() };
+    let products = ["gouda", "brie", "oat bread", "cola", "rye bread", "feta"];
+    let events: Vec<_> =
+        (0..).zip(products).map(|(i, product)| purchase(&"x".repeat(200 + i), NOW_MS + i as i64 * DAY_MS, &[product])).collect();
+    let (known, _) = fold_all(&events, &config);
+    let state = known.state.unwrap();
+    let bytes = state.encode();
+    assert!(bytes.len() < 2_000, "{} bytes", bytes.len());
+    assert_eq!(FoldState::decode(&bytes).unwrap(), state);
+    let snapshot = state.snapshot(&UserKey::of("anna"), 0, &config);
+    assert_eq!((snapshot.favourites.len(), snapshot.recent.len()), (2, 2));
+    let newer = String::from_utf8(bytes).unwrap().replacen("\"version\":1", "\"version\":9", 1);
+    assert!(matches!(FoldState::decode(newer.as_bytes()), Err(StateError::Version(9))));
+}
+
+/// A store in a directory of its own.
+struct Place {
+    store: Arc<Embedded>,
+    _dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::at(NOW_MS));
+        let store = Arc::new(Embedded::open(dir.path().join("endcap.sqlite"), EmbeddedConfig::default(), clock).unwrap());
+        Self { store, _dir: dir }
+    }
+
+    /// Processes events as one batch and, as the loop does, stores what the verdicts write.
+    fn process(&self, events: &[(i64, ShopperEvent)]) -> Vec<Verdict<ContextChanged>> {
+        let mut stage = ContextStage::new(ContextConfig::default(), 7, self.store.clone(), Box::new(catalogue));
+        let input = |(offset, event): &(i64, ShopperEvent)| Input {
+            value: event.clone(),
+            partition: 0,
+            offset: *offset,
+            appended_ms: NOW_MS + *offset,
+        };
+        let batch: Vec<_> = events.iter().map(input).collect();
+        let verdicts = stage.process(&batch).unwrap();
+        for verdict in &verdicts {
+            match verdict {
+                Verdict::Passed(passed) => self.store.put(&passed.writes).unwrap(),
+                Verdict::Settled(settled) => self.store.put(&settled.writes).unwrap(),
+                Verdict::Dropped(_) | Verdict::Rejected(_) => {}
+            }
+        }
+        verdicts
+    }
+}
+
+/// What became of each event, in a word.
+fn words(verdicts: &[Verdict<ContextChanged>]) -> Vec<&'static str> {
+    verdicts
+        .iter()
+        .map(|verdict| match verdict {
+            Verdict::Passed(_) => "passed",
+            Verdict::Dropped(reason) => reason.label(),
+            Verdict::Settled(settled) => settled.reason.label(),
+            Verdict::Rejected(rejection) => rejection.kind,
+        })
+        .collect()
+}
+
+fn outs(verdicts: &[Verdict<ContextChanged>]) -> Vec<ContextChanged> {
+    verdicts
+        .iter()
+        .filter_map(|verdict| if let Verdict::Passed(passed) = verdict { Some(passed.out.clone()) } else { None })
+        .collect()
+}
+
+fn week() -> Vec<(i64, ShopperEvent)> {
+    let products = ["gouda", "brie", "cola", "oat bread", "feta", "gouda", "rye bread"];
+    (0..).zip(products).map(|(i, product)| (i, purchase(&format!("e{i}"), NOW_MS + i / 2, &[product]))).collect()
+}
+
+#[test]
+fn batches_cut_anywhere_fold_to_the_same_snapshots() {
+    let whole = outs(&Place::new().process(&week()));
+    assert_eq!(whole.len(), 7);
+    assert!(whole.windows(2).all(|pair| pair[0].head.context_ms < pair[1].head.context_ms));
+    for cut in 1..7 {
+        let place = Place::new();
+        let mut parts = outs(&place.process(&week()[..cut]));
+        parts.extend(outs(&place.process(&week()[cut..])));
+        assert_eq!(parts, whole, "cut at {cut}");
+    }
+}
+
+#[test]
+fn what_was_stored_but_not_committed_is_emitted_once_more_and_folded_once() {
+    let place = Place::new();
+    let first = place.process(&week()[..4]);
+    // The commit never happened: the same events come again, with more behind them.
+    let again = place.process(&week());
+    assert_eq!(words(&again), ["superseded", "superseded", "superseded", "passed", "passed", "passed", "passed"]);
+    assert_eq!(outs(&again)[0], outs(&first)[3], "the snapshot is emitted as it was");
+    assert_eq!(outs(&again)[1..], outs(&Place::new().process(&week()))[4..]);
+    assert_eq!(words(&place.process(&week()[6..])), ["passed"]);
+    assert_eq!(words(&place.process(&[(7, purchase("e3", NOW_MS + 9, &["brie"]))])), ["duplicate"]);
+}
+
+#[test]
+fn a_redelivered_dead_letter_is_one_again() {
+    let place = Place::new();
+    let events = [(0, purchase("e0", NOW_MS, &["unicorn"])), (1, purchase("e1", NOW_MS, &["gouda"]))];
+    assert_eq!(words(&place.process(&events)), ["unknown_product", "passed"]);
+    assert_eq!(words(&place.process(&events)), ["unknown_product", "passed"]);
+}
+
+#[test]
+fn an_erased_shopper_is_gone_and_a_new_life_begins_beyond_the_stamp() {
+    let place = Place::new();
+    let life = [(0, purchase("e0", NOW_MS, &["gouda"])), (1, event("e1", EventKind::Erase, NOW_MS + 1, &[]))];
+    assert_eq!(words(&place.process(&life)), ["passed", "erased"]);
+    let user = UserKey::of("anna");
+    assert_eq!(place.store.state(&user).unwrap(), None);
+    let erased = place.store.erased_until(&user).unwrap().unwrap();
+    assert!(erased >= Stamp::of(NOW_MS + 1 + SKEW_MS, 999), "beyond the largest skew");
+    assert_eq!(words(&place.process(&life)), ["erased", "erased"], "a redelivery resurrects nothing");
+    assert_eq!(place.store.erased_until(&user).unwrap(), Some(erased), "and moves nothing");
+
+    let next = [(2, purchase("e0", NOW_MS + 2, &["cola"]))];
+    let out = outs(&place.process(&next)).remove(0);
+    assert!(Stamp::of(out.head.context_ms, 0) > erased);
+    let names: Vec<&str> = out.recent.iter().map(|purchase| purchase.product.as_str()).collect();
+    assert_eq!(names, ["cola"], "nothing of the first life");
+    assert!(place.store.state(&user).unwrap().is_some());
+    assert_eq!(words(&place.process(&life)), ["erased", "erased"], "the first life stays erased beside the second");
+    assert!(place.store.state(&user).unwrap().is_some(), "and the second is not touched");
+}
+
+#[test]
+fn an_erasure_within_a_batch_separates_two_lives() {
+    let batch = [
+        (0, purchase("e0", NOW_MS, &["gouda"])),
+        (1, event("e1", EventKind::Erase, NOW_MS, &[])),
+        (2, purchase("e2", NOW_MS, &["cola"])),
+    ];
+    let place = Place::new();
+    let verdicts = place.process(&batch);
+    assert_eq!(words(&verdicts), ["passed", "erased", "passed"]);
+    let second = outs(&verdicts).remove(1);
+    assert_eq!(second.recent.len(), 1);
+    assert_eq!(outs(&place.process(&batch[2..])), [second], "the state of the second life is the one that stays");
+}
+
+#[test]
+fn an_unreadable_state_fails_the_batch_and_a_malformed_event_needs_no_store() {
+    let place = Place::new();
+    let user = UserKey::of("anna");
+    place.store.put(&[Write::State { user, stamp: Stamp::of(1, 0), state: b"{}".to_vec() }]).unwrap();
+    let mut stage = ContextStage::new(ContextConfig::default(), 0, place.store.clone(), Box::new(catalogue));
+    let mut input = Input { value: purchase("e0", NOW_MS, &["gouda"]), partition: 0, offset: 0, appended_ms: NOW_MS };
+    assert!(matches!(stage.process(std::slice::from_ref(&input)), Err(StageError::Failed(_))));
+    input.value.lines.clear();
+    assert_eq!(words(&stage.process(&[input]).unwrap()), ["malformed"]);
+}

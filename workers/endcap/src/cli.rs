@@ -1,0 +1,205 @@
+//! The command line. Values that a configuration file or the environment may also give stay text here: `config` reads all
+//! three the same way and reports every fault at once.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Turns a stream of shopper events into personal storefronts.
+#[derive(Debug, Parser)]
+#[command(name = "endcap", version, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Configuration file [default: ./endcap.toml, where there is one].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How log lines are written: text or json.
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the main job in one process: log, store, every stage, simulated shoppers and the web page.
+    Up(UpArgs),
+    /// Sends events from a file to a running `endcap up`.
+    Send(SendArgs),
+    /// Takes a catalogue, a keyword corpus or shopper events into a market.
+    Import(ImportArgs),
+    /// Shows how a shopper's page came about, from the purchase on, stage by stage.
+    Explain(ExplainArgs),
+    /// Looks at what could not be processed.
+    Dlq(DlqArgs),
+    /// Trains models on a market.
+    Train(TrainArgs),
+    /// Measures models against the market's truth.
+    Eval(EvalArgs),
+}
+
+/// Where the data lies: shared by commands that open a data directory.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DataArgs {
+    /// Directory of log, store and demo market [default: ./endcap-data].
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<String>,
+}
+
+/// `endcap up`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UpArgs {
+    /// Where the data lies.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Directory of an imported market [default: the demo market, generated under the data directory].
+    #[arg(long, value_name = "DIR")]
+    pub market: Option<String>,
+    /// Directory of the models [default: the small ones inside this binary].
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<String>,
+    /// Where models run: cpu or cuda.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Number of simulated shoppers, 0 for none [default: 100].
+    #[arg(long, value_name = "N")]
+    pub shoppers: Option<String>,
+    /// Events per second of the simulated shoppers or the replay [default: no limit with --events, else 2].
+    #[arg(long, value_name = "EVENTS_PER_S")]
+    pub rate: Option<String>,
+    /// Ends the simulation (or the replay) after so many events.
+    #[arg(long, value_name = "N")]
+    pub events: Option<String>,
+    /// Ends when every event is worked off.
+    #[arg(long)]
+    pub exit_when_drained: bool,
+    /// Writes what happened to this file, as JSON, at the end.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Feeds the market's imported events, in their order, in place of simulated shoppers.
+    #[arg(long)]
+    pub replay_events: bool,
+    /// Seed of the demo market and its shoppers [default: 1].
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<String>,
+    /// Address of the web page; port 0 takes a free one [default: 127.0.0.1:8484].
+    #[arg(long, value_name = "ADDRESS")]
+    pub bind: Option<String>,
+    /// What every request must bring; needed where the address is not a loopback one.
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// How long a shopper must rest before a page is made [default: 0s with --events, else 2s].
+    #[arg(long, value_name = "TIME")]
+    pub debounce: Option<String>,
+    /// How long the log keeps what every stage has worked off [default: 7days].
+    #[arg(long, value_name = "TIME")]
+    pub retention: Option<String>,
+}
+
+/// `endcap send`.
+#[derive(Debug, Clone, Args)]
+pub struct SendArgs {
+    /// File with one JSON event per line, or one JSON array; `-` reads standard input.
+    pub file: String,
+    /// Address of the running `endcap up`.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8484")]
+    pub to: String,
+    /// The token that it was started with.
+    #[arg(long, value_name = "TOKEN", env = "ENDCAP_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+}
+
+/// `endcap import`.
+#[derive(Debug, Clone, Args)]
+pub struct ImportArgs {
+    /// What the file holds.
+    pub what: Importable,
+    /// The file; `.gz` and `.zst` are unpacked on the way.
+    pub file: PathBuf,
+    /// Its format; `endcap import <what> FILE --format help` lists them.
+    #[arg(long, value_name = "FORMAT")]
+    pub format: String,
+    /// Directory of the market, made where there is none.
+    #[arg(long, value_name = "DIR")]
+    pub market: PathBuf,
+    /// Directory of the models [default: the small ones inside this binary].
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<String>,
+}
+
+/// What can be imported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Importable {
+    /// Products.
+    Catalog,
+    /// Terms of the keyword corpus.
+    Keywords,
+    /// Shopper events in time order.
+    Events,
+}
+
+/// `endcap explain`.
+#[derive(Debug, Clone, Args)]
+pub struct ExplainArgs {
+    /// The shopper: `user` or `tenant/user`.
+    pub user: String,
+    /// Writes JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where the data lies.
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+/// `endcap dlq`.
+#[derive(Debug, Clone, Args)]
+pub struct DlqArgs {
+    /// What to do with dead letters.
+    #[command(subcommand)]
+    pub command: DlqCommand,
+}
+
+/// What can be done with dead letters.
+#[derive(Debug, Clone, Subcommand)]
+pub enum DlqCommand {
+    /// Lists them, newest first.
+    Ls {
+        /// Only those of this reason.
+        #[arg(long)]
+        reason: Option<String>,
+        /// Most lines.
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        /// Writes JSON, one object a line.
+        #[arg(long)]
+        json: bool,
+        /// Where the data lies.
+        #[command(flatten)]
+        data: DataArgs,
+    },
+    /// Shows one with its original bytes.
+    Show {
+        /// Its number in the list.
+        id: i64,
+        /// Where the data lies.
+        #[command(flatten)]
+        data: DataArgs,
+    },
+}
+
+/// `endcap train`.
+#[derive(Debug, Clone, Args)]
+pub struct TrainArgs {
+    /// What follows is the trainer's own: `endcap train help` lists it.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub rest: Vec<String>,
+}
+
+/// `endcap eval`.
+#[derive(Debug, Clone, Args)]
+pub struct EvalArgs {
+    /// What follows is the evaluation's own: `endcap eval help` lists it.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub rest: Vec<String>,
+}

@@ -1,0 +1,378 @@
+//! What `endcap up` is told: file, then environment, then flags, parsed once into values that cannot be wrong.
+//!
+//! Every source is first read as plain text by key, so that an unknown key or a bad value is found wherever it stands, and all
+//! faults are told together. Nothing else reads the environment.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    num::NonZeroU64,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::de::DeserializeOwned;
+
+use crate::{cli::UpArgs, path::PathConfig};
+
+/// Tables of the file: the stages' own settings.
+pub const TABLES: [&str; 5] = ["context", "themes", "keywords", "dedup", "aiqa"];
+
+/// Every key, in the order of the documentation.
+pub const KEYS: [&str; 14] = [
+    "data", "market", "models", "device", "shoppers", "rate", "events", "seed", "bind", "token", "debounce", "retention",
+    "log_format", "batch_tokens",
+];
+
+/// What `endcap up` runs with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Directory of log, store and demo market.
+    pub data: PathBuf,
+    /// Directory of an imported market; `None` for the demo market.
+    pub market: Option<PathBuf>,
+    /// Directory of the models; `None` for those inside the binary.
+    pub models: Option<PathBuf>,
+    /// Where models run.
+    pub device: Device,
+    /// Simulated shoppers.
+    pub shoppers: u32,
+    /// Events per second; `None` is without limit.
+    pub rate: Option<f64>,
+    /// Events until the feeder ends; `None` is without end.
+    pub events: Option<NonZeroU64>,
+    /// Seed of market and shoppers.
+    pub seed: u64,
+    /// Address of the web page.
+    pub bind: SocketAddr,
+    /// What requests must bring.
+    pub token: Option<Token>,
+    /// How long a shopper must rest before a page is made.
+    pub debounce: Duration,
+    /// How long the log keeps what every group has read.
+    pub retention: Duration,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// Tokens of one model batch.
+    pub batch_tokens: usize,
+}
+
+/// Everything that can be set: the process, and the stages' own settings from the file's tables.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Of the process.
+    pub config: Config,
+    /// Of the stages.
+    pub path: PathConfig,
+}
+
+/// Where models run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// On the processor.
+    Cpu,
+    /// On the first NVIDIA GPU.
+    Cuda,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A secret that requests must bring. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// Fewest bytes of a token.
+    pub const MIN_BYTES: usize = 16;
+
+    /// The secret, for comparison.
+    pub fn secret(&self) -> &str {
+        &self.0
+    }
+
+    /// A token of this text, unchecked by length: for tests and for clients.
+    pub fn of(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// Everything that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Faults(pub Vec<String>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [one] => write!(f, "configuration: {one}"),
+            many => {
+                write!(f, "configuration has {} faults:", many.len())?;
+                many.iter().try_for_each(|fault| write!(f, "\n  - {fault}"))
+            }
+        }
+    }
+}
+
+/// One source of values: its name for error messages and its texts by key.
+#[derive(Debug, Clone, Default)]
+pub struct Layer {
+    name: String,
+    values: BTreeMap<String, String>,
+    tables: BTreeMap<String, toml::Table>,
+    faults: Vec<String>,
+}
+
+impl Layer {
+    /// The file's layer: a TOML file of strings, numbers and booleans, and one table per stage.
+    pub fn of_file(path: &Path, text: &str) -> Self {
+        let mut layer = Self { name: path.display().to_string(), ..Self::default() };
+        match text.parse::<toml::Table>() {
+            Ok(table) => table.into_iter().for_each(|(key, value)| match value {
+                toml::Value::String(text) => layer.set(key, text),
+                toml::Value::Integer(number) => layer.set(key, number.to_string()),
+                toml::Value::Float(number) => layer.set(key, number.to_string()),
+                toml::Value::Boolean(flag) => layer.set(key, flag.to_string()),
+                toml::Value::Table(table) if TABLES.contains(&key.as_str()) => {
+                    layer.tables.insert(key, table);
+                }
+                other => layer.faults.push(format!("{}: `{key}` is a {}, a plain value is needed", layer.name, other.type_str())),
+            }),
+            Err(error) => layer.faults.push(format!("{}: not a TOML file: {}", layer.name, error.message())),
+        }
+        layer
+    }
+
+    /// The environment's layer: `ENDCAP_BIND` is `bind`. What Kubernetes sets for a service named `endcap` is passed over.
+    pub fn of_env(vars: impl Iterator<Item = (String, String)>) -> Self {
+        let mut layer = Self { name: "environment".to_owned(), ..Self::default() };
+        for (name, value) in vars {
+            if let Some(key) = name.strip_prefix("ENDCAP_").filter(|key| !key.starts_with("SERVICE_") && !key.starts_with("PORT")) {
+                layer.set(key.to_lowercase(), value);
+            }
+        }
+        layer
+    }
+
+    /// The command line's layer.
+    pub fn of_flags(args: &UpArgs, log_format: Option<&String>) -> Self {
+        let mut layer = Self { name: "command line".to_owned(), ..Self::default() };
+        let flags = [
+            ("data", &args.data.data), ("market", &args.market), ("models", &args.models), ("device", &args.device),
+            ("shoppers", &args.shoppers), ("rate", &args.rate), ("events", &args.events), ("seed", &args.seed),
+            ("bind", &args.bind), ("token", &args.token), ("debounce", &args.debounce), ("retention", &args.retention),
+        ];
+        for (key, value) in flags.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
+            layer.set(key.to_owned(), value.clone());
+        }
+        if let Some(format) = log_format {
+            layer.set("log_format".to_owned(), format.clone());
+        }
+        layer
+    }
+
+    fn set(&mut self, key: String, value: String) {
+        if KEYS.contains(&key.as_str()) {
+            self.values.insert(key, value);
+        } else {
+            self.faults.push(format!("{}: unknown key `{key}`; known are {}", self.name, KEYS.join(", ")));
+        }
+    }
+}
+
+impl Settings {
+    /// Merges `layers`, the later ones over the earlier, and checks every value.
+    ///
+    /// # Errors
+    /// All faults of all layers.
+    pub fn resolve(layers: &[Layer]) -> Result<Self, Faults> {
+        let mut merged = Merged { layers, faults: layers.iter().flat_map(|layer| layer.faults.clone()).collect() };
+        let config = Config::take(&mut merged);
+        let path = PathConfig {
+            context: merged.table("context").unwrap_or_default(),
+            themes: merged.table("themes").unwrap_or_default(),
+            keywords: merged.table("keywords").unwrap_or_default(),
+            dedup: merged.table("dedup").unwrap_or_default(),
+            aiqa: merged.table("aiqa"),
+            debounce: config.debounce,
+        };
+        if merged.faults.is_empty() { Ok(Self { config, path }) } else { Err(Faults(merged.faults)) }
+    }
+}
+
+impl Config {
+    fn take(merged: &mut Merged<'_>) -> Self {
+        let events = merged.get("events", "a whole number from 1 on", |text| text.parse().ok());
+        let config = Self {
+            data: merged.get("data", "a directory", path).unwrap_or_else(|| PathBuf::from("endcap-data")),
+            market: merged.get("market", "a directory", path),
+            models: merged.get("models", "a directory", path),
+            device: merged.get("device", "`cpu` or `cuda`", device).unwrap_or(Device::Cpu),
+            shoppers: merged.get("shoppers", "a whole number up to 100000", shoppers).unwrap_or(100),
+            rate: merged.get("rate", "events per second, more than 0", rate).or(if events.is_some() { None } else { Some(2.0) }),
+            seed: merged.get("seed", "a whole number", |text| text.parse().ok()).unwrap_or(1),
+            bind: merged
+                .get("bind", "an address such as 127.0.0.1:8484", |text| text.parse().ok())
+                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8484))),
+            token: merged.get("token", "at least 16 bytes of visible ASCII", token),
+            debounce: merged
+                .get("debounce", "a time up to 1h, such as 2s or 500ms", |text| time(text, Duration::from_secs(3_600)))
+                .unwrap_or(if events.is_some() { Duration::ZERO } else { Duration::from_secs(2) }),
+            retention: merged
+                .get("retention", "a time up to 10years, such as 7days", |text| time(text, Duration::from_secs(315_576_000)))
+                .unwrap_or(Duration::from_secs(7 * 86_400)),
+            log_format: merged.get("log_format", "`text` or `json`", log_format).unwrap_or(LogFormat::Text),
+            batch_tokens: merged.get("batch_tokens", "tokens, 256 to 1048576", batch_tokens).unwrap_or(16_384),
+            events,
+        };
+        if !config.bind.ip().is_loopback() && config.token.is_none() {
+            merged.faults.push(format!("`bind` {} is open to others: a `token` is needed", config.bind));
+        }
+        config
+    }
+}
+
+struct Merged<'a> {
+    layers: &'a [Layer],
+    faults: Vec<String>,
+}
+
+impl Merged<'_> {
+    fn get<T>(&mut self, key: &str, wanted: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let (layer, text) = self.layers.iter().rev().find_map(|layer| Some((layer, layer.values.get(key)?)))?;
+        let value = parse(text.trim());
+        if value.is_none() {
+            let shown = if key == "token" { "its value".to_owned() } else { format!("{text:?}") };
+            self.faults.push(format!("{}: `{key}` must be {wanted}, {shown} is not", layer.name));
+        }
+        value
+    }
+
+    /// A stage's settings; `None` where no file has its table.
+    fn table<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
+        let (layer, table) = self.layers.iter().rev().find_map(|layer| Some((layer, layer.tables.get(key)?)))?;
+        match table.clone().try_into() {
+            Ok(settings) => Some(settings),
+            Err(error) => {
+                self.faults.push(format!("{}: table `{key}`: {}", layer.name, error.message()));
+                None
+            }
+        }
+    }
+}
+
+fn path(text: &str) -> Option<PathBuf> {
+    (!text.is_empty()).then(|| PathBuf::from(text))
+}
+
+fn device(text: &str) -> Option<Device> {
+    match text {
+        "cpu" => Some(Device::Cpu),
+        "cuda" => Some(Device::Cuda),
+        _ => None,
+    }
+}
+
+fn shoppers(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|n| *n <= 100_000)
+}
+
+fn rate(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0)
+}
+
+fn token(text: &str) -> Option<Token> {
+    (text.len() >= Token::MIN_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Token(text.to_owned()))
+}
+
+fn time(text: &str, most: Duration) -> Option<Duration> {
+    humantime::parse_duration(text).ok().filter(|time| *time <= most)
+}
+
+fn log_format(text: &str) -> Option<LogFormat> {
+    match text {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    }
+}
+
+fn batch_tokens(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|tokens| (256..=1_048_576).contains(tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> Layer {
+        Layer::of_env(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))
+    }
+
+    fn file(text: &str) -> Layer {
+        Layer::of_file(Path::new("endcap.toml"), text)
+    }
+
+    fn config(layers: &[Layer]) -> Result<Config, Faults> {
+        Settings::resolve(layers).map(|settings| settings.config)
+    }
+
+    fn check(layers: &[Layer], expected: &[&str]) {
+        let faults = Settings::resolve(layers).expect_err("a configuration with faults").0;
+        assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+        for (fault, part) in faults.iter().zip(expected) {
+            assert!(fault.contains(part), "`{fault}` does not say `{part}`");
+        }
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_environment_over_the_file() {
+        let flags = Layer::of_flags(&UpArgs { seed: Some("3".into()), ..UpArgs::default() }, None);
+        let layers = [
+            file("seed = 1\nshoppers = 7\nbind = \"127.0.0.1:1\""),
+            env(&[("ENDCAP_SEED", "2"), ("ENDCAP_BIND", "[::1]:2"), ("PATH", "/bin"), ("ENDCAP_SERVICE_HOST", "10.0.0.1")]),
+            flags,
+        ];
+        let config = config(&layers).unwrap();
+        assert_eq!((config.seed, config.shoppers, config.bind.to_string()), (3, 7, "[::1]:2".to_owned()));
+    }
+
+    #[test]
+    fn a_bounded_run_has_neither_rate_limit_nor_debounce() {
+        let config = config(&[env(&[("ENDCAP_EVENTS", "300")])]).unwrap();
+        assert_eq!((config.rate, config.debounce, config.shoppers), (None, Duration::ZERO, 100));
+        let config = config(&[]).unwrap();
+        assert_eq!((config.rate, config.debounce), (Some(2.0), Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn all_faults_are_told_together() {
+        check(
+            &[file("colour = \"red\"\nseed = [1]\nrate = 0"), env(&[("ENDCAP_DEVICE", "abacus"), ("ENDCAP_BIND", "0.0.0.0:80")])],
+            &["unknown key `colour`", "`seed` is a array", "`device` must be", "`rate` must be", "a `token` is needed"],
+        );
+        check(&[file("[aiqa]\nfloor = 4\nbeauty = 7\n[weather]\nx = 1")], &["`weather` is a table", "table `aiqa`: unknown field `beauty`"]);
+        check(&[file("seed = ")], &["not a TOML file"]);
+        check(&[env(&[("ENDCAP_DEBOUNCE", "2 parsecs"), ("ENDCAP_EVENTS", "0")])], &["`events` must be", "`debounce` must be"]);
+    }
+
+    #[test]
+    fn a_token_is_never_shown() {
+        let faults = config(&[env(&[("ENDCAP_TOKEN", "hunter2")])]).unwrap_err().to_string();
+        assert!(!faults.contains("hunter2"), "{faults}");
+        let config = config(&[env(&[("ENDCAP_TOKEN", "0123456789abcdef")])]).unwrap();
+        assert!(!format!("{config:?}").contains("0123456789"));
+    }
+}

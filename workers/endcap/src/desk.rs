@@ -1,0 +1,395 @@
+//! What can be asked of the running job: the web interface's questions, answered from store, log and market. Everything here may block.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context, Result, anyhow};
+use endcap_retrieval::Market;
+use endcap_runtime::{
+    Clock, DeadLetter, Embedded, Headers, LogError, Outgoing, Received as Record, StageStats, Store,
+    embedded::{DeadLetterFilter, Producer, StoredDeadLetter},
+};
+use endcap_schemas::{PagePublished, PurchaseMemory, ShopperEvent, UserKey, topics::Topic, wire};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Serialize;
+
+use crate::{
+    control::{self, ControlView},
+    explain::{EventRef, StageStory, Story},
+    figures::Figures,
+    names,
+    view::{self, PageView},
+    web::Received,
+};
+
+/// A stage whose loop has not gone round for so long hangs, ms. Large batches on a slow machine take minutes.
+const STALLED_MS: i64 = 600_000;
+/// Longest original text that a list shows, in bytes.
+const ORIGINAL_SHOWN: usize = 400;
+/// Most characters of a reason that is stored.
+const REASON_MAX: usize = 500;
+/// The stage name of what is refused at the door.
+pub const INGEST: &str = "ingest";
+
+/// The desk.
+pub struct Desk {
+    /// Log and store.
+    pub file: Embedded,
+    /// The market.
+    pub market: Market,
+    /// The clock of acceptance.
+    pub clock: Arc<dyn Clock>,
+    /// Metrics, as text on demand.
+    pub prometheus: PrometheusHandle,
+    /// Stages in path order.
+    pub stages: Vec<(&'static str, Arc<StageStats>)>,
+    /// The latest reading of the job.
+    pub figures: Arc<Mutex<Arc<Figures>>>,
+    /// The control page of a catalogue version: it is asked for often and changes rarely.
+    pub control: Mutex<Option<(String, ControlView)>>,
+}
+
+/// Shoppers with a page.
+#[derive(Debug, Serialize)]
+pub struct Shoppers {
+    shoppers: Vec<ShopperRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShopperRow {
+    user: String,
+    persona: String,
+    placements: usize,
+    context_ms: i64,
+}
+
+/// How far a stage is with a shopper.
+#[derive(Debug, Serialize)]
+pub struct Mark {
+    stage: String,
+    context_ms: i64,
+    at_ms: i64,
+    event_id: Option<String>,
+}
+
+/// What became of the events of a request.
+#[derive(Debug, Serialize)]
+pub struct Taken {
+    /// Before the log took them, ms: pages that hold them were accepted at or after it.
+    pub accepted_ms: i64,
+    /// In the order of the request.
+    pub results: Vec<EventResult>,
+}
+
+/// What became of one event.
+#[derive(Debug, Serialize)]
+pub struct EventResult {
+    id: Option<String>,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// Dead letters, newest first.
+#[derive(Debug, Serialize)]
+pub struct DeadLetters {
+    total: u64,
+    letters: Vec<DeadLetterRow>,
+}
+
+/// A dead letter for people.
+#[derive(Debug, Serialize)]
+pub struct DeadLetterRow {
+    id: i64,
+    at_ms: i64,
+    stage: String,
+    reason: String,
+    message: String,
+    user: String,
+    attempts: u32,
+    original: String,
+}
+
+/// Whether the job is well.
+#[derive(Debug, Serialize)]
+pub struct Health {
+    /// Whether it is.
+    pub ok: bool,
+    /// What is not.
+    pub troubles: Vec<String>,
+}
+
+impl Desk {
+    /// Shoppers with a page whose id holds `search`, by id.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn shoppers(&self, search: &str, limit: usize) -> Result<Shoppers> {
+        let found = if search.is_empty() { self.file.pages_after(None, limit) } else { self.file.pages_like(search, limit) };
+        let rows = found.context("cannot read pages")?.into_iter().filter_map(|(user, stored)| {
+            let page = decode(stored.page.as_deref()?).ok()?.page;
+            let context_ms = stored.stamp.0.div_euclid(1_000);
+            Some(ShopperRow { user: names::short(&user), persona: page.persona, placements: page.placements.len(), context_ms })
+        });
+        Ok(Shoppers { shoppers: rows.collect() })
+    }
+
+    /// A shopper's page.
+    ///
+    /// # Errors
+    /// When store or catalogue do not answer.
+    pub fn page(&self, user: &UserKey) -> Result<Option<PageView>> {
+        page_of(&self.file, &self.market, user)
+    }
+
+    /// The control page.
+    ///
+    /// # Errors
+    /// When the catalogue does not answer.
+    pub fn control(&self) -> Result<ControlView> {
+        let snapshot = self.market.snapshot();
+        let mut kept = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((version, page)) = kept.as_ref()
+            && version == snapshot.catalogue_version()
+        {
+            return Ok(page.clone());
+        }
+        let page = control::page(&snapshot)?;
+        *kept = Some((snapshot.catalogue_version().to_owned(), page.clone()));
+        Ok(page)
+    }
+
+    /// How far every stage is with a shopper.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn journey(&self, user: &UserKey) -> Result<Vec<Mark>> {
+        let results = self.file.results(user).context("cannot read stage results")?;
+        results
+            .iter()
+            .map(|result| {
+                let story = StageStory::of(result)?;
+                let event_id = story.event_id().map(str::to_owned);
+                Ok(Mark { stage: story.stage, context_ms: story.context_ms, at_ms: story.at_ms, event_id })
+            })
+            .collect()
+    }
+
+    /// How a shopper's page came about; `None` for one that nothing is known of.
+    ///
+    /// # Errors
+    /// When store or catalogue do not answer.
+    pub fn explain(&self, user: &UserKey) -> Result<Option<Story>> {
+        story_of(&self.file, &self.market, user)
+    }
+
+    /// Lets what fits into the log and keeps the rest as dead letters. Durable when it answers.
+    ///
+    /// # Errors
+    /// When the log is full or does not answer; then nothing was taken, and the request may be sent again.
+    pub fn take(&self, received: Vec<Received>) -> Result<Taken> {
+        let accepted_ms = self.clock.now_ms();
+        let (mut outgoing, mut letters, mut results) = (Vec::new(), Vec::new(), Vec::with_capacity(received.len()));
+        for event in received {
+            let (id, refused) = match event {
+                Received::Fit(event) => match outgoing_of(&event) {
+                    Ok(record) => {
+                        outgoing.push(record);
+                        (Some(event.id), None)
+                    }
+                    Err(error) => (Some(event.id.clone()), Some((error.to_string(), serde_json::to_string(&event).unwrap_or_default()))),
+                },
+                Received::Unfit { id, reason, original } => (id, Some((reason, original))),
+            };
+            let reason = refused.map(|(reason, original)| {
+                letters.push(refusal(id.as_deref(), &reason, original, accepted_ms));
+                reason
+            });
+            results.push(EventResult { id, status: if reason.is_none() { "accepted" } else { "rejected" }, reason });
+        }
+        let producer = self.file.producer();
+        if !letters.is_empty() {
+            producer.bury(&letters).context("cannot keep rejected events")?;
+        }
+        if !outgoing.is_empty() {
+            append(&producer, &outgoing)?;
+        }
+        Ok(Taken { accepted_ms, results })
+    }
+
+    /// The latest reading of the job.
+    pub fn figures(&self) -> Arc<Figures> {
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Dead letters, newest first, with the beginning of what they hold.
+    ///
+    /// # Errors
+    /// When the log does not answer.
+    pub fn dead_letters(&self, reason: Option<&str>, limit: usize) -> Result<DeadLetters> {
+        let filter = DeadLetterFilter { kind: reason.map(str::to_owned), limit, ..DeadLetterFilter::default() };
+        let letters = self.file.dead_letters(&filter).context("cannot read dead letters")?;
+        let counts = self.file.dead_letter_counts().context("cannot read dead letters")?;
+        let total = counts.iter().filter(|((_, kind), _)| reason.is_none_or(|reason| reason == kind)).map(|(_, count)| count).sum();
+        let letters = letters
+            .into_iter()
+            .map(|letter| {
+                let whole = self.file.dead_letter(letter.id).context("cannot read dead letters")?.unwrap_or(letter);
+                Ok(DeadLetterRow::of(&whole))
+            })
+            .collect::<Result<_>>()?;
+        Ok(DeadLetters { total, letters })
+    }
+
+    /// Every metric in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        self.prometheus.run_upkeep();
+        self.prometheus.render()
+    }
+
+    /// Whether every stage makes progress.
+    pub fn live(&self) -> Health {
+        let now_ms = self.clock.now_ms();
+        let stalled = |alive_ms: i64| alive_ms > 0 && now_ms - alive_ms > STALLED_MS;
+        let troubles = self.stages.iter().filter_map(|(name, stats)| {
+            let snapshot = stats.snapshot();
+            stalled(snapshot.alive_ms).then(|| format!("stage {name} has not gone round for {} s", (now_ms - snapshot.alive_ms) / 1_000))
+        });
+        let troubles: Vec<String> = troubles.collect();
+        Health { ok: troubles.is_empty(), troubles }
+    }
+
+    /// Whether every stage runs and no dependency is down.
+    pub fn ready(&self) -> Health {
+        let troubles = self.stages.iter().filter_map(|(name, stats)| {
+            let snapshot = stats.snapshot();
+            if !snapshot.running {
+                return Some(format!("stage {name} does not run"));
+            }
+            snapshot.trouble.map(|trouble| format!("stage {name} waits: {trouble}"))
+        });
+        let troubles: Vec<String> = troubles.collect();
+        Health { ok: troubles.is_empty(), troubles }
+    }
+}
+
+impl DeadLetterRow {
+    /// A dead letter with the beginning of its original bytes.
+    pub fn of(letter: &StoredDeadLetter) -> Self {
+        let text = original_text(letter);
+        let end = text.char_indices().map(|(at, _)| at).take_while(|at| *at <= ORIGINAL_SHOWN).last().unwrap_or(0);
+        let original = if text.len() <= ORIGINAL_SHOWN { text } else { format!("{}…", &text[..end]) };
+        Self {
+            id: letter.id,
+            at_ms: letter.at_ms,
+            stage: letter.stage.clone(),
+            reason: letter.kind.clone(),
+            message: letter.message.clone(),
+            user: letter.key.clone(),
+            attempts: letter.attempts,
+            original,
+        }
+    }
+}
+
+impl fmt::Display for DeadLetterRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>6}  {}  {}  {}: {}  {}", self.id, self.at_ms, self.stage, self.reason, self.message, self.original)
+    }
+}
+
+/// What a dead letter holds, readable: an event as JSON where it is one, else the bytes as text.
+pub fn original_text(letter: &StoredDeadLetter) -> String {
+    if letter.masked {
+        return "(erased with its user)".to_owned();
+    }
+    match wire::decode::<ShopperEvent>(&letter.value) {
+        Ok(event) => serde_json::to_string(&event).unwrap_or_default(),
+        Err(_) => String::from_utf8_lossy(&letter.value).into_owned(),
+    }
+}
+
+/// An event as the log takes it.
+///
+/// # Errors
+/// When it does not fit the wire.
+pub fn outgoing_of(event: &ShopperEvent) -> Result<Outgoing, wire::WireError> {
+    let headers = Headers::root(event.id.clone(), Topic::EVENTS, event.at_ms);
+    Ok(Outgoing { topic: Topic::EVENTS, key: event.key(), headers, value: wire::encode(event)? })
+}
+
+/// Shows the stored page of `user`.
+///
+/// # Errors
+/// When store or catalogue do not answer.
+pub fn page_of(file: &Embedded, market: &Market, user: &UserKey) -> Result<Option<PageView>> {
+    let Some(stored) = file.page(user).context("cannot read the page")? else { return Ok(None) };
+    let Some(bytes) = stored.page else { return Ok(None) };
+    let published = decode(&bytes)?;
+    let recent = recent_purchases(file, user)?;
+    view::page(&published.head, &published.page, stored.written_ms, &recent, &market.snapshot()).map(Some)
+}
+
+/// Tells how the page of `user` came about.
+///
+/// # Errors
+/// When store or catalogue do not answer.
+pub fn story_of(file: &Embedded, market: &Market, user: &UserKey) -> Result<Option<Story>> {
+    let results = file.results(user).context("cannot read stage results")?;
+    let page = page_of(file, market, user)?;
+    if results.is_empty() && page.is_none() {
+        return Ok(None);
+    }
+    let stages = results.iter().map(StageStory::of).collect::<Result<_>>()?;
+    let event = page.as_ref().map(|page| EventRef { id: page.event_id.clone(), accepted_ms: page.accepted_ms });
+    Ok(Some(Story { user: names::short(user), event, stages, page }))
+}
+
+/// A page as the store holds it.
+///
+/// # Errors
+/// When it is not one.
+pub fn decode(bytes: &[u8]) -> Result<PagePublished> {
+    wire::decode(bytes).context("cannot read a stored page")
+}
+
+/// Purchases as the context stage last told them; stage results are kept for a short time only.
+fn recent_purchases(file: &Embedded, user: &UserKey) -> Result<Vec<PurchaseMemory>> {
+    let results = file.results(user).context("cannot read stage results")?;
+    let Some(context) = results.iter().find(|result| result.stage == "context") else { return Ok(Vec::new()) };
+    let told = StageStory::of(context)?.explanation["recent"].take();
+    Ok(serde_json::from_value(told).unwrap_or_default())
+}
+
+fn append(producer: &Producer, records: &[Outgoing]) -> Result<()> {
+    match producer.append(records, None) {
+        Ok(_) => Ok(()),
+        Err(error @ LogError::Full { .. }) => Err(anyhow!(error)).context("events cannot be taken now"),
+        Err(error) => Err(anyhow!(error)).context("cannot append events"),
+    }
+}
+
+/// What keeps an event that was refused at the door.
+fn refusal(id: Option<&str>, reason: &str, original: String, now_ms: i64) -> DeadLetter {
+    let event: serde_json::Value = serde_json::from_str(&original).unwrap_or_default();
+    let part = |key: &str| event.get(key).and_then(|value| value.as_str()).filter(|text| text.len() <= ShopperEvent::TEXT_MAX_BYTES);
+    let key = UserKey { tenant: part("tenant").unwrap_or(UserKey::DEFAULT_TENANT).to_owned(), user: part("user").unwrap_or_default().to_owned() };
+    DeadLetter {
+        record: Record {
+            topic: Topic::EVENTS,
+            partition: 0,
+            offset: -1,
+            appended_ms: now_ms,
+            key: key.to_string(),
+            headers: Headers::root(id.unwrap_or_default(), Topic::EVENTS, now_ms),
+            value: original.into_bytes(),
+        },
+        group: INGEST.to_owned(),
+        stage: INGEST.to_owned(),
+        attempts: 1,
+        kind: "malformed".to_owned(),
+        message: reason.chars().take(REASON_MAX).collect(),
+    }
+}

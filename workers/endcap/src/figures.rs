@@ -1,0 +1,113 @@
+//! The running job in numbers: one reading feeds the terminal, the pipeline view and the health endpoints.
+
+use std::collections::BTreeMap;
+
+use endcap_inference::TokenCounts;
+use serde::Serialize;
+
+/// A moment of the whole job.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Figures {
+    /// Time since the start, s.
+    pub uptime_s: f64,
+    /// Events in the log.
+    pub accepted: u64,
+    /// Stages in path order.
+    pub stages: Vec<StageFigures>,
+    /// From an accepted event to its readable page.
+    pub freshness: Freshness,
+    /// What was published.
+    pub pages: PageFigures,
+    /// Share of answers that came from a cache.
+    pub cache: CacheFigures,
+    /// What the feeder is doing.
+    pub feeder: Option<String>,
+}
+
+/// A moment of one stage.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct StageFigures {
+    /// Its name.
+    pub name: String,
+    /// Records whose fate is decided.
+    #[serde(rename = "in")]
+    pub received: u64,
+    /// Records passed on.
+    pub passed: u64,
+    /// Records that ended as they should, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Records that could not be processed.
+    pub dead_lettered: u64,
+    /// Records that wait.
+    pub waiting: u64,
+    /// Seconds of work (not of waiting).
+    pub seconds: f64,
+    /// Tokens of its model; none where it has none.
+    pub tokens: Option<TokenCounts>,
+    /// Tokens a second over the last seconds.
+    pub tokens_per_second: f64,
+    /// What it waits for, while something is down.
+    pub trouble: Option<String>,
+}
+
+/// Seconds from an accepted event to its readable page.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Freshness {
+    /// Half of the pages are at least this fresh.
+    pub p50: Option<f64>,
+    /// 99 of 100 are.
+    pub p99: Option<f64>,
+    /// Pages that this was taken from.
+    pub count: usize,
+}
+
+impl Freshness {
+    /// The quantiles of `seconds`, by the nearest rank.
+    pub fn of(mut seconds: Vec<f64>) -> Self {
+        seconds.sort_by(f64::total_cmp);
+        let rank = |share: f64| {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a rank within the list")]
+            let at = (share * seconds.len() as f64).ceil() as usize;
+            seconds.get(at.max(1) - 1).copied()
+        };
+        Self { p50: rank(0.50), p99: rank(0.99), count: seconds.len() }
+    }
+}
+
+/// Published pages.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct PageFigures {
+    /// Pages published.
+    pub published: u64,
+    /// Shoppers that have one.
+    pub shoppers: u64,
+    /// Pages a second over the last seconds.
+    pub per_second: f64,
+}
+
+/// Share of answers that came from a cache, 0…1; none before the first question.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct CacheFigures {
+    /// Keyword lists.
+    pub keywords: Option<f64>,
+    /// Verdicts on products.
+    pub verdicts: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_that_occurred() {
+        for (seconds, p50, p99) in [
+            (vec![], None, None),
+            (vec![3.0], Some(3.0), Some(3.0)),
+            (vec![4.0, 1.0, 3.0, 2.0], Some(2.0), Some(4.0)),
+            ((1..=200).map(f64::from).collect(), Some(100.0), Some(198.0)),
+        ] {
+            let freshness = Freshness::of(seconds);
+            assert_eq!((freshness.p50, freshness.p99), (p50, p99));
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Log lines: text or JSON, to standard error. User ids never stand in them: [`Anonymiser`] gives a short keyed hash instead.
+
+use std::{fs, io::Write, path::Path};
+
+use anyhow::{Context, Result};
+use endcap_schemas::UserKey;
+use rand::{TryRng, rngs::SysRng};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::LogFormat;
+
+/// Level where `RUST_LOG` says nothing else.
+const LEVEL: &str = "warn,endcap=info";
+
+/// Starts logging for this process; a second call is a no-op.
+pub fn start(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LEVEL));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(crate::progress::LogWriter::default);
+    let _ = match format {
+        LogFormat::Text => lines.with_target(false).try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    };
+}
+
+/// Turns users into short names that mean nothing without the data directory's key.
+#[derive(Clone)]
+pub struct Anonymiser {
+    key: [u8; 32],
+}
+
+impl Anonymiser {
+    const FILE: &str = "log.key";
+
+    /// The anonymiser of a data directory; its key is made at first use and readable by its owner alone.
+    ///
+    /// # Errors
+    /// When the key cannot be read or written.
+    pub fn of(data: &Path) -> Result<Self> {
+        let path = data.join(Self::FILE);
+        if let Ok(bytes) = fs::read(&path)
+            && let Ok(key) = <[u8; 32]>::try_from(bytes.as_slice())
+        {
+            return Ok(Self { key });
+        }
+        let mut key = [0_u8; 32];
+        SysRng.try_fill_bytes(&mut key).context("cannot draw a random key")?;
+        let mut options = fs::OpenOptions::new();
+        options.create(true).write(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        file.write_all(&key).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { key })
+    }
+
+    /// Twelve hex digits that stand for `user` in this data directory's logs.
+    pub fn name(&self, user: &UserKey) -> String {
+        blake3::keyed_hash(&self.key, user.to_string().as_bytes()).to_hex()[..12].to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_has_one_name_per_data_directory() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let user = UserKey::of("shopper-0001");
+        let name = Anonymiser::of(one.path()).unwrap().name(&user);
+        assert_eq!(name, Anonymiser::of(one.path()).unwrap().name(&user));
+        assert_ne!(name, Anonymiser::of(other.path()).unwrap().name(&user));
+        assert!(!name.contains("shopper") && name.len() == 12);
+    }
+}

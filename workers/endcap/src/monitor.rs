@@ -1,0 +1,160 @@
+//! Reads the job's figures from the log and the store, over and over.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use endcap_inference::TokenCounts;
+use endcap_runtime::{Embedded, StageStats, Tally};
+use endcap_schemas::{PagePublished, topics::Topic, wire};
+use std::sync::Arc;
+
+use crate::figures::{CacheFigures, Figures, Freshness, PageFigures, StageFigures};
+
+/// Pages that freshness is taken from.
+const PAGES_MAX: usize = 500;
+/// Pages read at once.
+const READ_MAX: usize = 64;
+/// Readings that rates are taken over.
+const READINGS: usize = 10;
+
+/// What reads.
+pub struct Monitor {
+    file: Embedded,
+    stages: Vec<(&'static str, Arc<StageStats>)>,
+    /// The first page that was not read.
+    next_page: i64,
+    /// Freshness of the last pages, s.
+    fresh: VecDeque<f64>,
+    /// Time, tokens per stage and pages of the last readings.
+    past: VecDeque<(Duration, BTreeMap<&'static str, u64>, u64)>,
+}
+
+impl Monitor {
+    /// A monitor over `file`; `stages` in path order.
+    ///
+    /// # Errors
+    /// When the log does not answer.
+    pub fn new(file: Embedded, stages: Vec<(&'static str, Arc<StageStats>)>) -> Result<Self> {
+        let end = file.end(Topic::PAGES).context("cannot read the log")?;
+        let next_page = (end - i64::try_from(PAGES_MAX).unwrap_or(i64::MAX)).max(0);
+        Ok(Self { file, stages, next_page, fresh: VecDeque::new(), past: VecDeque::new() })
+    }
+
+    /// A reading. `up_for` is the time since the start; `feeder` says what the feeder is doing.
+    ///
+    /// # Errors
+    /// When log or store do not answer.
+    pub fn read(&mut self, up_for: Duration, feeder: Option<String>) -> Result<Figures> {
+        self.read_pages()?;
+        let tallies = self.file.tallies().context("cannot read the tallies")?;
+        let groups = self.file.groups().context("cannot read the positions")?;
+        let waiting = |stage: &str| groups.iter().filter(|group| group.group == group_of(stage)).map(|group| group.backlog.waiting).sum();
+        let published = u64::try_from(self.file.end(Topic::PAGES).context("cannot read the log")?).unwrap_or(0);
+        let none = Tally::default();
+        let mut tokens_now = BTreeMap::new();
+        let mut stages: Vec<StageFigures> = Vec::with_capacity(self.stages.len());
+        for (name, stats) in &self.stages {
+            let tally = tallies.get(*name).unwrap_or(&none);
+            let tokens = tokens_of(name, tally);
+            tokens_now.insert(*name, tokens.map_or(0, |tokens| tokens.prefilled + tokens.generated + tokens.forced));
+            stages.push(StageFigures {
+                name: (*name).to_owned(),
+                received: tally.received,
+                passed: tally.passed,
+                dropped: tally.dropped.clone(),
+                dead_lettered: tally.dead_lettered_total(),
+                waiting: waiting(name),
+                seconds: busy_seconds(tally),
+                tokens,
+                tokens_per_second: 0.0,
+                trouble: stats.snapshot().trouble,
+            });
+        }
+        let pages_per_second = self.rates(up_for, tokens_now, published, &mut stages);
+        Ok(Figures {
+            uptime_s: up_for.as_secs_f64(),
+            accepted: u64::try_from(self.file.end(Topic::EVENTS).context("cannot read the log")?).unwrap_or(0),
+            stages,
+            freshness: Freshness::of(self.fresh.iter().copied().collect()),
+            pages: PageFigures { published, shoppers: self.file.pages_count().context("cannot count the pages")?, per_second: pages_per_second },
+            cache: cache_figures(&tallies),
+            feeder,
+        })
+    }
+
+    /// Takes the freshness of the pages published since the last reading.
+    fn read_pages(&mut self) -> Result<()> {
+        let records = self.file.records(Topic::PAGES, self.next_page, READ_MAX).context("cannot read the log")?;
+        for record in &records {
+            self.next_page = record.offset + 1;
+            if let Ok(page) = wire::decode::<PagePublished>(&record.value) {
+                self.fresh.push_back(seconds_between(page.head.cause.accepted_ms, record.appended_ms));
+            }
+        }
+        while self.fresh.len() > PAGES_MAX {
+            self.fresh.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Fills in tokens a second; answers pages a second.
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+    fn rates(&mut self, now: Duration, tokens: BTreeMap<&'static str, u64>, published: u64, stages: &mut [StageFigures]) -> f64 {
+        self.past.push_back((now, tokens, published));
+        if self.past.len() > READINGS {
+            self.past.pop_front();
+        }
+        let (Some((from, before, pages_before)), Some((to, after, _))) = (self.past.front(), self.past.back()) else { return 0.0 };
+        let seconds = (*to - *from).as_secs_f64();
+        if seconds <= 0.0 {
+            return 0.0;
+        }
+        for stage in stages {
+            let count = |counts: &BTreeMap<&'static str, u64>| counts.get(stage.name.as_str()).copied().unwrap_or(0);
+            stage.tokens_per_second = count(after).saturating_sub(count(before)) as f64 / seconds;
+        }
+        published.saturating_sub(*pages_before) as f64 / seconds
+    }
+}
+
+/// The consumer group of a stage.
+pub fn group_of(stage: &str) -> String {
+    format!("endcap.{stage}.live")
+}
+
+/// Seconds in which a stage did something.
+pub fn busy_seconds(tally: &Tally) -> f64 {
+    tally.spent.iter().filter(|(phase, _)| phase.as_str() != endcap_runtime::Phase::Idle.label()).map(|(_, time)| time.as_secs_f64()).sum()
+}
+
+/// Tokens of a stage's model; `None` for a stage that counts none.
+pub fn tokens_of(stage: &str, tally: &Tally) -> Option<TokenCounts> {
+    let count = |kind: &str| tally.counters.get(&format!("{stage}.tokens_{kind}")).copied();
+    let prefilled = count("prefilled")?;
+    Some(TokenCounts { prefilled, generated: count("generated").unwrap_or(0), forced: count("forced").unwrap_or(0) })
+}
+
+/// Hit rates of both caches.
+pub fn cache_figures(tallies: &BTreeMap<String, Tally>) -> CacheFigures {
+    let count = |stage: &str, name: &str| tallies.get(stage).and_then(|tally| tally.counters.get(name)).copied();
+    CacheFigures {
+        keywords: share(count("keywords", "keywords.cache_hits"), count("keywords", "keywords.asked")),
+        verdicts: share(count("aiqa", "aiqa.cache_hits"), count("aiqa", "aiqa.asked")),
+    }
+}
+
+/// `hits` of `hits + misses`; `None` where nothing was asked.
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+fn share(hits: Option<u64>, misses: Option<u64>) -> Option<f64> {
+    let (hits, misses) = (hits.unwrap_or(0), misses.unwrap_or(0));
+    (hits + misses > 0).then(|| hits as f64 / (hits + misses) as f64)
+}
+
+/// From one moment to the other, s; never negative.
+#[expect(clippy::cast_precision_loss, reason = "milliseconds far below 2^52")]
+pub fn seconds_between(from_ms: i64, to_ms: i64) -> f64 {
+    (to_ms - from_ms).max(0) as f64 / 1_000.0
+}

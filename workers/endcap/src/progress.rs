@@ -1,0 +1,137 @@
+//! Live progress in the terminal: a line per stage that stays in place, or plain lines where no terminal is.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::figures::{Figures, StageFigures};
+
+/// How often plain lines are written.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+static BARS: OnceLock<MultiProgress> = OnceLock::new();
+
+fn bars() -> &'static MultiProgress {
+    BARS.get_or_init(MultiProgress::new)
+}
+
+/// Whether somebody watches.
+pub fn is_watched() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Writes log lines to standard error, above the bars where there are some.
+#[derive(Debug, Default)]
+pub struct LogWriter(Vec<u8>);
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let line = std::mem::take(&mut self.0);
+        match BARS.get() {
+            Some(bars) => bars.suspend(|| io::stderr().write_all(&line)),
+            None => io::stderr().write_all(&line),
+        }
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        // A log line that cannot be written has nowhere to be reported.
+        let _ = self.flush();
+    }
+}
+
+/// A bar over `total` steps of some preparation; invisible where nobody watches.
+pub fn steps(what: &str, total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:28} {bar:32.green/dim} {human_pos:>9} of {human_len}  {elapsed}").expect("a valid template");
+    let bar = if is_watched() { bars().add(ProgressBar::new(total)) } else { ProgressBar::hidden() };
+    bar.set_style(style);
+    bar.set_message(what.to_owned());
+    bar
+}
+
+/// The running job's display.
+pub struct Board {
+    head: ProgressBar,
+    stages: Vec<ProgressBar>,
+    plain: Option<Duration>,
+}
+
+impl Board {
+    /// A display for `stages` stages.
+    pub fn new(stages: usize) -> Self {
+        let line = |template: &str| {
+            let bar = bars().add(ProgressBar::new_spinner());
+            bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+            bar
+        };
+        if !is_watched() {
+            return Self { head: ProgressBar::hidden(), stages: Vec::new(), plain: Some(Duration::ZERO) };
+        }
+        Self { head: line("{msg}"), stages: (0..stages).map(|_| line("  {msg}")).collect(), plain: None }
+    }
+
+    /// Shows `figures`; `up_for` is the time since the start.
+    pub fn show(&mut self, figures: &Figures, up_for: Duration) {
+        match &mut self.plain {
+            Some(next) if up_for >= *next => {
+                *next = up_for + PLAIN_EVERY;
+                eprintln!("{} | {}", headline(figures), figures.stages.iter().map(brief).collect::<Vec<_>>().join(" | "));
+            }
+            Some(_) => {}
+            None => {
+                self.head.set_message(headline(figures));
+                for (bar, stage) in self.stages.iter().zip(&figures.stages) {
+                    bar.set_message(row(stage));
+                }
+            }
+        }
+    }
+
+    /// Leaves the last state on the screen.
+    pub fn end(&self) {
+        self.head.abandon();
+        self.stages.iter().for_each(ProgressBar::abandon);
+    }
+}
+
+fn headline(figures: &Figures) -> String {
+    let time = |seconds: Option<f64>| seconds.map_or_else(|| "–".to_owned(), |seconds| format!("{seconds:.2} s"));
+    format!(
+        "{} events in, {} pages out, freshness p50 {} p99 {}",
+        figures.accepted,
+        figures.pages.published,
+        time(figures.freshness.p50),
+        time(figures.freshness.p99),
+    )
+}
+
+fn row(stage: &StageFigures) -> String {
+    format!(
+        "{:9} in {:>7}  out {:>7}  dropped {:>6}  dead {:>4}  waiting {:>6}  {:>7.0} tokens/s",
+        stage.name,
+        stage.received,
+        stage.passed,
+        stage.dropped.values().sum::<u64>(),
+        stage.dead_lettered,
+        stage.waiting,
+        stage.tokens_per_second,
+    )
+}
+
+fn brief(stage: &StageFigures) -> String {
+    let dropped: u64 = stage.dropped.values().sum();
+    format!(
+        "{} in {} out {} dropped {dropped} waiting {} {:.0} tokens/s",
+        stage.name, stage.received, stage.passed, stage.waiting, stage.tokens_per_second
+    )
+}

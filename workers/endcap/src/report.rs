@@ -1,0 +1,370 @@
+//! What happened, counted from the log and the store when the run is over: nothing here was hoped for while it ran.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs,
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use endcap_inference::TokenCounts;
+use endcap_retrieval::{Market, Snapshot};
+use endcap_runtime::{Embedded, Store, Tally};
+use endcap_schemas::{DietSet, Keyword, Origin, Page, PagePublished, UserKey, topics::Topic, wire};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    desk,
+    explain::StageStory,
+    figures::Freshness,
+    monitor::{busy_seconds, cache_figures, seconds_between, tokens_of},
+};
+
+/// Placements that make a page.
+const FLOOR: usize = 5;
+/// Records or rows read at once.
+const READ_MAX: usize = 128;
+
+/// The report of a data directory.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Events in the log.
+    pub events_accepted: u64,
+    /// Shoppers whose context changed (erased ones excepted).
+    pub shoppers_changed: u64,
+    /// Shoppers whose page has at least 5 placements.
+    pub shoppers_with_page: u64,
+    /// Pages published.
+    pub pages_published: u64,
+    /// Placements of all published pages.
+    pub placements_published: u64,
+    /// Share of those placements that the merchandiser made in the model's place.
+    pub fallback_share: f64,
+    /// Keywords of stored pages that were not among their theme's candidates, or (where the answer came from the cache) not in the corpus.
+    pub keywords_outside_candidates: u64,
+    /// Products and keywords of published pages that violate the household's diets.
+    pub dietary_contradictions: u64,
+    /// Themes that the guardrails turned away, by reason.
+    pub themes_rejected: BTreeMap<String, u64>,
+    /// Placements that dedup and AIQA removed, by reason.
+    pub placements_pruned: BTreeMap<String, u64>,
+    /// Records that could not be processed, by reason.
+    pub dead_letters: BTreeMap<String, u64>,
+    /// From an accepted event to its page in the log.
+    pub freshness_seconds: Freshness,
+    /// Pages published ÷ seconds.
+    pub pages_per_second: f64,
+    /// From the first event to the last page.
+    pub seconds: f64,
+    /// Most memory that this process ever held.
+    pub peak_memory_bytes: Option<u64>,
+    /// What every stage did.
+    pub stages: BTreeMap<String, StageReport>,
+    /// Tokens of all generating models.
+    pub tokens: TokenCounts,
+    /// What retrieval looked at and saved.
+    pub candidates: CandidateReport,
+    /// How often answers came from a cache.
+    pub cache: CacheReport,
+    /// Model, index and prompt versions of the stored pages; several where pages of several versions are stored.
+    pub models: BTreeMap<String, String>,
+    /// Records of the log that this was counted from had gone by retention before the end.
+    pub log_trimmed: bool,
+    /// Households by the diets that the market's data did not hold and that were given by a seed; 0 where the data has its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seeded_diets: Option<u64>,
+}
+
+/// What a stage did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StageReport {
+    #[serde(rename = "in")]
+    received: u64,
+    passed: u64,
+    dropped: BTreeMap<String, u64>,
+    dead_lettered: u64,
+    seconds: f64,
+}
+
+/// What retrieval looked at and saved.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct CandidateReport {
+    /// Neighbours looked at.
+    pub considered: u64,
+    /// Prompt tokens that the candidates saved against the whole taxonomy of the page's departments.
+    pub tokens_saved: i64,
+    /// The same against the whole corpus.
+    pub tokens_saved_against_corpus: i64,
+}
+
+/// Hit rates, 0…1; none where nothing was asked.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct CacheReport {
+    /// Keyword lists.
+    pub keywords_hit_rate: Option<f64>,
+    /// Verdicts on products.
+    pub verdicts_hit_rate: Option<f64>,
+}
+
+/// Counts everything.
+///
+/// # Errors
+/// When log, store or market cannot be read.
+pub fn make(file: &Embedded, market: &Market) -> Result<Report> {
+    let snapshot = market.snapshot();
+    let tallies = file.tallies().context("cannot read the tallies")?;
+    let published = read_published(file, &snapshot)?;
+    let stored = read_stored(file, &snapshot)?;
+    let pages_published = end(file, Topic::PAGES)?;
+    let seconds = match (first_ms(file)?, published.last_ms) {
+        (Some(from), Some(to)) => seconds_between(from, to),
+        _ => 0.0,
+    };
+    let cache = cache_figures(&tallies);
+    Ok(Report {
+        events_accepted: end(file, Topic::EVENTS)?,
+        shoppers_changed: file.states_count().context("cannot count the shoppers")?,
+        shoppers_with_page: stored.with_page,
+        pages_published,
+        placements_published: published.placements,
+        fallback_share: ratio(published.fallbacks, published.placements),
+        keywords_outside_candidates: stored.keywords_outside,
+        dietary_contradictions: published.contradictions,
+        themes_rejected: counters(&tallies, "themes", "themes.rejected."),
+        placements_pruned: pruned(&tallies),
+        dead_letters: dead_letters(file)?,
+        freshness_seconds: Freshness::of(published.freshness),
+        pages_per_second: if seconds > 0.0 { pages_published as f64 / seconds } else { 0.0 },
+        seconds,
+        peak_memory_bytes: peak_memory_bytes(),
+        stages: tallies.iter().map(|(name, tally)| (name.clone(), stage_report(tally))).collect(),
+        tokens: tokens(&tallies),
+        candidates: candidates(&tallies),
+        cache: CacheReport { keywords_hit_rate: cache.keywords, verdicts_hit_rate: cache.verdicts },
+        models: stored.versions.into_iter().map(|(name, versions)| (name, versions.join(", "))).collect(),
+        log_trimmed: published.pages < pages_published,
+        seeded_diets: None,
+    })
+}
+
+/// Writes the report as JSON.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write(report: &Report, path: &Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(report).context("cannot write the report")?;
+    fs::write(path, text + "\n").with_context(|| format!("cannot write the report to {}", path.display()))
+}
+
+/// What the published pages say.
+#[derive(Debug, Default)]
+struct Published {
+    pages: u64,
+    placements: u64,
+    fallbacks: u64,
+    contradictions: u64,
+    freshness: Vec<f64>,
+    last_ms: Option<i64>,
+}
+
+fn read_published(file: &Embedded, market: &Snapshot) -> Result<Published> {
+    let mut published = Published::default();
+    let mut facts = Facts { market, products: HashMap::new(), terms: HashMap::new() };
+    let mut next = 0;
+    loop {
+        let records = file.records(Topic::PAGES, next, READ_MAX).context("cannot read the log")?;
+        let Some(last) = records.last() else { return Ok(published) };
+        next = last.offset + 1;
+        published.last_ms = Some(last.appended_ms);
+        for record in &records {
+            let message: PagePublished = wire::decode(&record.value).context("cannot read a published page")?;
+            published.pages += 1;
+            published.placements += message.page.placements.len() as u64;
+            published.fallbacks += message.page.placements.iter().filter(|placement| placement.theme.origin.is_fallback()).count() as u64;
+            published.contradictions += facts.contradictions(&message.page)?;
+            published.freshness.push(seconds_between(message.head.cause.accepted_ms, record.appended_ms));
+        }
+    }
+}
+
+/// Dietary facts of the market, remembered.
+struct Facts<'a> {
+    market: &'a Snapshot,
+    products: HashMap<String, DietSet>,
+    terms: HashMap<i64, DietSet>,
+}
+
+impl Facts<'_> {
+    /// Products and keywords of a page that violate its diets.
+    fn contradictions(&mut self, page: &Page) -> Result<u64> {
+        if page.diets.is_empty() {
+            return Ok(0);
+        }
+        let mut count = 0;
+        for placement in &page.placements {
+            for shown in &placement.products {
+                count += u64::from(page.diets.intersects(self.product(&shown.product)?));
+            }
+            for keyword in &placement.keywords {
+                count += u64::from(page.diets.intersects(self.term(keyword)?));
+            }
+        }
+        Ok(count)
+    }
+
+    fn product(&mut self, id: &str) -> Result<DietSet> {
+        if let Some(violates) = self.products.get(id) {
+            return Ok(*violates);
+        }
+        // A product that was withdrawn since is no contradiction of today's catalogue.
+        let violates = self.market.product(id).context("cannot read the catalogue")?.map_or(DietSet::NONE, |product| product.violates);
+        self.products.insert(id.to_owned(), violates);
+        Ok(violates)
+    }
+
+    fn term(&mut self, keyword: &Keyword) -> Result<DietSet> {
+        if let Some(violates) = self.terms.get(&keyword.id) {
+            return Ok(*violates);
+        }
+        let violates = self.market.term(keyword.id).context("cannot read the keyword corpus")?.map_or(DietSet::NONE, |term| term.violates);
+        self.terms.insert(keyword.id, violates);
+        Ok(violates)
+    }
+}
+
+/// What the stored pages say.
+#[derive(Debug, Default)]
+struct Stored {
+    with_page: u64,
+    keywords_outside: u64,
+    versions: BTreeMap<String, Vec<String>>,
+}
+
+fn read_stored(file: &Embedded, market: &Snapshot) -> Result<Stored> {
+    let mut stored = Stored::default();
+    let mut after: Option<UserKey> = None;
+    loop {
+        let rows = file.pages_after(after.as_ref(), READ_MAX).context("cannot read the pages")?;
+        let Some((last, _)) = rows.last() else { return Ok(stored) };
+        after = Some(last.clone());
+        for (user, row) in &rows {
+            let Some(bytes) = &row.page else { continue };
+            let published = desk::decode(bytes)?;
+            stored.with_page += u64::from(published.page.placements.len() >= FLOOR);
+            stored.keywords_outside += keywords_outside(file, market, user, &published)?;
+            for (name, version) in &published.page.versions {
+                let versions = stored.versions.entry(name.clone()).or_default();
+                if !versions.contains(version) {
+                    versions.push(version.clone());
+                }
+            }
+        }
+    }
+}
+
+/// Keywords of a page that its theme's candidates do not have. Placements of the floor have keywords by the merchandiser's own rules
+/// and are compared with the corpus, as are answers from the cache, whose candidates are not looked up again.
+fn keywords_outside(file: &Embedded, market: &Snapshot, user: &UserKey, published: &PagePublished) -> Result<u64> {
+    let results = file.results(user).context("cannot read stage results")?;
+    let told = results.iter().find(|result| result.stage == "keywords").map(StageStory::of).transpose()?;
+    let candidates = told
+        .filter(|story| story.context_ms == published.head.context_ms)
+        .map(|story| candidates_by_title(&story.explanation))
+        .unwrap_or_default();
+    let mut outside = 0;
+    for placement in &published.page.placements {
+        let listed = candidates.get(&placement.theme.title).filter(|_| placement.theme.origin != Origin::FloorFallback);
+        for keyword in &placement.keywords {
+            let inside = match listed {
+                Some(terms) => terms.contains(&endcap_inference::prompts::plain(&keyword.text)),
+                None => market.term(keyword.id).context("cannot read the keyword corpus")?.is_some_and(|term| term.text == keyword.text),
+            };
+            outside += u64::from(!inside);
+        }
+    }
+    Ok(outside)
+}
+
+/// Candidates that the keywords stage wrote down, by title; themes without any are left out.
+fn candidates_by_title(explanation: &Value) -> HashMap<String, HashSet<String>> {
+    let themes = explanation["themes"].as_array().into_iter().flatten();
+    themes
+        .filter_map(|theme| {
+            let groups = theme["candidates"].as_array()?.iter().flat_map(|group| group["terms"].as_array().into_iter().flatten());
+            let terms: HashSet<String> = groups.filter_map(|term| Some(endcap_inference::prompts::plain(term.as_str()?))).collect();
+            (!terms.is_empty()).then(|| Some((theme["title"].as_str()?.to_owned(), terms)))?
+        })
+        .collect()
+}
+
+fn end(file: &Embedded, topic: Topic) -> Result<u64> {
+    Ok(u64::try_from(file.end(topic).context("cannot read the log")?).unwrap_or(0))
+}
+
+fn first_ms(file: &Embedded) -> Result<Option<i64>> {
+    Ok(file.records(Topic::EVENTS, 0, 1).context("cannot read the log")?.first().map(|record| record.appended_ms))
+}
+
+fn dead_letters(file: &Embedded) -> Result<BTreeMap<String, u64>> {
+    let mut by_reason = BTreeMap::new();
+    for ((_, kind), count) in file.dead_letter_counts().context("cannot read dead letters")? {
+        *by_reason.entry(kind).or_default() += count;
+    }
+    Ok(by_reason)
+}
+
+fn stage_report(tally: &Tally) -> StageReport {
+    StageReport {
+        received: tally.received,
+        passed: tally.passed,
+        dropped: tally.dropped.clone(),
+        dead_lettered: tally.dead_lettered_total(),
+        seconds: busy_seconds(tally),
+    }
+}
+
+/// A stage's counters below `prefix`, without it.
+fn counters(tallies: &BTreeMap<String, Tally>, stage: &str, prefix: &str) -> BTreeMap<String, u64> {
+    let counters = tallies.get(stage).map(|tally| &tally.counters).into_iter().flatten();
+    counters.filter_map(|(name, count)| Some((name.strip_prefix(prefix)?.to_owned(), *count))).collect()
+}
+
+/// Placements that dedup and AIQA took away, by reason.
+fn pruned(tallies: &BTreeMap<String, Tally>) -> BTreeMap<String, u64> {
+    let reasons = [
+        ("repeated", "dedup", "dedup.dropped"),
+        ("too_few_products", "aiqa", "aiqa.drafts_too_few_products"),
+        ("too_mixed", "aiqa", "aiqa.drafts_too_mixed"),
+    ];
+    let count = |stage: &str, name: &str| tallies.get(stage).and_then(|tally| tally.counters.get(name)).copied().unwrap_or(0);
+    reasons.into_iter().map(|(reason, stage, name)| (reason.to_owned(), count(stage, name))).collect()
+}
+
+fn tokens(tallies: &BTreeMap<String, Tally>) -> TokenCounts {
+    let mut sum = TokenCounts::default();
+    tallies.iter().filter_map(|(stage, tally)| tokens_of(stage, tally)).for_each(|tokens| sum += tokens);
+    sum
+}
+
+fn candidates(tallies: &BTreeMap<String, Tally>) -> CandidateReport {
+    let count = |name: &str| tallies.get("keywords").and_then(|tally| tally.counters.get(name)).copied().unwrap_or(0);
+    let saved = |against: &str| count(against).cast_signed() - count("keywords.prompt_tokens_retrieved").cast_signed();
+    CandidateReport {
+        considered: count("keywords.considered"),
+        tokens_saved: saved("keywords.prompt_tokens_taxonomy"),
+        tokens_saved_against_corpus: saved("keywords.prompt_tokens_corpus"),
+    }
+}
+
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// Most memory that this process ever held, where the system tells.
+pub fn peak_memory_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib * 1_024)
+}

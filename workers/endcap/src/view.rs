@@ -1,0 +1,164 @@
+//! A stored page as people see it: ids resolved in the catalogue, and why each placement is there.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use anyhow::{Context, Result};
+use endcap_retrieval::Snapshot;
+use endcap_schemas::{Descriptor, Head, Keyword, Origin, Page, Placement, Product, PurchaseMemory};
+use serde::Serialize;
+
+/// A page for the front end.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PageView {
+    /// Whose.
+    pub user: String,
+    /// The shopper in a few words.
+    pub persona: String,
+    /// Diets in words.
+    pub diets: Vec<&'static str>,
+    /// The fold's clock: identifies the page of this shopper.
+    pub context_ms: i64,
+    /// The event behind it.
+    pub event_id: String,
+    /// When the log took that event.
+    pub accepted_ms: i64,
+    /// When the page could be read.
+    pub published_ms: i64,
+    /// From one to the other.
+    pub freshness_ms: i64,
+    /// Model, index and prompt versions.
+    pub versions: BTreeMap<String, String>,
+    /// Carousels in order.
+    pub placements: Vec<PlacementView>,
+}
+
+/// A carousel for the front end.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlacementView {
+    /// Its title.
+    pub title: String,
+    /// The intent behind it.
+    pub intent: String,
+    /// The latest purchase that it goes back to, where there is one.
+    pub because: Option<String>,
+    /// Who wrote it.
+    pub origin: Origin,
+    /// What retrieved its products.
+    pub keywords: Vec<KeywordView>,
+    /// Its products in order.
+    pub products: Vec<ProductView>,
+    /// How many the keywords retrieved.
+    pub retrieved: i32,
+}
+
+/// A keyword for the front end.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KeywordView {
+    /// The term.
+    pub text: String,
+    /// Its kind.
+    pub descriptor: Descriptor,
+}
+
+/// A product for the front end.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ProductView {
+    /// Its id.
+    pub id: String,
+    /// Name without brand and size.
+    pub name: String,
+    /// Brand; empty where there is none.
+    pub brand: String,
+    /// Package size; empty where unknown.
+    pub size: String,
+    /// Price, where known.
+    pub price_cents: Option<i64>,
+    /// Taxonomy leaf.
+    pub category: String,
+    /// Top of its taxonomy path.
+    pub department: String,
+    /// Relevance to the placement, 0…1; none on the control page.
+    pub score: Option<f64>,
+}
+
+impl ProductView {
+    /// The view of a product.
+    pub fn of(product: &Product, score: Option<f64>) -> Self {
+        Self {
+            id: product.id.clone(),
+            name: product.name.clone(),
+            brand: product.brand.clone(),
+            size: product.size.clone(),
+            price_cents: product.price_cents,
+            category: product.category().to_owned(),
+            department: product.category_path.first().cloned().unwrap_or_default(),
+            score,
+        }
+    }
+}
+
+impl KeywordView {
+    /// The view of a keyword.
+    pub fn of(keyword: &Keyword) -> Self {
+        Self { text: keyword.text.clone(), descriptor: keyword.descriptor }
+    }
+}
+
+/// Shows `page`; products that have left the catalogue since are left out. `recent` are the shopper's purchases, newest first.
+///
+/// # Errors
+/// When the catalogue cannot be read.
+pub fn page(head: &Head, page: &Page, published_ms: i64, recent: &[PurchaseMemory], market: &Snapshot) -> Result<PageView> {
+    let mut told = HashSet::new();
+    let placements = page
+        .placements
+        .iter()
+        .map(|placement| show_placement(placement, because(placement, recent, market, &mut told), market))
+        .collect::<Result<_>>()?;
+    Ok(PageView {
+        user: short_name(head),
+        persona: page.persona.clone(),
+        diets: page.diets.iter().map(endcap_schemas::Diet::words).collect(),
+        context_ms: head.context_ms,
+        event_id: head.cause.event_id.clone(),
+        accepted_ms: head.cause.accepted_ms,
+        published_ms,
+        freshness_ms: (published_ms - head.cause.accepted_ms).max(0),
+        versions: page.versions.clone(),
+        placements,
+    })
+}
+
+fn show_placement(placement: &Placement, because: Option<String>, market: &Snapshot) -> Result<PlacementView> {
+    let ids: Vec<&str> = placement.products.iter().map(|shown| shown.product.as_str()).collect();
+    let found = market.products(&ids).context("cannot read the catalogue")?;
+    let by_id: HashMap<&str, &Product> = found.iter().map(|product| (product.id.as_str(), product)).collect();
+    let products = placement.products.iter().filter_map(|shown| Some(ProductView::of(by_id.get(shown.product.as_str())?, Some(shown.score))));
+    Ok(PlacementView {
+        title: placement.theme.title.clone(),
+        intent: placement.theme.intent.clone(),
+        because,
+        origin: placement.theme.origin,
+        keywords: placement.keywords.iter().map(KeywordView::of).collect(),
+        products: products.collect(),
+        retrieved: placement.retrieved,
+    })
+}
+
+/// The newest purchase in one of the theme's categories, or next to its anchor; each purchase is told once a page.
+fn because(placement: &Placement, recent: &[PurchaseMemory], market: &Snapshot, told: &mut HashSet<String>) -> Option<String> {
+    let concepts = &placement.theme.concepts;
+    let anchor = concepts.first()?;
+    let related = market.category(anchor).map(|category| category.related.as_slice()).unwrap_or_default();
+    let close = |purchase: &&PurchaseMemory| concepts.contains(&purchase.category);
+    let near = |purchase: &&PurchaseMemory| related.contains(&purchase.category);
+    let fresh = |purchase: &&PurchaseMemory| !told.contains(&purchase.product);
+    let found = recent.iter().filter(fresh).find(close).or_else(|| recent.iter().filter(fresh).find(near))?;
+    told.insert(found.product.clone());
+    Some(found.name.clone())
+}
+
+/// `user` for the default tenant, else `tenant/user`.
+fn short_name(head: &Head) -> String {
+    crate::names::short(&head.user)
+}

@@ -1,0 +1,41 @@
+//! What the API says when it cannot do what it was asked.
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+/// A failed request: a status and one sentence for the caller.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    message: String,
+}
+
+impl ApiError {
+    /// An error for the caller.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    /// Nothing there.
+    pub fn absent(what: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, what)
+    }
+}
+
+/// What went wrong inside is logged, and told without details.
+impl From<anyhow::Error> for ApiError {
+    fn from(error: anyhow::Error) -> Self {
+        tracing::error!(error = format!("{error:#}"), "request failed");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer: try again in a moment")
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(json!({ "error": self.message }))).into_response()
+    }
+}

@@ -1,0 +1,128 @@
+//! The HTTP interface: paths, their parameters and their answers.
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, Query, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use endcap_schemas::{ShopperEvent, UserKey};
+use serde::{Deserialize, Serialize};
+
+use super::{Web, error::ApiError, ingest};
+use crate::{
+    control::ControlView,
+    desk::{DeadLetters, Health, Mark, Shoppers, Taken},
+    explain::Story,
+    figures::Figures,
+    view::PageView,
+};
+
+/// Most rows of a list.
+const ROWS_MAX: usize = 500;
+
+/// Every route of the interface.
+pub(super) fn routes() -> Router<Web> {
+    Router::new()
+        .route("/v1/shoppers", get(shoppers))
+        .route("/v1/pages/{*user}", get(page))
+        .route("/v1/control/{*user}", get(control))
+        .route("/v1/journey/{*user}", get(journey))
+        .route("/v1/explain/{*user}", get(explain))
+        .route("/v1/events", post(events))
+        .route("/v1/pipeline", get(pipeline))
+        .route("/v1/dead-letters", get(dead_letters))
+        .route("/metrics", get(metrics))
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .fallback(|| async { ApiError::absent("there is nothing here") })
+}
+
+#[derive(Debug, Deserialize)]
+struct ListQuery {
+    #[serde(default)]
+    search: String,
+    #[serde(default)]
+    reason: Option<String>,
+    #[serde(default = "fifty")]
+    limit: usize,
+}
+
+fn fifty() -> usize {
+    50
+}
+
+async fn shoppers(State(web): State<Web>, Query(query): Query<ListQuery>) -> Result<Json<Shoppers>, ApiError> {
+    let search: String = query.search.chars().take(ShopperEvent::TEXT_MAX_BYTES).collect();
+    web.ask(move |desk| desk.shoppers(&search, query.limit.min(ROWS_MAX))).await.map(Json)
+}
+
+async fn page(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<PageView>, ApiError> {
+    let user = user_of(&user)?;
+    web.ask(move |desk| desk.page(&user)).await?.map(Json).ok_or_else(|| ApiError::absent("this shopper has no page yet"))
+}
+
+async fn control(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<ControlView>, ApiError> {
+    user_of(&user)?;
+    web.ask(|desk| desk.control()).await.map(Json)
+}
+
+#[derive(Debug, Serialize)]
+struct Journey {
+    stages: Vec<Mark>,
+}
+
+async fn journey(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<Journey>, ApiError> {
+    let user = user_of(&user)?;
+    web.ask(move |desk| desk.journey(&user)).await.map(|stages| Json(Journey { stages }))
+}
+
+async fn explain(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<Story>, ApiError> {
+    let user = user_of(&user)?;
+    web.ask(move |desk| desk.explain(&user)).await?.map(Json).ok_or_else(|| ApiError::absent("nothing is known of this shopper yet"))
+}
+
+/// Answers when the events are durable. `200` also where some were rejected: each event has its own result.
+async fn events(State(web): State<Web>, headers: HeaderMap, body: Bytes) -> Result<Json<Taken>, ApiError> {
+    ingest::check_type(&headers)?;
+    let received = ingest::read(&body)?;
+    web.ask(move |desk| desk.take(received)).await.map(Json)
+}
+
+async fn pipeline(State(web): State<Web>) -> Json<Figures> {
+    Json(web.desk.figures().as_ref().clone())
+}
+
+async fn dead_letters(State(web): State<Web>, Query(query): Query<ListQuery>) -> Result<Json<DeadLetters>, ApiError> {
+    web.ask(move |desk| desk.dead_letters(query.reason.as_deref(), query.limit.min(ROWS_MAX))).await.map(Json)
+}
+
+async fn metrics(State(web): State<Web>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], web.desk.metrics()).into_response()
+}
+
+async fn live(State(web): State<Web>) -> Response {
+    answer(web.desk.live())
+}
+
+async fn ready(State(web): State<Web>) -> Response {
+    answer(web.desk.ready())
+}
+
+fn answer(health: Health) -> Response {
+    let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(health)).into_response()
+}
+
+/// `user` or `tenant/user`.
+fn user_of(text: &str) -> Result<UserKey, ApiError> {
+    let user: UserKey = text.parse().unwrap_or_else(|never| match never {});
+    let fits = |part: &str| !part.is_empty() && part.len() <= ShopperEvent::TEXT_MAX_BYTES && !part.chars().any(char::is_control);
+    if fits(&user.tenant) && fits(&user.user) {
+        Ok(user)
+    } else {
+        Err(ApiError::new(StatusCode::BAD_REQUEST, "this cannot be a shopper's id"))
+    }
+}

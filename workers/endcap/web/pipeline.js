@@ -1,0 +1,85 @@
+// The pipeline, live: what every stage took in, passed on, dropped and still has waiting; freshness; dead letters.
+
+import { byId, clock, compact, every, get, h, number, seconds, sentence, svg } from './dom.js';
+
+const POINTS = 60;
+const WORDS = {
+  context: ['Context', 'Folds events into who the shopper is'],
+  themes: ['Themes', 'A decoder writes titles, intents and concepts'],
+  keywords: ['Keywords', 'Nearest terms, then a choice among them'],
+  dedup: ['Dedup', 'Embeddings find near-repeats'],
+  aiqa: ['Quality', 'A cross-encoder judges every product'],
+};
+
+const history = new Map(); // stage → its passed counts, newest last
+
+export function startPipeline(wanted) {
+  const draw = every(1000, wanted, async () => {
+    try {
+      const [pipeline, dead] = await Promise.all([get('/v1/pipeline'), get('/v1/dead-letters?limit=100')]);
+      tiles(pipeline);
+      stages(pipeline.stages);
+      letters(dead);
+    } catch (error) {
+      byId('feeder').textContent = `Not reachable: ${error.message}`;
+    }
+  });
+  addEventListener('hashchange', draw);
+  draw();
+}
+
+function tiles({ accepted, pages, freshness, cache, feeder, uptime_s: uptime }) {
+  const figure = (name, value, note = '') => h('div.figure', {}, h('p', {}, name), h('b', {}, value), h('small', {}, note));
+  const share = (value) => (value === null || value === undefined ? '–' : `${Math.round(value * 100)}%`);
+  byId('tiles').replaceChildren(
+    figure('Freshness, median', seconds(freshness.p50), 'event accepted → page readable'),
+    figure('Freshness, 99th percentile', seconds(freshness.p99), `over the last ${number(freshness.count)} pages`),
+    figure('Events accepted', compact(accepted), `${number(pages.shoppers)} shoppers with a page`),
+    figure('Pages published', compact(pages.published), uptime > 0 ? `${(pages.per_second ?? 0).toFixed(2)} a second lately` : ''),
+    figure('Keyword cache', share(cache.keywords), 'answers taken from the cache'),
+    figure('Verdict cache', share(cache.verdicts), 'answers taken from the cache'));
+  byId('feeder').textContent = feeder ?? '';
+}
+
+function stages(rows) {
+  byId('flow').replaceChildren(...rows.map((row) => {
+    const [name, purpose] = WORDS[row.name] ?? [sentence(row.name), ''];
+    const points = history.get(row.name) ?? [];
+    points.push(row.passed);
+    if (points.length > POINTS + 1) points.shift();
+    history.set(row.name, points);
+    const dropped = Object.values(row.dropped).reduce((sum, n) => sum + n, 0);
+    return h('li.stage', { 'data-stage': row.name },
+      h('header', {}, h('h3', {}, name), h(row.waiting ? 'span.waiting-count.busy' : 'span.waiting-count', {}, row.waiting ? `${number(row.waiting)} waiting` : 'up to date')),
+      h('p', {}, purpose),
+      spark(points),
+      h('dl', {},
+        line('In', row.in), line('Passed on', row.passed), line('Dropped', dropped, Object.entries(row.dropped).map(([reason, n]) => `${reason}: ${n}`).join(', ')),
+        line('Dead letters', row.dead_lettered, '', row.dead_lettered > 0),
+        row.tokens ? line('Tokens/s', row.tokens_per_second ?? 0, `${number(row.tokens.prefilled)} read, ${number(row.tokens.generated)} chosen, ${number(row.tokens.forced)} forced`) : line('Busy', seconds(row.seconds))));
+  }));
+}
+
+const line = (name, value, title = '', bad = false) => [
+  h('dt', {}, name),
+  h(bad ? 'dd.bad' : 'dd', { title: title || null }, typeof value === 'number' ? compact(value) : value),
+];
+
+/** Passed per second over the last minute. */
+function spark(points) {
+  const rates = points.slice(1).map((value, i) => Math.max(0, value - points[i]));
+  const top = Math.max(1, ...rates);
+  const at = (rate, i) => `${(i / (POINTS - 1)) * 100} ${38 - (rate / top) * 34}`;
+  const shift = POINTS - rates.length;
+  const path = rates.length > 1 ? `M${rates.map((rate, i) => at(rate, i + shift)).join('L')}` : 'M0 38H100';
+  const area = rates.length > 1 ? `${path}L100 40L${(shift / (POINTS - 1)) * 100} 40Z` : '';
+  return svg('svg', { class: 'spark', viewBox: '0 0 100 40', preserveAspectRatio: 'none', role: 'img', 'aria-label': `At most ${top} a second in the last minute` },
+    svg('path', { class: 'area', d: area }), svg('path', { d: path }));
+}
+
+function letters({ total, letters: rows }) {
+  byId('dead-count').textContent = total ? `${number(total)} in all` : '';
+  byId('dead').replaceChildren(...(rows.length ? rows.map((row) => h('tr', {},
+    h('td', {}, clock(row.at_ms)), h('td', {}, row.stage), h('td', {}, h('span.reason', {}, row.reason)), h('td', {}, row.message), h('td', {}, h('code', {}, row.original))))
+    : [h('tr', {}, h('td', { colspan: 5 }, 'None. Everything that came in could be processed.'))]));
+}

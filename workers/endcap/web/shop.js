@@ -1,0 +1,219 @@
+// The storefront: a shopper's page as carousels, the control page beside it, and what happens after a purchase.
+
+import { byId, clock, every, get, h, number, post, price, seconds, sentence, svg, toast } from './dom.js';
+import { explain } from './explain.js';
+import { hue, pictogram } from './pictograms.js';
+
+const STAGES = [['context', 'Context'], ['themes', 'Themes'], ['keywords', 'Keywords'], ['dedup', 'Dedup'], ['aiqa', 'Quality check']];
+const ORIGINS = { theme_fallback: 'Merchandiser', page_fallback: 'Merchandiser', floor_fallback: 'Merchandiser', cold: 'Season & popularity' };
+const HIGHLIGHT_MS = 15_000;
+
+const state = {
+  user: null,
+  stamp: null,          // context of the shown page
+  seen: new Set(),      // titles and products of the page before
+  purchase: null,       // { id, product, clicked, acceptedMs } while a page is awaited
+  mode: 'personal',
+};
+
+export const shopper = () => state.user;
+
+/** Shows `user`'s page; the same user again changes nothing. */
+export function openShop(user) {
+  if (user === state.user && user !== null) return;
+  Object.assign(state, { user, stamp: null, seen: new Set(), purchase: null });
+  byId('journey').hidden = true;
+  byId('facts').replaceChildren();
+  byId('who').textContent = user ?? 'Storefront';
+  byId('persona').textContent = user ? 'One moment…' : 'Waiting for the first page';
+  byId('explain').disabled = !user;
+  byId('personal').replaceChildren(...(user ? [h('div.skeleton'), h('div.skeleton')] : [waitingNote()]));
+  if (user) refresh();
+  if (state.mode !== 'personal') showControl();
+}
+
+const refresh = every(1000, () => state.user !== null && !byId('view-shop').hidden, async () => {
+  const user = state.user;
+  try {
+    if (state.purchase) await followPurchase(user);
+    const page = await get(`/v1/pages/${encodeURIComponent(user)}`);
+    if (user === state.user && page.context_ms !== state.stamp) show(page);
+  } catch (error) {
+    if (user === state.user && state.stamp === null) {
+      byId('persona').textContent = error.status === 404 ? 'No page yet' : 'The page cannot be read';
+      byId('personal').replaceChildren(error.status === 404 ? waitingNote() : h('div.empty', {}, h('b', {}, 'The page cannot be read'), error.message));
+    }
+  }
+});
+
+const waitingNote = () => h('div.empty', {}, h('b', {}, 'No page yet'), 'A page appears here a few seconds after the first event of the shopper.');
+
+// ---- the page ----
+
+function show(page) {
+  const first = state.stamp === null;
+  state.stamp = page.context_ms;
+  const mine = state.purchase && page.accepted_ms >= state.purchase.acceptedMs;
+  byId('who').textContent = state.user;
+  byId('persona').textContent = sentence(page.persona || 'A new shopper');
+  byId('facts').replaceChildren(...facts(page));
+  const column = byId('personal');
+  const known = state.seen;
+  column.replaceChildren(...page.placements.map((placement, order) => placementRow(placement, order, first ? null : known)));
+  column.classList.remove('waiting');
+  column.setAttribute('aria-busy', 'false');
+  state.seen = new Set(page.placements.flatMap((placement) => [placement.title, ...placement.products.map((product) => product.id)]));
+  if (!first) setTimeout(() => column.querySelectorAll('.arrived').forEach((row) => row.classList.remove('arrived')), HIGHLIGHT_MS);
+  if (mine) finishPurchase();
+}
+
+function facts(page) {
+  const fallbacks = page.placements.filter((placement) => ORIGINS[placement.origin]).length;
+  return [
+    ...page.diets.map((diet) => h('li.chip.strong', {}, sentence(diet))),
+    h('li.chip', {}, `${page.placements.length} placements`),
+    h('li.chip', {}, `${number(page.placements.reduce((sum, placement) => sum + placement.products.length, 0))} products`),
+    fallbacks ? h('li.chip', {}, `${fallbacks} by the merchandiser`) : null,
+    h('li.chip', { title: 'From the event being accepted to the page being readable' }, `made in ${seconds(page.freshness_ms / 1000)}, ${clock(page.published_ms)}`),
+  ].filter(Boolean);
+}
+
+function placementRow(placement, order, known) {
+  const isNew = known !== null && !known.has(placement.title);
+  const shelf = h('div.shelf', { tabindex: '0', role: 'group', 'aria-label': `Products: ${placement.title}` },
+    placement.products.map((product) => card(product, known !== null && !known.has(product.id))));
+  return h(isNew ? 'section.placement.arrived' : 'section.placement', { '--order': order, 'data-title': placement.title },
+    h('div.placement-head', {},
+      h('div', {},
+        h('h2', {}, sentence(placement.title), isNew ? h('span.badge.new', {}, 'New') : null,
+          ORIGINS[placement.origin] ? h('span.badge', {}, ORIGINS[placement.origin]) : null),
+        why(placement)),
+      arrows(shelf)),
+    placement.keywords.length ? h('div.keywords', { 'aria-label': 'Keywords' }, placement.keywords.map(keyword)) : null,
+    shelf);
+}
+
+function why(placement) {
+  const because = placement.because ? [' · Because you bought ', h('b', {}, placement.because)] : [];
+  return h('p.why', {}, sentence(placement.intent), because);
+}
+
+function keyword(word) {
+  const node = word.descriptor === 'node';
+  const drawing = node ? 'M2 2h3v3H2zM7 7h3v3H7zM3.500 5v3.500H7' : 'M5 1.500a3.500 3.500 0 1 0 .01 0M7.500 7.500 10.500 10.500';
+  return h(node ? 'span.keyword.node' : 'span.keyword', { title: node ? 'Taxonomy node' : 'Search query' },
+    svg('svg', { viewBox: '0 0 12 12', 'aria-hidden': 'true' }, svg('path', { d: drawing })), word.text);
+}
+
+function card(product, fresh) {
+  const name = [product.brand, product.name, product.size].filter(Boolean).join(' ');
+  return h(fresh ? 'article.card.fresh' : 'article.card', { '--hue': hue(product.department), 'data-product': product.id },
+    h('div.tile', {}, pictogram(product)),
+    product.score === null ? null : h('span.score', { title: 'Relevance to the placement, by the cross-encoder' }, `${Math.round(product.score * 100)}%`),
+    h('div.card-words', {},
+      h('p.card-brand', {}, product.brand || sentence(product.category)),
+      h('h3', { title: name }, sentence(product.name)),
+      h('p.card-size', {}, product.size),
+      h('div.card-foot', {},
+        h('span.price', {}, price(product.price_cents)),
+        h('button.buy', { type: 'button', 'aria-label': `Buy ${name}`, onclick: (event) => buy(product, event.currentTarget) }, 'Buy'))));
+}
+
+function arrows(shelf) {
+  const turn = (direction) => shelf.scrollBy({ left: direction * shelf.clientWidth * 0.85, behavior: 'smooth' });
+  const arrow = (label, path, direction) => h('button.icon', { type: 'button', 'aria-label': label, onclick: () => turn(direction) },
+    svg('svg', { viewBox: '0 0 24 24', 'aria-hidden': 'true' }, svg('path', { d: path })));
+  return h('div.arrows', {}, arrow('Back', 'm14 6-6 6 6 6', -1), arrow('Forward', 'm10 6 6 6-6 6', 1));
+}
+
+// ---- a purchase and its page ----
+
+async function buy(product, button) {
+  button.disabled = true;
+  const [tenant, user] = state.user.includes('/') ? state.user.split(/\/(.*)/) : ['default', state.user];
+  const event = { id: newId(), tenant, user, at_ms: Date.now(), kind: 'purchase', lines: [{ product: product.id, quantity: 1 }] };
+  try {
+    const { results, accepted_ms } = await post('/v1/events', event);
+    if (results[0].status !== 'accepted') throw new Error(results[0].reason ?? results[0].status);
+    state.purchase = { id: event.id, product, clicked: performance.now(), acceptedMs: accepted_ms };
+    byId('personal').classList.add('waiting');
+    byId('personal').setAttribute('aria-busy', 'true');
+    toast(`Bought ${product.name}. Regenerating the page…`);
+    drawJourney([]);
+    refresh();
+  } catch (error) {
+    toast(`The purchase was not taken: ${error.message}`, 'bad');
+  } finally {
+    setTimeout(() => { button.disabled = false; }, 800);
+  }
+}
+
+/** 128 random bits in hex; `crypto.randomUUID` is missing on plain HTTP beyond loopback. */
+const newId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+
+async function followPurchase(user) {
+  const { stages } = await get(`/v1/journey/${encodeURIComponent(user)}`);
+  if (state.purchase && user === state.user) drawJourney(stages);
+}
+
+function drawJourney(stages, pageAfter = null) {
+  const { product, clicked, acceptedMs } = state.purchase;
+  const strip = byId('journey');
+  // The context that holds the purchase: the fold names the event, or has gone past it with a later one.
+  const fold = stages.find((each) => each.stage === 'context' && (each.event_id === state.purchase.id || each.at_ms > acceptedMs + 2000));
+  const through = (stage) => fold && stages.find((each) => each.stage === stage && each.context_ms >= fold.context_ms);
+  const open = STAGES.findIndex(([stage]) => !through(stage));
+  const steps = STAGES.map(([stage, name], i) => {
+    const done = through(stage);
+    const kind = done ? 'li.done' : i === open ? 'li.now' : 'li';
+    const words = done ? `+${seconds(Math.max(0, done.at_ms - acceptedMs) / 1000)}` : i === open ? 'at work' : 'waits';
+    return h(kind, {}, h('b', {}, name), h('span', {}, words));
+  });
+  strip.replaceChildren(
+    h('li.done', {}, h('b', {}, sentence(product.name)), h('span', {}, pageAfter === null ? `bought ${seconds((performance.now() - clicked) / 1000)} ago` : `new page ${seconds(pageAfter)} later`)), ...steps);
+  strip.hidden = false;
+}
+
+async function finishPurchase() {
+  const purchase = state.purchase;
+  const pageAfter = (performance.now() - purchase.clicked) / 1000;
+  toast(`New page ${seconds(pageAfter)} after the purchase`);
+  const { stages } = await get(`/v1/journey/${encodeURIComponent(state.user)}`).catch(() => ({ stages: [] }));
+  if (state.purchase !== purchase) return;
+  drawJourney(stages, pageAfter);
+  state.purchase = null;
+}
+
+// ---- control ----
+
+async function showControl() {
+  const column = byId('control');
+  try {
+    const page = await get(`/v1/control/${encodeURIComponent(state.user ?? 'anybody')}`);
+    column.replaceChildren(...page.placements.map((placement, order) => placementRow({ ...placement, origin: null }, order, null)));
+  } catch (error) {
+    column.replaceChildren(h('div.empty', {}, h('b', {}, 'No control page'), error.message));
+  }
+}
+
+/** With a control page in sight, each column says what it is. */
+function heads() {
+  document.querySelectorAll('.column-heads').forEach((row) => row.remove());
+  if (state.mode === 'personal') return;
+  const head = (name, words) => h('div.column-head', {}, h('h2', {}, name), h('p', {}, words));
+  byId('columns').before(h('div.columns.column-heads', { 'data-mode': state.mode },
+    state.mode === 'both' ? head('Personal', 'generated for this shopper') : null,
+    head('Control', 'a static library, the same for everybody')));
+}
+
+function setMode(mode) {
+  state.mode = mode;
+  byId('columns').dataset.mode = mode;
+  byId('personal').hidden = mode === 'control';
+  byId('control').hidden = mode === 'personal';
+  heads();
+  if (mode !== 'personal') showControl();
+}
+
+document.querySelectorAll('input[name="mode"]').forEach((input) => input.addEventListener('change', () => setMode(input.value)));
+byId('explain').addEventListener('click', () => state.user && explain(state.user));

@@ -1,0 +1,170 @@
+//! Dead letters: kept with their original bytes, listed, shown, sent again.
+
+use endcap_schemas::{UserKey, topics::Topic};
+use rusqlite::{Row, Transaction, params};
+
+use super::{Embedded, append, headers_of};
+use crate::{DeadLetter, Headers, LogError, Outgoing};
+
+/// Which dead letters to list; what is `None` does not matter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetterFilter {
+    /// The kind of fault.
+    pub kind: Option<String>,
+    /// The stage that gave up.
+    pub stage: Option<String>,
+    /// Whose.
+    pub user: Option<UserKey>,
+    /// Not before, ms since 1970.
+    pub since_ms: Option<i64>,
+    /// At most so many, newest first.
+    pub limit: usize,
+}
+
+impl Default for DeadLetterFilter {
+    fn default() -> Self {
+        Self { kind: None, stage: None, user: None, since_ms: None, limit: 50 }
+    }
+}
+
+/// A dead letter as the file holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredDeadLetter {
+    /// Its number.
+    pub id: i64,
+    /// When it was given up, ms since 1970.
+    pub at_ms: i64,
+    /// The stage that gave up.
+    pub stage: String,
+    /// Its group.
+    pub group: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// The kind of fault.
+    pub kind: String,
+    /// What is wrong and what would mend it; empty when masked.
+    pub message: String,
+    /// Where the record came from.
+    pub topic: String,
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// When the log took it, ms since 1970.
+    pub appended_ms: i64,
+    /// Its key; empty when masked.
+    pub key: String,
+    /// Its headers; empty when masked.
+    pub headers: Headers,
+    /// Its original bytes; empty when masked.
+    pub value: Vec<u8>,
+    /// Whether its user was erased since: then it says nothing of them any more.
+    pub masked: bool,
+}
+
+const SELECT: &str =
+    "SELECT id, at_ms, stage, \"group\", attempts, kind, message, topic, partition, \"offset\", appended_ms, \"key\", headers,
+        CASE WHEN ?1 THEN value ELSE x'' END,
+        EXISTS (SELECT 1 FROM erased WHERE erased.user = d.\"key\" AND erased.stamp >= d.time_ms * 1000)
+    FROM dead_letters d";
+
+impl Embedded {
+    /// Dead letters, newest first, without their bytes.
+    ///
+    /// # Errors
+    /// [`LogError`] when the file does not answer.
+    pub fn dead_letters(&self, filter: &DeadLetterFilter) -> Result<Vec<StoredDeadLetter>, LogError> {
+        self.shared.read(|connection| {
+            let mut statement = connection.prepare_cached(&format!(
+                "{SELECT} WHERE (?2 IS NULL OR kind = ?2) AND (?3 IS NULL OR stage = ?3) AND (?4 IS NULL OR \"key\" = ?4)
+                    AND (?5 IS NULL OR at_ms >= ?5) ORDER BY id DESC LIMIT ?6"
+            ))?;
+            let user = filter.user.as_ref().map(ToString::to_string);
+            let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
+            let rows = statement.query_map(params![false, filter.kind, filter.stage, user, filter.since_ms, limit], letter_of)?;
+            rows.collect()
+        })
+    }
+
+    /// One dead letter with its bytes.
+    ///
+    /// # Errors
+    /// [`LogError`] when the file does not answer.
+    pub fn dead_letter(&self, id: i64) -> Result<Option<StoredDeadLetter>, LogError> {
+        self.shared.read(|connection| {
+            let mut statement = connection.prepare_cached(&format!("{SELECT} WHERE id = ?2"))?;
+            statement.query_map(params![true, id], letter_of)?.next().transpose()
+        })
+    }
+
+    /// Sends dead letters again, with their key, headers and bytes, and removes them from the list. Those of erased users stay.
+    /// Answers how many were sent.
+    ///
+    /// # Errors
+    /// [`LogError`] when the file does not answer; then none was sent.
+    pub fn redrive(&self, ids: &[i64]) -> Result<usize, LogError> {
+        let now_ms = self.shared.clock.now_ms();
+        let sent = self.shared.write::<_, LogError>(|transaction| {
+            let mut sent = 0;
+            for id in ids {
+                let mut statement = transaction.prepare_cached(&format!("{SELECT} WHERE id = ?2"))?;
+                let Some(letter) = statement.query_map(params![true, id], letter_of)?.next().transpose()? else { continue };
+                let Some(topic) = Topic::PATH.into_iter().find(|topic| topic.name() == letter.topic) else { continue };
+                if letter.masked {
+                    continue;
+                }
+                let key = letter.key.parse().unwrap_or_else(|never| match never {});
+                append(transaction, &[Outgoing { topic, key, headers: letter.headers, value: letter.value }], now_ms)?;
+                sent += transaction.execute("DELETE FROM dead_letters WHERE id = ?1", [id])?;
+            }
+            Ok(sent)
+        })?;
+        self.shared.wake.notify();
+        Ok(sent)
+    }
+}
+
+fn letter_of(row: &Row<'_>) -> rusqlite::Result<StoredDeadLetter> {
+    let masked: bool = row.get(14)?;
+    Ok(StoredDeadLetter {
+        id: row.get(0)?,
+        at_ms: row.get(1)?,
+        stage: row.get(2)?,
+        group: row.get(3)?,
+        attempts: row.get(4)?,
+        kind: row.get(5)?,
+        message: if masked { String::new() } else { row.get(6)? },
+        topic: row.get(7)?,
+        partition: row.get(8)?,
+        offset: row.get(9)?,
+        appended_ms: row.get(10)?,
+        key: if masked { String::new() } else { row.get(11)? },
+        headers: if masked { Headers::default() } else { headers_of(&row.get::<_, String>(12)?) },
+        value: if masked { Vec::new() } else { row.get(13)? },
+        masked,
+    })
+}
+
+pub(super) fn bury(transaction: &Transaction<'_>, letter: &DeadLetter, now_ms: i64) -> rusqlite::Result<()> {
+    let record = &letter.record;
+    let headers = serde_json::to_string(&record.headers).expect("headers are plain text and numbers");
+    transaction
+        .prepare_cached("INSERT INTO dead_letters VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)")?
+        .execute(params![
+            now_ms,
+            letter.stage,
+            letter.group,
+            letter.attempts,
+            letter.kind,
+            letter.message,
+            record.topic.name(),
+            record.partition,
+            record.offset,
+            record.appended_ms,
+            record.key,
+            record.headers.time_ms,
+            headers,
+            record.value,
+        ])
+        .map(|_| ())
+}

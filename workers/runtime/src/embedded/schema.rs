@@ -1,0 +1,132 @@
+//! The tables of the file and how an older file becomes a newer one.
+
+use endcap_schemas::topics::Topic;
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::OpenError;
+
+/// Marks a file as Endcap's in its header: "Endc".
+const APPLICATION_ID: i32 = 0x456E_6463;
+
+/// One step per schema version: the n-th brings a file from version n to n + 1.
+pub(super) fn migrations() -> Vec<String> {
+    vec![first()]
+}
+
+/// Version 1: one table per topic, named like it, so that `sqlite3` shows what is where.
+fn first() -> String {
+    let topics: String = Topic::PATH
+        .iter()
+        .map(|topic| {
+            format!(
+                "CREATE TABLE \"{topic}\" (\"offset\" INTEGER PRIMARY KEY, appended_ms INTEGER NOT NULL, \"key\" TEXT NOT NULL,
+                     headers TEXT NOT NULL, value BLOB NOT NULL) STRICT;
+                 INSERT INTO topics VALUES ('{topic}', 0);"
+            )
+        })
+        .collect();
+    format!(
+        "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+         CREATE TABLE topics (name TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+         CREATE TABLE positions (\"group\" TEXT NOT NULL, topic TEXT NOT NULL, next INTEGER NOT NULL,
+             PRIMARY KEY (\"group\", topic)) STRICT, WITHOUT ROWID;
+         CREATE TABLE progress (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+         CREATE TABLE tallies (stage TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, amount INTEGER NOT NULL,
+             PRIMARY KEY (stage, kind, name)) STRICT, WITHOUT ROWID;
+         CREATE TABLE dead_letters (id INTEGER PRIMARY KEY AUTOINCREMENT, at_ms INTEGER NOT NULL, stage TEXT NOT NULL,
+             \"group\" TEXT NOT NULL, attempts INTEGER NOT NULL, kind TEXT NOT NULL, message TEXT NOT NULL, topic TEXT NOT NULL,
+             partition INTEGER NOT NULL, \"offset\" INTEGER NOT NULL, appended_ms INTEGER NOT NULL, \"key\" TEXT NOT NULL,
+             time_ms INTEGER NOT NULL, headers TEXT NOT NULL, value BLOB NOT NULL) STRICT;
+         CREATE INDEX dead_letters_by_key ON dead_letters (\"key\");
+         CREATE TABLE states (user TEXT PRIMARY KEY, stamp INTEGER NOT NULL, state BLOB NOT NULL) STRICT;
+         CREATE TABLE pages (user TEXT PRIMARY KEY, stamp INTEGER NOT NULL, page BLOB, written_ms INTEGER NOT NULL) STRICT;
+         CREATE TABLE erased (user TEXT PRIMARY KEY, stamp INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+         CREATE TABLE results (user TEXT NOT NULL, stage TEXT NOT NULL, stamp INTEGER NOT NULL, explanation TEXT NOT NULL,
+             at_ms INTEGER NOT NULL, UNIQUE (user, stage)) STRICT;
+         CREATE INDEX results_by_age ON results (at_ms);
+         CREATE TABLE cache (id INTEGER PRIMARY KEY AUTOINCREMENT, cache TEXT NOT NULL, \"key\" BLOB NOT NULL, value BLOB NOT NULL,
+             UNIQUE (cache, \"key\")) STRICT;
+         {topics}"
+    )
+}
+
+/// Brings the file to the version that the last of `migrations` leads to, in one transaction. Several processes may try at once.
+pub(super) fn migrate(connection: &mut Connection, migrations: &[String]) -> Result<(), OpenError> {
+    let sql = |cause: rusqlite::Error| OpenError::Unusable(cause.to_string());
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sql)?;
+    let pragma = |name: &str| transaction.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i32>(0)).map_err(sql);
+    let found = pragma("user_version")?;
+    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
+    if tables > 0 && pragma("application_id")? != APPLICATION_ID {
+        return Err(OpenError::Foreign);
+    }
+    let known = i32::try_from(migrations.len()).expect("versions are few");
+    if found > known {
+        return Err(OpenError::Newer { found, known });
+    }
+    let done = usize::try_from(found).map_err(|_| OpenError::Foreign)?;
+    if done == migrations.len() {
+        return Ok(());
+    }
+    for step in &migrations[done..] {
+        transaction.execute_batch(step).map_err(sql)?;
+    }
+    transaction
+        .execute_batch(&format!(
+            "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {known};
+             INSERT INTO meta VALUES ('schema', '{known}') ON CONFLICT (name) DO UPDATE SET value = excluded.value;"
+        ))
+        .map_err(sql)?;
+    transaction.commit().map_err(sql)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(connection: &Connection) -> (i32, String) {
+        let number = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+        (number, connection.query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| row.get(0)).unwrap())
+    }
+
+    #[test]
+    fn an_older_file_keeps_its_rows_and_takes_the_missing_steps() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let mut steps = vec![first()];
+        migrate(&mut connection, &steps).unwrap();
+        connection.execute("INSERT INTO progress VALUES ('import', '7')", []).unwrap();
+        steps.push("ALTER TABLE progress ADD COLUMN at_ms INTEGER NOT NULL DEFAULT 5;".to_owned());
+        steps.push("CREATE TABLE more (x INTEGER) STRICT;".to_owned());
+        migrate(&mut connection, &steps).unwrap();
+        migrate(&mut connection, &steps).unwrap();
+        assert_eq!(version(&connection), (3, "3".to_owned()));
+        let row: (String, i64) =
+            connection.query_row("SELECT value, at_ms FROM progress", [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        assert_eq!(row, ("7".to_owned(), 5));
+    }
+
+    #[test]
+    fn a_step_that_fails_leaves_the_file_as_it_was() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection, &[first()]).unwrap();
+        let steps = [first(), "CREATE TABLE half (x INTEGER) STRICT; CREATE TABLE half (x INTEGER) STRICT;".to_owned()];
+        assert!(matches!(migrate(&mut connection, &steps), Err(OpenError::Unusable(_))));
+        assert_eq!(version(&connection), (1, "1".to_owned()));
+        let half: i64 =
+            connection.query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'half'", [], |row| row.get(0)).unwrap();
+        assert_eq!(half, 0);
+    }
+
+    #[test]
+    fn a_newer_file_and_a_strangers_file_are_refused() {
+        let mut newer = Connection::open_in_memory().unwrap();
+        migrate(&mut newer, &[first()]).unwrap();
+        newer.execute_batch("PRAGMA user_version = 9").unwrap();
+        let error = migrate(&mut newer, &[first()]).unwrap_err();
+        assert!(matches!(error, OpenError::Newer { found: 9, known: 1 }), "{error}");
+
+        let mut foreign = Connection::open_in_memory().unwrap();
+        foreign.execute_batch("CREATE TABLE photos (x)").unwrap();
+        assert!(matches!(migrate(&mut foreign, &[first()]), Err(OpenError::Foreign)));
+    }
+}

@@ -1,0 +1,179 @@
+//! The border to the log: one stage's connection to its topics.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use endcap_schemas::{UserKey, topics::Topic};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::Tally;
+
+/// A stage's consumer: reads its input topic and, atomically, writes what came of it.
+///
+/// What an implementation keeps (`contract::check_log` checks it):
+/// - `poll` gives every record once, in offset order per partition, starting at the group's position.
+/// - `commit` appends outputs and dead letters, adds the tallies and moves the positions: all of it or nothing, durably.
+/// - A consumer that starts anew, or whose commit met [`LogError::Conflict`], begins at the group's position again.
+pub trait Log: Send {
+    /// The next records, at most `max`; waits up to `wait` while there is none. Records stay the consumer's until it commits past them.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] to be retried; [`LogError::Corrupt`] when the log holds what this version cannot read.
+    fn poll(&mut self, max: usize, wait: Duration) -> Result<Vec<Received>, LogError>;
+
+    /// Appends, counts and moves the positions in one transaction.
+    ///
+    /// # Errors
+    /// [`LogError::Conflict`] when another consumer of the group has moved the positions: nothing was written, drop what was polled and
+    /// poll again. [`LogError::Unavailable`] to be retried as it is.
+    fn commit(&mut self, commit: &Commit) -> Result<(), LogError>;
+
+    /// How far the group is behind.
+    ///
+    /// # Errors
+    /// [`LogError`] when the log does not answer.
+    fn backlog(&mut self) -> Result<Backlog, LogError>;
+
+    /// Name of the consumer group.
+    fn group(&self) -> &str;
+}
+
+/// What travels beside a record's value (CloudEvents binary mode and W3C trace context).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Headers {
+    /// `ce_id`: id of the record, derived from its parent's, so that a record that is made again has the same one.
+    #[serde(rename = "ce_id")]
+    pub id: String,
+    /// `ce_type`: name of its topic.
+    #[serde(rename = "ce_type")]
+    pub kind: String,
+    /// `ce_time`, ms since 1970: when the event behind it happened.
+    #[serde(rename = "ce_time")]
+    pub time_ms: i64,
+    /// Id of the record that it was made of.
+    #[serde(rename = "ce_causationid", default, skip_serializing_if = "Option::is_none")]
+    pub causation: Option<String>,
+    /// W3C trace context, handed through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+}
+
+impl Headers {
+    /// Headers of a record that enters the log.
+    pub fn root(id: impl Into<String>, topic: Topic, time_ms: i64) -> Self {
+        Self { id: id.into(), kind: topic.name().to_owned(), time_ms, causation: None, traceparent: None }
+    }
+
+    /// Headers of the record that `stage` makes of the one with these headers.
+    #[must_use]
+    pub fn child(&self, stage: &str, topic: Topic) -> Self {
+        let mut hash = blake3::Hasher::new();
+        hash.update(self.id.as_bytes()).update(&[0]).update(stage.as_bytes());
+        Self {
+            id: hash.finalize().to_hex()[..32].to_owned(),
+            kind: topic.name().to_owned(),
+            time_ms: self.time_ms,
+            causation: Some(self.id.clone()),
+            traceparent: self.traceparent.clone(),
+        }
+    }
+}
+
+/// A record to be appended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Where to.
+    pub topic: Topic,
+    /// Whose.
+    pub key: UserKey,
+    /// Beside the value.
+    pub headers: Headers,
+    /// The value in wire form.
+    pub value: Vec<u8>,
+}
+
+/// A record as the log holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// Where from.
+    pub topic: Topic,
+    /// Partition.
+    pub partition: i32,
+    /// Place in the partition.
+    pub offset: i64,
+    /// When the log took it, ms since 1970.
+    pub appended_ms: i64,
+    /// Its key, `tenant/user`.
+    pub key: String,
+    /// Beside the value.
+    pub headers: Headers,
+    /// The value in wire form, not yet looked at.
+    pub value: Vec<u8>,
+}
+
+/// A record that could not be processed, with everything needed to look into it and to send it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The record, untouched.
+    pub record: Received,
+    /// The consumer group that gave up.
+    pub group: String,
+    /// The stage that gave up.
+    pub stage: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// The kind of fault, as a metric label.
+    pub kind: String,
+    /// What is wrong and what would mend it.
+    pub message: String,
+}
+
+/// What one transaction writes.
+#[derive(Debug, Clone, Default)]
+pub struct Commit {
+    /// Records for the next topic.
+    pub outputs: Vec<Outgoing>,
+    /// Records that could not be processed.
+    pub dead_letters: Vec<DeadLetter>,
+    /// New positions: partition → offset of the first record that is not done.
+    pub through: BTreeMap<i32, i64>,
+    /// Name of the stage that the tally is added to.
+    pub stage: String,
+    /// What happened to the records between the old and the new positions.
+    pub tally: Tally,
+}
+
+/// How far a group is behind on its topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Backlog {
+    /// Records between the group's position and the end.
+    pub waiting: u64,
+    /// When the oldest of them was appended, ms since 1970.
+    pub oldest_ms: Option<i64>,
+}
+
+/// The log did not do what it was asked.
+#[derive(Debug, Error)]
+pub enum LogError {
+    /// It is not reachable or not writable now: retry.
+    #[error("log is unavailable: {0}")]
+    Unavailable(String),
+    /// Another consumer of the group moved the positions: poll again.
+    #[error("another consumer of group {0} has moved its position")]
+    Conflict(String),
+    /// Too many records wait: let the stages catch up, or raise the limit.
+    #[error(
+        "log is full: {waiting} records of {topic} wait, at most {limit} may: let the stages catch up or raise `waiting_max`"
+    )]
+    Full {
+        /// The topic whose consumer is behind.
+        topic: String,
+        /// Records that wait.
+        waiting: u64,
+        /// How many may.
+        limit: u64,
+    },
+    /// It holds something that this version cannot read.
+    #[error("log holds unreadable data: {0}")]
+    Corrupt(String),
+}

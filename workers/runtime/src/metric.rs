@@ -1,0 +1,75 @@
+//! Names, units and labels of every metric that the runtime writes. Nothing else names a metric of a stage.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+use crate::{Backlog, Phase, Tally};
+
+/// Records by stage, verdict (`passed`, `dropped`, `dead_lettered`) and reason.
+pub const RECORDS: &str = "endcap_stage_records_total";
+/// Seconds by stage and place (`poll`, `batch`, `infer`, `store`, `commit`, `idle`).
+pub const SECONDS: &str = "endcap_stage_seconds_total";
+/// Records in a batch handed to a stage.
+pub const BATCH: &str = "endcap_stage_batch_records";
+/// Dead letters by stage and kind of fault.
+pub const DEAD_LETTERS: &str = "endcap_dead_letters_total";
+/// Records that wait for a stage.
+pub const WAITING: &str = "endcap_stage_waiting_records";
+/// Age of the oldest record that waits for a stage.
+pub const OLDEST: &str = "endcap_stage_oldest_unprocessed_seconds";
+/// From the acceptance of an event to its page being readable.
+pub const FRESHNESS: &str = "endcap_page_freshness_seconds";
+/// Attempts that met an unavailable dependency, by stage and dependency.
+pub const RETRIES: &str = "endcap_stage_retries_total";
+
+/// Describes every metric to the recorder; call once, after it is installed.
+pub fn describe() {
+    describe_counter!(RECORDS, Unit::Count, "records by stage, verdict and reason");
+    describe_counter!(SECONDS, Unit::Seconds, "where the seconds of a stage went");
+    describe_histogram!(BATCH, Unit::Count, "records in a batch handed to a stage");
+    describe_counter!(DEAD_LETTERS, Unit::Count, "dead letters by stage and kind of fault");
+    describe_gauge!(WAITING, Unit::Count, "records that wait for a stage");
+    describe_gauge!(OLDEST, Unit::Seconds, "age of the oldest record that waits for a stage");
+    describe_histogram!(FRESHNESS, Unit::Seconds, "from the acceptance of an event to its page being readable");
+    describe_counter!(RETRIES, Unit::Count, "attempts that met an unavailable dependency");
+}
+
+/// Writes down what a commit made durable. Seconds are written as a gauge that only grows: the crate's counters hold whole numbers.
+pub(crate) fn committed(stage: &'static str, tally: &Tally) {
+    if tally.passed > 0 {
+        counter!(RECORDS, "stage" => stage, "verdict" => "passed", "reason" => "").increment(tally.passed);
+    }
+    for (reason, count) in &tally.dropped {
+        counter!(RECORDS, "stage" => stage, "verdict" => "dropped", "reason" => reason.clone()).increment(*count);
+    }
+    for (kind, count) in &tally.dead_lettered {
+        counter!(RECORDS, "stage" => stage, "verdict" => "dead_lettered", "reason" => kind.clone()).increment(*count);
+        counter!(DEAD_LETTERS, "stage" => stage, "kind" => kind.clone()).increment(*count);
+    }
+}
+
+pub(crate) fn spent(stage: &'static str, phase: Phase, time: Duration) {
+    gauge!(SECONDS, "stage" => stage, "where" => phase.label()).increment(time.as_secs_f64());
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+pub(crate) fn batch(stage: &'static str, records: usize) {
+    histogram!(BATCH, "stage" => stage).record(records as f64);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts and milliseconds far below 2^52")]
+pub(crate) fn backlog(stage: &'static str, backlog: Backlog, now_ms: i64) {
+    gauge!(WAITING, "stage" => stage).set(backlog.waiting as f64);
+    let age_ms = backlog.oldest_ms.map_or(0, |oldest| (now_ms - oldest).max(0));
+    gauge!(OLDEST, "stage" => stage).set(age_ms as f64 / 1_000.0);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "milliseconds far below 2^52")]
+pub(crate) fn freshness(ms: i64) {
+    histogram!(FRESHNESS).record(ms.max(0) as f64 / 1_000.0);
+}
+
+pub(crate) fn retried(stage: &'static str, dependency: &'static str) {
+    counter!(RETRIES, "stage" => stage, "dependency" => dependency).increment(1);
+}

@@ -1,0 +1,201 @@
+//! What a stage's loop holds between poll and commit: a queue in offset order.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use endcap_schemas::{Message, UserKey, wire};
+
+use super::MALFORMED;
+use crate::{DropReason, Input, Received, Stamp};
+
+/// One record on its way through the loop.
+pub(super) struct Held<T> {
+    /// As the log gave it; the value is kept for a dead letter until the record is superseded.
+    pub(super) record: Received,
+    pub(super) fate: Fate<T>,
+    /// How often the stage was asked about it.
+    pub(super) attempts: u32,
+    /// Whose it is and its stamp; `None` for values without head and for those that cannot be read.
+    pub(super) context: Option<(UserKey, Stamp)>,
+    /// When the oldest of the records that it superseded was appended, ms.
+    first_ms: i64,
+}
+
+/// What is known of a record's fate.
+pub(super) enum Fate<T> {
+    /// The stage has to be asked.
+    Live(T),
+    /// The stage has its value.
+    Started,
+    /// It ends here.
+    Dropped(DropReason),
+    /// It is a dead letter.
+    Dead { kind: &'static str, message: String },
+}
+
+impl<T: Message> Held<T> {
+    fn new(record: Received) -> Self {
+        let first_ms = record.appended_ms;
+        let (fate, context) = match wire::decode::<T>(&record.value) {
+            Ok(value) => {
+                let context = value.head().map(|head| (head.user.clone(), Stamp::of(head.context_ms, head.generation)));
+                (Fate::Live(value), context)
+            }
+            Err(error) => (Fate::Dead { kind: MALFORMED, message: error.to_string() }, None),
+        };
+        Self { record, fate, attempts: 0, context, first_ms }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.fate, Fate::Live(_))
+    }
+
+    fn supersede(&mut self) {
+        self.fate = Fate::Dropped(DropReason::Superseded);
+        self.record.value = Vec::new();
+    }
+
+    /// Drops a live record whose page nobody needs any more at `now_ms` of the event clock.
+    pub(super) fn expire(&mut self, now_ms: i64) {
+        if let Fate::Live(value) = &self.fate
+            && value.head().is_some_and(|head| head.expires_ms < now_ms)
+        {
+            self.fate = Fate::Dropped(DropReason::Expired);
+        }
+    }
+
+    /// Hands a live record's value over to the stage.
+    pub(super) fn start(&mut self) -> Option<Input<T>> {
+        if !self.is_live() {
+            return None;
+        }
+        let Fate::Live(value) = std::mem::replace(&mut self.fate, Fate::Started) else { unreachable!("checked above") };
+        self.attempts += 1;
+        let Received { partition, offset, appended_ms, .. } = self.record;
+        Some(Input { value, partition, offset, appended_ms })
+    }
+
+    fn due_ms(&self, debounce_ms: i64, debounce_max_ms: i64) -> i64 {
+        (self.record.appended_ms + debounce_ms).min(self.first_ms + debounce_max_ms.max(debounce_ms))
+    }
+}
+
+/// The queue. Its places are counted from the start of the loop, so that they stay valid while its front is taken away.
+pub(super) struct Pending<T> {
+    queue: VecDeque<Held<T>>,
+    /// Place of the queue's front.
+    front: u64,
+    /// Place of each user's live record.
+    newest: HashMap<UserKey, u64>,
+    debounce_ms: i64,
+    debounce_max_ms: i64,
+}
+
+impl<T: Message> Pending<T> {
+    pub(super) fn new(debounce: Duration, debounce_max: Duration) -> Self {
+        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4);
+        Self {
+            queue: VecDeque::new(),
+            front: 0,
+            newest: HashMap::new(),
+            debounce_ms: ms(debounce),
+            debounce_max_ms: ms(debounce_max),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.queue.clear();
+        self.newest.clear();
+    }
+
+    /// Takes a record in: decodes it, and lets the newer of it and its user's waiting record supersede the other.
+    pub(super) fn admit(&mut self, record: Received) {
+        let mut held = Held::new(record);
+        if let Some((user, stamp)) = &held.context {
+            let place = self.front + self.queue.len() as u64;
+            match self.newest.get(user).and_then(|at| self.queue.get_mut(usize::try_from(at.checked_sub(self.front)?).ok()?)) {
+                Some(waiting) if waiting.context.as_ref().is_some_and(|(_, older)| older > stamp) => held.supersede(),
+                Some(waiting) => {
+                    held.first_ms = held.first_ms.min(waiting.first_ms);
+                    waiting.supersede();
+                    self.newest.insert(user.clone(), place);
+                }
+                None => {
+                    self.newest.insert(user.clone(), place);
+                }
+            }
+        }
+        self.queue.push_back(held);
+    }
+
+    /// How long until something is due; `None` when nothing is held.
+    pub(super) fn until_due(&self, now_ms: i64) -> Option<Duration> {
+        let due = self.queue.iter().map(|held| self.due_ms(held)).min()?;
+        Some(Duration::from_millis(u64::try_from(due - now_ms).unwrap_or(0)))
+    }
+
+    /// Takes a prefix: up to the last record that is due (or `everything`), cut before its live records exceed a limit.
+    pub(super) fn take(
+        &mut self,
+        now_ms: i64,
+        everything: bool,
+        records_max: usize,
+        tokens_max: usize,
+        tokens_of: impl Fn(&T) -> usize,
+    ) -> Vec<Held<T>> {
+        let due = if everything {
+            self.queue.len()
+        } else {
+            self.queue.iter().rposition(|held| self.due_ms(held) <= now_ms).map_or(0, |last| last + 1)
+        };
+        let (mut records, mut tokens, mut end) = (0_usize, 0_usize, 0_usize);
+        for held in self.queue.iter().take(due) {
+            if let Fate::Live(value) = &held.fate {
+                tokens = tokens.saturating_add(tokens_of(value));
+                if records == records_max || (records > 0 && tokens > tokens_max) {
+                    break;
+                }
+                records += 1;
+            }
+            end += 1;
+        }
+        let batch: Vec<_> = self.queue.drain(..end).collect();
+        self.front += end as u64;
+        for (user, _) in batch.iter().filter_map(|held| held.context.as_ref()) {
+            if self.newest.get(user).is_some_and(|place| *place < self.front) {
+                self.newest.remove(user);
+            }
+        }
+        batch
+    }
+
+    /// Puts a batch that was taken last back to the front, its started records live again.
+    pub(super) fn put_back(&mut self, batch: Vec<Held<T>>, inputs: Vec<Input<T>>) {
+        let mut values = inputs.into_iter().map(|input| input.value).rev();
+        for mut held in batch.into_iter().rev() {
+            self.front -= 1;
+            if matches!(held.fate, Fate::Started) {
+                held.fate = Fate::Live(values.next().expect("every started record has its input"));
+                if let Some((user, _)) = &held.context {
+                    self.newest.entry(user.clone()).or_insert(self.front);
+                }
+            }
+            self.queue.push_front(held);
+        }
+    }
+
+    /// Resolved records hold nobody up: they are due at once.
+    fn due_ms(&self, held: &Held<T>) -> i64 {
+        if held.is_live() {
+            held.due_ms(self.debounce_ms, self.debounce_max_ms)
+        } else {
+            held.record.appended_ms + self.debounce_ms
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The contracts of the borders, run against the embedded side.
+
+use std::sync::Arc;
+
+use endcap_runtime::{
+    DeadLetter, Embedded, EmbeddedConfig, Log, ManualClock, Outgoing, Received, Stamp, Tally, Write,
+    contract::{LogUnderTest, check_any_order, check_log, check_store},
+    embedded::DeadLetterFilter,
+};
+use endcap_schemas::{UserKey, topics::Topic};
+use proptest::{collection::vec, prelude::*};
+
+/// A fresh file. Each consumer opens it anew, as another process would.
+struct Fresh {
+    file: Embedded,
+    dir: tempfile::TempDir,
+}
+
+fn open(dir: &tempfile::TempDir) -> Embedded {
+    Embedded::open(dir.path().join("endcap.db"), EmbeddedConfig::default(), Arc::new(ManualClock::at(5_000))).unwrap()
+}
+
+fn fresh() -> Fresh {
+    let dir = tempfile::tempdir().unwrap();
+    Fresh { file: open(&dir), dir }
+}
+
+impl LogUnderTest for Fresh {
+    fn consumer(&self, group: &str, topic: Topic) -> Box<dyn Log> {
+        Box::new(open(&self.dir).consumer(group, topic).unwrap())
+    }
+
+    fn append(&self, records: &[Outgoing]) {
+        self.file.producer().append(records, None).unwrap();
+    }
+
+    fn dead_letters(&self) -> Vec<DeadLetter> {
+        let listed = self.file.dead_letters(&DeadLetterFilter::default()).unwrap();
+        listed
+            .iter()
+            .map(|listed| {
+                let letter = self.file.dead_letter(listed.id).unwrap().unwrap();
+                let topic = Topic::PATH.into_iter().find(|topic| topic.name() == letter.topic).unwrap();
+                DeadLetter {
+                    record: Received {
+                        topic,
+                        partition: letter.partition,
+                        offset: letter.offset,
+                        appended_ms: letter.appended_ms,
+                        key: letter.key,
+                        headers: letter.headers,
+                        value: letter.value,
+                    },
+                    group: letter.group,
+                    stage: letter.stage,
+                    attempts: letter.attempts,
+                    kind: letter.kind,
+                    message: letter.message,
+                }
+            })
+            .collect()
+    }
+
+    fn tally(&self, stage: &str) -> Tally {
+        self.file.tallies().unwrap().remove(stage).unwrap_or_default()
+    }
+}
+
+#[test]
+fn the_embedded_log_keeps_its_contract() {
+    check_log(fresh);
+}
+
+/// Gives fresh stores under `dir`.
+fn stores(dir: &tempfile::TempDir) -> impl Fn() -> Embedded {
+    let count = std::cell::Cell::new(0);
+    move || {
+        count.set(count.get() + 1);
+        let path = dir.path().join(format!("{}.db", count.get()));
+        Embedded::open(path, EmbeddedConfig::default(), Arc::new(ManualClock::at(5_000))).unwrap()
+    }
+}
+
+#[test]
+fn the_embedded_store_keeps_its_contract() {
+    check_store(stores(&tempfile::tempdir().unwrap()));
+}
+
+fn write() -> impl Strategy<Value = Write> {
+    let user = prop_oneof![Just("anna"), Just("bert")].prop_map(UserKey::of);
+    (user, 1..6_i64, 0..3_u8, option_bytes()).prop_map(|(user, stamp, kind, bytes)| {
+        let stamp = Stamp(stamp);
+        match kind {
+            0 => Write::State { user, stamp, state: bytes.unwrap_or_default() },
+            1 => Write::Page { user, stamp, page: bytes },
+            _ => Write::Erase { user, stamp },
+        }
+    })
+}
+
+fn option_bytes() -> impl Strategy<Value = Option<Vec<u8>>> {
+    proptest::option::of(vec(0..3_u8, 0..3))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn writes_end_in_the_same_rows_in_any_order(
+        (writes, orders) in vec(write(), 1..12).prop_flat_map(|writes| {
+            let places: Vec<usize> = (0..writes.len()).chain(0..writes.len()).collect();
+            (Just(writes), vec(Just(places).prop_shuffle(), 2..4))
+        })
+    ) {
+        check_any_order(stores(&tempfile::tempdir().unwrap()), &writes, &orders);
+    }
+}

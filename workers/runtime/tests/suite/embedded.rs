@@ -1,0 +1,219 @@
+//! What the embedded side does beyond the contracts.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use endcap_runtime::{
+    Clock, Commit, DeadLetter, Embedded, EmbeddedConfig, Log, LogError, ManualClock, Stamp, Store, Write,
+    contract::{poll_all, record, through},
+    embedded::{DeadLetterFilter, OpenError, Retention},
+};
+use endcap_schemas::{UserKey, topics::Topic};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+struct File {
+    file: Embedded,
+    clock: Arc<ManualClock>,
+    dir: tempfile::TempDir,
+}
+
+fn file(config: EmbeddedConfig) -> File {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), Arc::new(ManualClock::at(1_000_000)));
+    File { file: Embedded::open(dir.path().join("endcap.db"), config, clock.clone()).unwrap(), clock, dir }
+}
+
+fn append(file: &Embedded, values: std::ops::Range<u32>) {
+    let records: Vec<_> = values.map(|n| record(Topic::EVENTS, "anna", n.to_string().as_bytes())).collect();
+    file.producer().append(&records, None).unwrap();
+}
+
+fn offsets(file: &Embedded) -> Vec<i64> {
+    file.records(Topic::EVENTS, 0, 1_000).unwrap().iter().map(|record| record.offset).collect()
+}
+
+fn retain_all(file: &Embedded) {
+    while file.retain().unwrap().total() > 0 {}
+}
+
+#[test]
+fn old_and_surplus_records_go_but_never_unread_ones() {
+    let retention = Retention { records_age: HOUR, records_max: 6, step: 2, ..Retention::default() };
+    let File { file, clock, dir: _dir } = file(EmbeddedConfig { retention, ..EmbeddedConfig::default() });
+    let (mut fast, mut slow) = (file.consumer("fast", Topic::EVENTS).unwrap(), file.consumer("slow", Topic::EVENTS).unwrap());
+    append(&file, 0..10);
+    let got = poll_all(&mut fast, 10);
+    fast.commit(&through("s", &got[9])).unwrap();
+    retain_all(&file);
+    assert_eq!(offsets(&file).len(), 10, "the slow group has read nothing");
+
+    let got = poll_all(&mut slow, 10);
+    slow.commit(&through("s", &got[2])).unwrap();
+    assert_eq!(file.retain().unwrap().records, 2, "a step is bounded");
+    retain_all(&file);
+    assert_eq!(offsets(&file), [3, 4, 5, 6, 7, 8, 9], "four are too many, three of them are read");
+
+    slow.commit(&through("s", &got[9])).unwrap();
+    retain_all(&file);
+    assert_eq!(offsets(&file), [4, 5, 6, 7, 8, 9]);
+    clock.advance(HOUR / 2);
+    append(&file, 10..11);
+    clock.advance(HOUR / 2 + Duration::from_secs(1));
+    let last = poll_all(&mut fast, 1);
+    assert_eq!(last[0].offset, 10);
+    fast.commit(&through("s", &last[0])).unwrap();
+    retain_all(&file);
+    assert_eq!(offsets(&file), [10], "an hour is over for the others");
+    slow = file.consumer("slow", Topic::EVENTS).unwrap();
+    let last = poll_all(&mut slow, 1);
+    slow.commit(&through("s", &last[0])).unwrap();
+    clock.advance(HOUR);
+    retain_all(&file);
+    append(&file, 11..12);
+    assert_eq!(offsets(&file), [11], "an emptied topic goes on counting");
+}
+
+#[test]
+fn results_dead_letters_and_caches_have_an_end() {
+    let retention = Retention { dead_letters_max: 2, cached_max: 3, results_age: HOUR, step: 2, ..Retention::default() };
+    let File { file, clock, dir: _dir } = file(EmbeddedConfig { retention, ..EmbeddedConfig::default() });
+    append(&file, 0..5);
+    let mut consumer = file.consumer("g", Topic::EVENTS).unwrap();
+    let got = poll_all(&mut consumer, 5);
+    let letters = got.iter().map(|record| letter(record.clone(), "malformed")).collect();
+    consumer.commit(&Commit { dead_letters: letters, ..through("s", &got[4]) }).unwrap();
+    let result = endcap_runtime::StageResult {
+        user: UserKey::of("anna"),
+        stage: "s".into(),
+        stamp: Stamp(1),
+        explanation: "{}".into(),
+        at_ms: clock.now_ms(),
+    };
+    file.put_results(&[result]).unwrap();
+    for n in 0..8 {
+        file.remember("c", &[([n; 32], vec![n])]).unwrap();
+    }
+    retain_all(&file);
+    let left: Vec<_> = file.dead_letters(&DeadLetterFilter::default()).unwrap().iter().map(|letter| letter.offset).collect();
+    assert_eq!(left, [4, 3]);
+    let cached = file.cached("c", &[[4; 32], [5; 32], [7; 32]]).unwrap();
+    assert_eq!(cached, [None, Some(vec![5]), Some(vec![7])]);
+    assert_eq!(file.results(&UserKey::of("anna")).unwrap().len(), 1);
+    clock.advance(HOUR * 2);
+    retain_all(&file);
+    assert!(file.results(&UserKey::of("anna")).unwrap().is_empty());
+}
+
+fn letter(record: endcap_runtime::Received, kind: &str) -> DeadLetter {
+    DeadLetter { record, group: "g".into(), stage: "s".into(), attempts: 1, kind: kind.into(), message: "about anna".into() }
+}
+
+#[test]
+fn a_full_log_says_so_and_takes_more_when_it_was_read() {
+    let File { file, clock: _clock, dir: _dir } = file(EmbeddedConfig { waiting_max: 3, ..EmbeddedConfig::default() });
+    let mut consumer = file.consumer("g", Topic::EVENTS).unwrap();
+    append(&file, 0..3);
+    let refused = file.producer().append(&[record(Topic::EVENTS, "anna", b"4")], Some(("import", "4")));
+    assert!(matches!(refused, Err(LogError::Full { waiting: 3, limit: 3, .. })), "{refused:?}");
+    assert_eq!(file.producer().progress("import").unwrap(), None, "progress is noted with the records or not at all");
+    let got = poll_all(&mut consumer, 3);
+    consumer.commit(&through("s", &got[0])).unwrap();
+    assert_eq!(file.producer().append(&[record(Topic::EVENTS, "anna", b"4")], Some(("import", "4"))).unwrap(), [3]);
+    assert_eq!(file.producer().progress("import").unwrap().as_deref(), Some("4"));
+}
+
+#[test]
+fn dead_letters_are_filtered_masked_and_sent_again() {
+    let File { file, clock, dir: _dir } = file(EmbeddedConfig::default());
+    let records =
+        [record(Topic::EVENTS, "anna", b"\xC3\x01x"), record(Topic::EVENTS, "bert", b"2"), record(Topic::EVENTS, "anna", b"3")];
+    file.producer().append(&records, None).unwrap();
+    let mut consumer = file.consumer("g", Topic::EVENTS).unwrap();
+    let got = poll_all(&mut consumer, 3);
+    let letters =
+        vec![letter(got[0].clone(), "malformed"), letter(got[1].clone(), "malformed"), letter(got[2].clone(), "stage_failed")];
+    consumer.commit(&Commit { dead_letters: letters, ..through("s", &got[2]) }).unwrap();
+    let list = |filter: DeadLetterFilter| -> Vec<i64> {
+        file.dead_letters(&filter).unwrap().iter().map(|letter| letter.offset).collect()
+    };
+    let any = DeadLetterFilter::default;
+    assert_eq!(list(any()), [2, 1, 0]);
+    assert_eq!(list(DeadLetterFilter { limit: 1, ..any() }), [2]);
+    assert_eq!(list(DeadLetterFilter { kind: Some("malformed".into()), ..any() }), [1, 0]);
+    assert_eq!(list(DeadLetterFilter { user: Some(UserKey::of("anna")), ..any() }), [2, 0]);
+    assert_eq!(list(DeadLetterFilter { stage: Some("other".into()), ..any() }), [0_i64; 0]);
+    assert_eq!(list(DeadLetterFilter { since_ms: Some(clock.now_ms() + 1), ..any() }), [0_i64; 0]);
+
+    let ids: Vec<i64> = file.dead_letters(&any()).unwrap().iter().map(|letter| letter.id).collect();
+    let whole = file.dead_letter(ids[2]).unwrap().unwrap();
+    assert_eq!((&whole.value[..], &whole.headers, whole.masked), (&b"\xC3\x01x"[..], &records[0].headers, false));
+    file.put(&[Write::Erase { user: UserKey::of("bert"), stamp: Stamp::of(records[1].headers.time_ms, 0) }]).unwrap();
+    let masked = file.dead_letter(ids[1]).unwrap().unwrap();
+    assert!(masked.masked && masked.value.is_empty() && masked.key.is_empty() && masked.message.is_empty(), "{masked:?}");
+
+    assert_eq!(file.redrive(&ids).unwrap(), 2, "what belongs to an erased user stays");
+    let again = poll_all(&mut consumer, 2);
+    assert_eq!((&again[0].value, &again[0].key, &again[0].headers), (&got[2].value, &got[2].key, &got[2].headers));
+    assert_eq!((&again[1].value, &again[1].headers), (&got[0].value, &got[0].headers));
+    assert_eq!(file.redrive(&ids).unwrap(), 0);
+}
+
+#[test]
+fn an_idle_consumer_wakes_when_something_is_appended_here_or_elsewhere() {
+    let File { file, clock, dir } = file(EmbeddedConfig::default());
+    let elsewhere = Embedded::open(dir.path().join("endcap.db"), EmbeddedConfig::default(), clock).unwrap();
+    for appender in [file.clone(), elsewhere] {
+        let mut consumer = file.consumer("g", Topic::EVENTS).unwrap();
+        let (started, start) = crossbeam_channel::bounded(0);
+        let waiting = thread::spawn(move || {
+            started.send(()).unwrap();
+            let records = consumer.poll(1, Duration::from_secs(30)).unwrap();
+            consumer.commit(&through("s", &records[0])).unwrap();
+            records.len()
+        });
+        start.recv().unwrap();
+        let since = Instant::now();
+        append(&appender, 0..1);
+        assert_eq!(waiting.join().unwrap(), 1);
+        assert!(since.elapsed() < Duration::from_secs(5), "it would have slept for 30 s");
+    }
+}
+
+#[test]
+fn groups_tell_how_far_they_are_behind() {
+    let File { file, clock, dir: _dir } = file(EmbeddedConfig::default());
+    file.declare("endcap.context.live", Topic::EVENTS).unwrap();
+    append(&file, 0..2);
+    clock.advance(HOUR);
+    append(&file, 2..3);
+    let groups = file.groups().unwrap();
+    assert_eq!((groups.len(), groups[0].position, groups[0].end), (1, 0, 3));
+    assert_eq!((groups[0].backlog.waiting, groups[0].backlog.oldest_ms), (3, Some(1_000_000)));
+    let mut consumer = file.consumer("endcap.context.live", Topic::EVENTS).unwrap();
+    let got = poll_all(&mut consumer, 3);
+    consumer.commit(&through("s", &got[1])).unwrap();
+    let backlog = file.groups().unwrap()[0].backlog;
+    assert_eq!((backlog.waiting, backlog.oldest_ms), (1, Some(1_000_000 + 3_600_000)));
+}
+
+#[test]
+fn a_file_of_another_kind_or_time_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |name: &str| Embedded::open(dir.path().join(name), EmbeddedConfig::default(), Arc::new(ManualClock::at(0))).err();
+    rusqlite::Connection::open(dir.path().join("photos.db")).unwrap().execute_batch("CREATE TABLE photos (x)").unwrap();
+    assert!(matches!(open("photos.db"), Some(OpenError::Foreign)));
+    std::fs::write(
+        dir.path().join("letter.db"),
+        "Dear Anna, this is no database, although it is long enough to be one.".repeat(20),
+    )
+    .unwrap();
+    assert!(matches!(open("letter.db"), Some(OpenError::Unusable(_))));
+    assert!(open("new.db").is_none());
+    rusqlite::Connection::open(dir.path().join("new.db")).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+    let error = open("new.db").unwrap();
+    assert!(matches!(error, OpenError::Newer { found: 99, .. }), "{error}");
+    assert!(matches!(open("no/such/dir.db"), Some(OpenError::Unusable(_))));
+}

@@ -1,0 +1,310 @@
+//! Toy stages whose faults are knobs, and borders that can be made to fail.
+
+use std::{
+    marker::PhantomData,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use endcap_runtime::{
+    Backlog, Clock, Clocks, Commit, Embedded, EmbeddedConfig, Headers, Input, Log, LogError, LoopConfig, ManualClock, Outgoing,
+    Passed, Received, RetryConfig, Shutdown, Stage, StageEnv, StageError, StageResult, StageStats, Stamp, Store, StoreError,
+    StoredPage, Verdict, Write,
+};
+use endcap_schemas::{
+    Brief, Budget, Cause, ContextChanged, DietSet, EventKind, Head, KeywordsChosen, Message, Season, ShopperEvent, ThemesWritten,
+    UserKey, topics::Topic, wire,
+};
+use serde_json::json;
+
+/// What the toys' clock shows at first, ms.
+pub(crate) const NOW_MS: i64 = 1_700_000_000_000;
+
+/// One hop of a toy path.
+pub(crate) trait Hop: Send + 'static {
+    type In: Message;
+    type Out: Message;
+    const NAME: &'static str;
+    fn next(value: &Self::In) -> Self::Out;
+    fn writes(_out: &Self::Out) -> Vec<Write> {
+        Vec::new()
+    }
+}
+
+/// Event → context, whose clock is the event's; the state is the event's id.
+pub(crate) struct Fold;
+/// Context → themes.
+pub(crate) struct Compose;
+/// Themes → keywords.
+pub(crate) struct Choose;
+
+impl Hop for Fold {
+    type In = ShopperEvent;
+    type Out = ContextChanged;
+    const NAME: &'static str = "context";
+
+    fn next(event: &ShopperEvent) -> ContextChanged {
+        context(&event.user, event.at_ms, &event.id)
+    }
+
+    fn writes(out: &ContextChanged) -> Vec<Write> {
+        let Head { user, context_ms, generation, cause, .. } = &out.head;
+        let (stamp, state) = (Stamp::of(*context_ms, *generation), cause.event_id.clone().into_bytes());
+        vec![Write::State { user: user.clone(), stamp, state }]
+    }
+}
+
+impl Hop for Compose {
+    type In = ContextChanged;
+    type Out = ThemesWritten;
+    const NAME: &'static str = "themes";
+
+    fn next(context: &ContextChanged) -> ThemesWritten {
+        let ContextChanged { head, brief, .. } = context.clone();
+        ThemesWritten { persona: head.cause.event_id.clone(), head, brief, themes: Vec::new(), rejected: Vec::new() }
+    }
+}
+
+impl Hop for Choose {
+    type In = ThemesWritten;
+    type Out = KeywordsChosen;
+    const NAME: &'static str = "keywords";
+
+    fn next(themes: &ThemesWritten) -> KeywordsChosen {
+        let ThemesWritten { head, brief, persona, .. } = themes.clone();
+        KeywordsChosen { head, brief, persona, drafts: Vec::new() }
+    }
+}
+
+type Ask<In, Out> = Box<dyn FnMut(&[Input<In>]) -> Result<Option<Vec<Verdict<Out>>>, StageError> + Send>;
+
+/// A stage that takes one hop, unless its knob decides otherwise.
+pub(crate) struct Toy<H: Hop> {
+    ask: Ask<H::In, H::Out>,
+    hop: PhantomData<H>,
+}
+
+impl<H: Hop> Toy<H> {
+    pub(crate) fn new() -> Self {
+        Self::with(|_| Ok(None))
+    }
+
+    /// Asks `knob` first: an error is the stage's, verdicts are its answer, `None` lets the hop be taken.
+    pub(crate) fn with(
+        knob: impl FnMut(&[Input<H::In>]) -> Result<Option<Vec<Verdict<H::Out>>>, StageError> + Send + 'static,
+    ) -> Self {
+        Self { ask: Box::new(knob), hop: PhantomData }
+    }
+}
+
+impl<H: Hop> Stage for Toy<H> {
+    type In = H::In;
+    type Out = H::Out;
+    const NAME: &'static str = H::NAME;
+
+    fn process(&mut self, batch: &[Input<H::In>]) -> Result<Vec<Verdict<H::Out>>, StageError> {
+        Ok((self.ask)(batch)?.unwrap_or_else(|| batch.iter().map(|input| pass::<H>(&input.value)).collect()))
+    }
+}
+
+pub(crate) fn pass<H: Hop>(value: &H::In) -> Verdict<H::Out> {
+    let out = H::next(value);
+    let writes = H::writes(&out);
+    Verdict::Passed(Box::new(Passed { out, explanation: json!({ "toy": true }), writes, counters: vec![("hops", 1)] }))
+}
+
+pub(crate) fn event(user: &str, at_ms: i64, id: &str) -> ShopperEvent {
+    ShopperEvent {
+        id: id.to_owned(),
+        tenant: UserKey::DEFAULT_TENANT.to_owned(),
+        user: user.to_owned(),
+        at_ms,
+        kind: EventKind::Erase,
+        lines: Vec::new(),
+        preference: None,
+        personalise: None,
+    }
+}
+
+pub(crate) fn context(user: &str, context_ms: i64, event_id: &str) -> ContextChanged {
+    let cause = Cause { event_id: event_id.to_owned(), event_ms: context_ms, accepted_ms: context_ms };
+    let head = Head { user: UserKey::of(user), context_ms, generation: 1, cause, expires_ms: NOW_MS + 3_600_000 };
+    let brief = Brief {
+        diets: DietSet::NONE,
+        budget: Budget::Middle,
+        locale: "en".to_owned(),
+        season: Season::Winter,
+        dislikes: Vec::new(),
+        personalise: true,
+    };
+    ContextChanged { head, brief, favourites: Vec::new(), recent: Vec::new() }
+}
+
+/// `message` as the record `id`.
+pub(crate) fn sent<M: Message>(message: &M, id: &str) -> Outgoing {
+    let value = wire::encode(message).expect("toys fit the wire");
+    Outgoing { topic: M::TOPIC, key: message.user(), headers: Headers::root(id, M::TOPIC, NOW_MS), value }
+}
+
+/// A stage's surroundings on a fresh file, in which time stands still.
+pub(crate) struct Bench {
+    pub(crate) file: Embedded,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) env: StageEnv,
+    pub(crate) faults: Arc<Faults>,
+    _dir: tempfile::TempDir,
+}
+
+/// How often each border still fails as unavailable.
+#[derive(Default)]
+pub(crate) struct Faults {
+    pub(crate) store: AtomicU32,
+    pub(crate) poll: AtomicU32,
+    pub(crate) commit: AtomicU32,
+}
+
+fn fails(left: &AtomicU32) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let clock = Arc::new(ManualClock::at(NOW_MS));
+        let file = Embedded::open(dir.path().join("endcap.db"), EmbeddedConfig::default(), clock.clone()).expect("a file");
+        let faults = Arc::new(Faults::default());
+        let env = StageEnv {
+            store: Arc::new(FlakyStore { file: file.clone(), faults: faults.clone() }),
+            clocks: Clocks::of(clock.clone()),
+            config: LoopConfig {
+                retry: RetryConfig { first: Duration::from_micros(10), longest: Duration::from_micros(50) },
+                ..LoopConfig::default()
+            },
+            stats: Arc::new(StageStats::default()),
+            shutdown: Shutdown::new(),
+        };
+        Self { file, clock, env, faults, _dir: dir }
+    }
+
+    pub(crate) fn append(&self, records: &[Outgoing]) {
+        self.file.producer().append(records, None).expect("records are taken");
+    }
+
+    /// Runs a stage until nothing waits for it; each empty poll before that moves the clock on by `tick`.
+    pub(crate) fn run_ticking<S: Stage>(&mut self, mut stage: S, tick: Duration) -> Result<(), endcap_runtime::StageStopped> {
+        self.env.shutdown = Shutdown::new();
+        let group = format!("endcap.{}.live", S::NAME);
+        let mut log = UntilEmpty {
+            log: self.file.consumer(&group, S::In::TOPIC).expect("a consumer"),
+            shutdown: self.env.shutdown.clone(),
+            clock: self.clock.clone(),
+            tick,
+            faults: self.faults.clone(),
+        };
+        endcap_runtime::run_stage(&mut stage, &mut log, &self.env)
+    }
+
+    pub(crate) fn run<S: Stage>(&mut self, stage: S) {
+        self.run_ticking(stage, Duration::ZERO).expect("the stage finishes");
+    }
+
+    /// Everything in `M`'s topic.
+    pub(crate) fn all<M: Message>(&self) -> Vec<M> {
+        self.records(M::TOPIC).iter().map(|record| wire::decode(&record.value).expect("a message")).collect()
+    }
+
+    pub(crate) fn records(&self, topic: Topic) -> Vec<Received> {
+        self.file.records(topic, 0, usize::MAX).expect("records are read")
+    }
+
+    pub(crate) fn tally<H: Hop>(&self) -> endcap_runtime::Tally {
+        self.file.tallies().expect("tallies are read").remove(H::NAME).unwrap_or_default()
+    }
+}
+
+/// A log that asks its stage to finish when nothing waits any more.
+struct UntilEmpty<L> {
+    log: L,
+    shutdown: Shutdown,
+    clock: Arc<ManualClock>,
+    tick: Duration,
+    faults: Arc<Faults>,
+}
+
+impl<L: Log> Log for UntilEmpty<L> {
+    fn poll(&mut self, max: usize, _: Duration) -> Result<Vec<Received>, LogError> {
+        if fails(&self.faults.poll) {
+            return Err(LogError::Unavailable("toy log is down".to_owned()));
+        }
+        let polled = self.log.poll(max, Duration::ZERO)?;
+        if polled.is_empty() {
+            if self.log.backlog()?.waiting == 0 {
+                self.shutdown.trigger();
+            }
+            self.clock.advance(self.tick);
+        }
+        Ok(polled)
+    }
+
+    fn commit(&mut self, commit: &Commit) -> Result<(), LogError> {
+        if fails(&self.faults.commit) {
+            return Err(LogError::Unavailable("toy log is down".to_owned()));
+        }
+        self.log.commit(commit)
+    }
+
+    fn backlog(&mut self) -> Result<Backlog, LogError> {
+        self.log.backlog()
+    }
+
+    fn group(&self) -> &str {
+        self.log.group()
+    }
+}
+
+/// The file as a store that fails on demand.
+struct FlakyStore {
+    file: Embedded,
+    faults: Arc<Faults>,
+}
+
+impl FlakyStore {
+    fn up(&self) -> Result<&Embedded, StoreError> {
+        if fails(&self.faults.store) { Err(StoreError::Unavailable("toy store is down".to_owned())) } else { Ok(&self.file) }
+    }
+}
+
+impl Store for FlakyStore {
+    fn put(&self, writes: &[Write]) -> Result<(), StoreError> {
+        self.up()?.put(writes)
+    }
+    fn put_results(&self, results: &[StageResult]) -> Result<(), StoreError> {
+        self.up()?.put_results(results)
+    }
+    fn state(&self, user: &UserKey) -> Result<Option<Vec<u8>>, StoreError> {
+        self.up()?.state(user)
+    }
+    fn page(&self, user: &UserKey) -> Result<Option<StoredPage>, StoreError> {
+        self.up()?.page(user)
+    }
+    fn results(&self, user: &UserKey) -> Result<Vec<StageResult>, StoreError> {
+        self.up()?.results(user)
+    }
+    fn erased_until(&self, user: &UserKey) -> Result<Option<Stamp>, StoreError> {
+        self.up()?.erased_until(user)
+    }
+    fn cached(&self, cache: &'static str, keys: &[[u8; 32]]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.up()?.cached(cache, keys)
+    }
+    fn remember(&self, cache: &'static str, entries: &[([u8; 32], Vec<u8>)]) -> Result<(), StoreError> {
+        self.up()?.remember(cache, entries)
+    }
+}
+
+/// The wall clock's time on the bench, for tests that place records in time.
+pub(crate) fn now_ms(bench: &Bench) -> i64 {
+    bench.clock.now_ms()
+}
