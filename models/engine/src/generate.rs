@@ -8,6 +8,7 @@ mod sequence;
 
 use std::{collections::VecDeque, thread};
 
+use candle_core::Device;
 use endcap_inference::TokenCounts;
 use thiserror::Error;
 
@@ -34,6 +35,16 @@ impl Default for GenerateLimits {
     /// For one CPU core.
     fn default() -> Self {
         Self { step_tokens_max: 512, cache_tokens_max: 65_536, sequences_max: 64, masks_beside: false }
+    }
+}
+
+impl GenerateLimits {
+    /// Limits that suit `device`.
+    pub fn for_device(device: &Device) -> Self {
+        if device.is_cpu() {
+            return Self::default();
+        }
+        Self { step_tokens_max: 8_192, cache_tokens_max: 1 << 20, sequences_max: 256, masks_beside: true }
     }
 }
 
@@ -100,8 +111,8 @@ pub(crate) trait Machine {
     /// Longest context, in tokens.
     fn positions(&self) -> usize;
 
-    /// Makes an empty cache for a sequence.
-    fn open(&mut self) -> usize;
+    /// Makes an empty cache for a sequence of at most `tokens`.
+    fn open(&mut self, tokens: usize) -> usize;
 
     /// Gives a sequence's cache back.
     fn close(&mut self, slot: usize);
@@ -173,7 +184,7 @@ fn admit<C: Constraint>(
             Err(error) => outcomes[index] = Some(Err(error)),
             Ok(sequence) if sequence.is_done() => outcomes[index] = Some(sequence.into_outcome().1),
             Ok(mut sequence) => {
-                sequence.take_slot(machine.open());
+                sequence.take_slot(machine.open(needed));
                 held += needed;
                 running.push(sequence);
             }

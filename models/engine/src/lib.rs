@@ -1,5 +1,8 @@
 //! (being written)
 
+mod bert;
+mod cross_encoder;
+mod deberta;
 mod decoder;
 mod error;
 mod layer;
@@ -7,10 +10,21 @@ mod load;
 mod random;
 mod segments;
 mod constraint;
+mod embed;
 mod generate;
+mod keywords;
+mod reader;
+mod relevance;
+mod themes;
 mod tokenizer;
+mod writer;
+#[cfg(any(test, feature = "fixture"))]
+pub mod fixture;
 pub mod ops;
 
+pub use bert::{Bert, BertConfig, BertCrossEncoder, BertLayer, BertWeights, Norm, Pooling};
+pub use cross_encoder::CrossEncoder;
+pub use deberta::{Deberta, DebertaConfig};
 pub use decoder::{
     Adapter, AdapterConfig, Decoder, DecoderConfig, DecoderLayer, DecoderWeights, KvCache, RopeScaling, StepInput, StepOutput, Want,
 };
@@ -22,4 +36,9 @@ pub use segments::Segments;
 
 pub use tokenizer::{PairEncoding, TEXT_MAX_BYTES, Tokenizer, TokenizerError, demo_tokenizer};
 pub use constraint::{Allowed, Constraint, ConstraintError, JsonConstraint, JsonGrammar, KeywordLimits, TextLimits, TrieConstraint};
+pub use embed::EmbedModel;
 pub use generate::{GenerateError, GenerateLimits, Generated, Job};
+pub use keywords::{CANDIDATE_HEAD, KeywordEncoder, KeywordModel, KeywordPrompt, KeywordPromptError};
+pub use reader::EncodeLimits;
+pub use relevance::RelevanceModel;
+pub use themes::ThemeModel;

@@ -114,7 +114,12 @@ fn name_key(leaf: &str) -> String {
     if key.is_empty() { leaf.to_owned() } else { key }
 }
 
-fn describe(items: &[Item], paths: &[Vec<String>], given: &HashMap<String, String>, bought_together: &[Vec<usize>]) -> Vec<Category> {
+fn describe(
+    items: &[Item],
+    paths: &[Vec<String>],
+    given: &HashMap<String, String>,
+    bought_together: &[Vec<usize>],
+) -> Vec<Category> {
     let mut members: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (at, path) in paths.iter().enumerate() {
         members.entry(path.last().map_or(UNCATEGORISED, String::as_str)).or_default().push(at);
@@ -130,7 +135,8 @@ fn describe(items: &[Item], paths: &[Vec<String>], given: &HashMap<String, Strin
     derived
         .map(|(name, at)| {
             let path = &paths[at[0]];
-            let share = |holds: &dyn Fn(&Item) -> bool| at.iter().filter(|at| holds(&items[**at])).count() as f64 / at.len() as f64;
+            let share =
+                |holds: &dyn Fn(&Item) -> bool| at.iter().filter(|at| holds(&items[**at])).count() as f64 / at.len() as f64;
             let violates = Diet::ALL.into_iter().filter(|diet| share(&|item| item.violates.contains(*diet)) >= VIOLATING_SHARE);
             let mut related: Vec<String> = together.get(*name).cloned().unwrap_or_default();
             related.extend(largest_siblings(&siblings[&path[..path.len() - 1]], name));
@@ -212,7 +218,10 @@ impl Matcher {
 
     /// The leaf whose words end `text`, the longest such leaf.
     pub(crate) fn at_end(&self, text: &[String]) -> Option<&str> {
-        (1..=self.longest.min(text.len())).rev().find_map(|length| self.leaves.get(&text[text.len() - length..])).map(String::as_str)
+        (1..=self.longest.min(text.len()))
+            .rev()
+            .find_map(|length| self.leaves.get(&text[text.len() - length..]))
+            .map(String::as_str)
     }
 
     /// As [`Matcher::at_end`], else the longest leaf of two or more words that stands anywhere, else the last of one word.

@@ -14,8 +14,8 @@ use crate::{
     facts_of,
     rows::{self, CATEGORY_COLUMNS, TERM_COLUMNS, join_path, split_path},
     search::encoded,
-    write::{put_category, put_nodes},
     words::words,
+    write::{put_category, put_nodes},
 };
 
 /// Place of a product in order of popularity (thousandths, falling), then of arrival.
@@ -102,7 +102,8 @@ impl Purchases {
         let mut counts: HashMap<String, i64> = HashMap::new();
         let mut shoppers: HashMap<i64, Vec<usize>> = HashMap::new();
         let mut places: HashMap<&str, usize> = HashMap::new();
-        let mut statement = tx.prepare("SELECT shopper, product, count(*) FROM purchases GROUP BY shopper, product ORDER BY shopper, product")?;
+        let mut statement =
+            tx.prepare("SELECT shopper, product, count(*) FROM purchases GROUP BY shopper, product ORDER BY shopper, product")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             if places.is_empty() {
@@ -144,8 +145,10 @@ fn put_products(
     paths: &[Vec<String>],
     bought: &HashMap<String, f32>,
 ) -> Result<bool, MarketError> {
-    let numbers: HashMap<String, i64> =
-        tx.prepare("SELECT name, id FROM categories")?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+    let numbers: HashMap<String, i64> = tx
+        .prepare("SELECT name, id FROM categories")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
     let mut changed = false;
     for (at, product) in products.iter().enumerate() {
         if product.withdrawn {
@@ -231,8 +234,10 @@ impl Text {
 fn put_term_facts(tx: &Transaction<'_>, categories: &[Category]) -> Result<(), MarketError> {
     let matcher = Matcher::new(categories.iter().map(|category| category.name.as_str()));
     let by_name: HashMap<&str, &Category> = categories.iter().map(|category| (category.name.as_str(), category)).collect();
-    let counts: HashMap<String, i64> =
-        tx.prepare("SELECT word, products FROM words")?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+    let counts: HashMap<String, i64> = tx
+        .prepare("SELECT word, products FROM words")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
     let most = counts.values().copied().max().unwrap_or(1).max(1) as f32;
     let mut select = tx.prepare(&format!("SELECT {TERM_COLUMNS} FROM terms WHERE source = 'keywords' ORDER BY id"))?;
     let mut update = tx.prepare("UPDATE terms SET category = ?2, violates = ?3, popularity = ?4 WHERE id = ?1")?;

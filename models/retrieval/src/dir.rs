@@ -70,7 +70,7 @@ CREATE TABLE terms (
   UNIQUE (text, descriptor)
 );
 CREATE TABLE term_vectors (term INTEGER PRIMARY KEY, row INTEGER NOT NULL);
-CREATE TABLE purchases (shopper INTEGER NOT NULL, product TEXT NOT NULL, quantity INTEGER NOT NULL);
+CREATE TABLE purchases (shopper INTEGER NOT NULL, product TEXT NOT NULL);
 CREATE TABLE words (word TEXT PRIMARY KEY, products INTEGER NOT NULL) WITHOUT ROWID;
 CREATE VIRTUAL TABLE product_words USING fts5 (head, name, path, content='', contentless_delete=1, detail=column, tokenize='ascii');
 CREATE VIRTUAL TABLE word_counts USING fts5vocab (product_words, row);

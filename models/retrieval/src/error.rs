@@ -11,7 +11,9 @@ pub enum MarketError {
     #[error("no market in {0}: make one with `endcap import` or let `endcap up` generate the demo market")]
     Absent(PathBuf),
     /// The directory was written by a newer version.
-    #[error("market in {dir} has format {found}, this version reads up to {known}: use the newer version, or import into a new directory")]
+    #[error(
+        "market in {dir} has format {found}, this version reads up to {known}: use the newer version, or import into a new directory"
+    )]
     Newer {
         /// The directory.
         dir: PathBuf,

@@ -128,7 +128,8 @@ fn embed_missing(
     progress: &mut dyn FnMut(IndexProgress),
 ) -> Result<usize, MarketError> {
     let total: usize = db.query_row("SELECT count(*) FROM terms", [], |row| row.get(0))?;
-    let before: usize = db.query_row("SELECT count(*) FROM terms t JOIN term_vectors v ON v.term = t.id", [], |row| row.get(0))?;
+    let before: usize =
+        db.query_row("SELECT count(*) FROM terms t JOIN term_vectors v ON v.term = t.id", [], |row| row.get(0))?;
     let mut rows: u64 = db.query_row("SELECT coalesce(max(row) + 1, 0) FROM term_vectors", [], |row| row.get(0))?;
     let mut file = None;
     let mut done = before;
@@ -271,7 +272,8 @@ fn remove_old(dir: &MarketDir, index: &str, vectors: &str) {
     for file in files.flatten() {
         let name = file.file_name();
         let name = name.to_string_lossy();
-        let old_index = name.starts_with("terms-") && (name.ends_with(".usearch") || name.ends_with(".unfinished")) && name != index;
+        let old_index =
+            name.starts_with("terms-") && (name.ends_with(".usearch") || name.ends_with(".unfinished")) && name != index;
         let old_vectors = name.starts_with("vectors-") && name.ends_with(".f16") && name != vectors;
         if (old_index || old_vectors) && fs::remove_file(file.path()).is_err() {
             tracing::warn!(file = %file.path().display(), "cannot remove an old index file");
@@ -302,7 +304,10 @@ impl TermIndex {
         let vectors = VectorFile::open(&dir.path().join(named("index_vectors")?))?;
         let bytes = fs::metadata(&path).map_err(MarketError::file(&path))?.len();
         if named("index_bytes")? != bytes.to_string() {
-            return Err(MarketError::Index(format!("{} has {bytes} bytes, not as many as were written: build the index again", path.display())));
+            return Err(MarketError::Index(format!(
+                "{} has {bytes} bytes, not as many as were written: build the index again",
+                path.display()
+            )));
         }
         let graph = Index::new(&native(vectors.dimensions())).map_err(index_fault)?;
         graph.view(&path.to_string_lossy()).map_err(index_fault)?;

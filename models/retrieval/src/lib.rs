@@ -27,5 +27,5 @@ pub use facts::{Facts, facts_of};
 pub use index::{IndexOptions, IndexProgress, IndexReport, build_index};
 pub use market::Market;
 pub use search::{Filter, plan_words};
-pub use snapshot::{Counts, Near, Snapshot};
+pub use snapshot::{Counts, Near, PRODUCTS_MAX, Snapshot};
 pub use write::{CatalogueChange, write_demo};

@@ -8,10 +8,7 @@ use std::{
 use arc_swap::ArcSwap;
 use rusqlite::Connection;
 
-use crate::{
-    MarketDir, MarketError, Snapshot,
-    dir::meta,
-};
+use crate::{MarketDir, MarketError, Snapshot, dir::meta};
 
 /// A market that is read. Cheap to clone; all clones share one snapshot.
 #[derive(Debug, Clone)]

@@ -4,10 +4,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use rusqlite::Connection;
 
-use crate::{
-    MarketDir, MarketError,
-    dir::meta,
-};
+use crate::{MarketDir, MarketError, dir::meta};
 
 /// Most connections of one snapshot: readers beyond that wait for one another.
 const CONNECTIONS_MAX: usize = 4;

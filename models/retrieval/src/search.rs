@@ -45,7 +45,9 @@ impl Filter {
     }
 
     fn facts_allow(&self, product: &Product) -> bool {
-        !self.diets.intersects(product.violates) && (self.adult || !product.age_restricted) && (!self.in_stock || product.in_stock)
+        !self.diets.intersects(product.violates)
+            && (self.adult || !product.age_restricted)
+            && (!self.in_stock || product.in_stock)
     }
 
     fn disliked_words(&self) -> Vec<Vec<String>> {
@@ -54,7 +56,8 @@ impl Filter {
 }
 
 fn dislikes(disliked: &[Vec<String>], product: &Product) -> bool {
-    let texts = [product.name.as_str(), product.brand.as_str()].into_iter().chain(product.category_path.iter().map(String::as_str));
+    let texts =
+        [product.name.as_str(), product.brand.as_str()].into_iter().chain(product.category_path.iter().map(String::as_str));
     !disliked.is_empty() && texts.into_iter().map(words).any(|text| disliked.iter().any(|run| contains_run(&text, run)))
 }
 
@@ -89,7 +92,12 @@ pub fn plan_words(query: &str) -> (Vec<String>, DietSet) {
 }
 
 /// The products of `categories` by popularity, then id.
-pub(crate) fn of_categories(db: &Connection, categories: &[i64], filter: &Filter, limit: usize) -> Result<Vec<Product>, MarketError> {
+pub(crate) fn of_categories(
+    db: &Connection,
+    categories: &[i64],
+    filter: &Filter,
+    limit: usize,
+) -> Result<Vec<Product>, MarketError> {
     let sql = format!(
         "SELECT {PRODUCT_COLUMNS} FROM products p WHERE p.withdrawn = 0 AND p.category = ?1 AND p.violates & ?2 = 0 \
          AND (?3 OR p.adult = 0) AND (NOT ?4 OR p.in_stock = 1) ORDER BY p.key LIMIT ?5"
@@ -100,7 +108,8 @@ pub(crate) fn of_categories(db: &Connection, categories: &[i64], filter: &Filter
     let room = (limit * 2 + 20) as i64;
     let mut found = Vec::new();
     for category in categories {
-        let rows = statement.query_map(params![category, filter.diets.bits(), filter.adult, filter.in_stock, room], rows::product)?;
+        let rows =
+            statement.query_map(params![category, filter.diets.bits(), filter.adult, filter.in_stock, room], rows::product)?;
         for product in rows {
             let product = product?;
             if !dislikes(&disliked, &product) {

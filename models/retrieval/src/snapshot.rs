@@ -1,9 +1,6 @@
 //! One version of the market.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use endcap_schemas::{Category, Descriptor, Keyword, Product, Term};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -151,7 +148,8 @@ impl Snapshot {
     /// When the database cannot be read.
     pub fn node_term(&self, name: &str) -> Result<Option<(i64, Term)>, MarketError> {
         self.pool.with(|db| {
-            let mut statement = db.prepare_cached(&format!("SELECT {TERM_COLUMNS} FROM terms WHERE text = ?1 AND descriptor = ?2"))?;
+            let mut statement =
+                db.prepare_cached(&format!("SELECT {TERM_COLUMNS} FROM terms WHERE text = ?1 AND descriptor = ?2"))?;
             Ok(statement.query_row(params![name, rows::descriptor_number(Descriptor::Node)], rows::term).optional()?)
         })
     }
@@ -162,7 +160,8 @@ impl Snapshot {
     /// When the database cannot be read.
     pub fn terms_after(&self, after: i64, limit: usize) -> Result<Vec<(i64, Term)>, MarketError> {
         self.pool.with(|db| {
-            let mut statement = db.prepare_cached(&format!("SELECT {TERM_COLUMNS} FROM terms WHERE id > ?1 ORDER BY id LIMIT ?2"))?;
+            let mut statement =
+                db.prepare_cached(&format!("SELECT {TERM_COLUMNS} FROM terms WHERE id > ?1 ORDER BY id LIMIT ?2"))?;
             let found = statement.query_map(params![after, limit as i64], rows::term)?.collect::<Result<_, _>>()?;
             Ok(found)
         })
@@ -219,7 +218,8 @@ impl Snapshot {
             Some(categories) => self.pool.with(|db| search::of_categories(db, &categories, filter, limit)),
             None => {
                 let fallback = self.term(keyword.id)?.filter(|term| term.text == keyword.text).and_then(|term| term.category);
-                let fallback: Vec<i64> = fallback.and_then(|name| self.by_name.get(&name)).map(|at| self.numbers[*at]).into_iter().collect();
+                let fallback: Vec<i64> =
+                    fallback.and_then(|name| self.by_name.get(&name)).map(|at| self.numbers[*at]).into_iter().collect();
                 self.pool.with(|db| {
                     let found = search::by_words(db, &keyword.text, filter, limit)?;
                     if found.is_empty() { search::of_categories(db, &fallback, filter, limit) } else { Ok(found) }
@@ -261,7 +261,8 @@ fn load_categories(db: &Connection) -> Result<(Vec<i64>, Vec<Category>), MarketE
 }
 
 fn product(db: &Connection, id: &str) -> Result<Option<Product>, MarketError> {
-    let mut statement = db.prepare_cached(&format!("SELECT {PRODUCT_COLUMNS} FROM products p WHERE p.id = ?1 AND p.withdrawn = 0"))?;
+    let mut statement =
+        db.prepare_cached(&format!("SELECT {PRODUCT_COLUMNS} FROM products p WHERE p.id = ?1 AND p.withdrawn = 0"))?;
     Ok(statement.query_row([id], rows::product).optional()?)
 }
 

@@ -99,7 +99,11 @@ impl VectorFile {
     }
 
     /// Walks over all rows up to `rows` in order.
-    pub(crate) fn each(&self, rows: u64, mut visit: impl FnMut(u64, i64, &[f32]) -> Result<(), MarketError>) -> Result<(), MarketError> {
+    pub(crate) fn each(
+        &self,
+        rows: u64,
+        mut visit: impl FnMut(u64, i64, &[f32]) -> Result<(), MarketError>,
+    ) -> Result<(), MarketError> {
         const AT_ONCE: u64 = 1_024;
         let mut scratch = Vec::new();
         let mut vector = vec![0.0; self.dimensions];

@@ -5,14 +5,36 @@ pub const TEXT_MAX_BYTES: usize = 2_000;
 
 /// Words that say nothing about a product.
 const STOP_WORDS: [&str; 22] = [
-    "a", "an", "and", "as", "at", "by", "de", "for", "from", "in", "it", "la", "le", "made", "of", "on", "or", "style", "the", "to",
-    "type", "with",
+    "a", "an", "and", "as", "at", "by", "de", "for", "from", "in", "it", "la", "le", "made", "of", "on", "or", "style", "the",
+    "to", "type", "with",
 ];
 
 /// Endings that stay: words that look like a plural and are none.
 const SINGULAR: [&str; 24] = [
-    "asparagus", "bass", "bias", "bus", "citrus", "couscous", "gas", "glass", "grass", "hibiscus", "houmous", "hummus", "lens", "les",
-    "less", "molasses", "octopus", "plus", "sans", "swiss", "tapas", "this", "us", "is",
+    "asparagus",
+    "bass",
+    "bias",
+    "bus",
+    "citrus",
+    "couscous",
+    "gas",
+    "glass",
+    "grass",
+    "hibiscus",
+    "houmous",
+    "hummus",
+    "lens",
+    "les",
+    "less",
+    "molasses",
+    "octopus",
+    "plus",
+    "sans",
+    "swiss",
+    "tapas",
+    "this",
+    "us",
+    "is",
 ];
 
 /// One spelling for words that are written in two ways.
@@ -64,6 +86,8 @@ pub fn all_words(text: &str) -> Vec<String> {
     for c in text[..end].chars().chain([' ']) {
         match c {
             '\'' | '’' | '`' if !word.is_empty() => apostrophe = apostrophe.or(Some(word.len())),
+            // Combining marks of decomposed letters.
+            '\u{300}'..='\u{36f}' => {}
             c if c.is_alphanumeric() => fold(c, &mut word),
             _ if !word.is_empty() => {
                 // Possessives lose their ending; `m&m's`, `reese's`.
@@ -122,8 +146,6 @@ fn fold(c: char, out: &mut String) {
             'ß' => out.push_str("ss"),
             'æ' => out.push_str("ae"),
             'œ' => out.push_str("oe"),
-            // Combining marks of decomposed letters.
-            '\u{300}'..='\u{36f}' => {}
             c => out.push(c),
         }
     }

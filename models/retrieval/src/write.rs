@@ -211,7 +211,8 @@ impl<'a> ProductWriter<'a> {
 
     /// Withdraws a product; gives whether there was such a one.
     pub(crate) fn withdraw(&mut self, id: &str) -> Result<bool, MarketError> {
-        let there = self.tx.prepare_cached("UPDATE products SET withdrawn = 1 WHERE id = ?1 AND withdrawn = 0")?.execute([id])? == 1;
+        let there =
+            self.tx.prepare_cached("UPDATE products SET withdrawn = 1 WHERE id = ?1 AND withdrawn = 0")?.execute([id])? == 1;
         self.change.withdrawn += u64::from(there);
         Ok(there)
     }
@@ -338,10 +339,8 @@ pub(crate) fn put_nodes(tx: &Transaction<'_>, categories: &[Category]) -> Result
         };
         nodes.insert(&category.name, leaf);
     }
-    let mut stale: Vec<String> = tx
-        .prepare("SELECT text FROM terms WHERE source = 'node'")?
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
+    let mut stale: Vec<String> =
+        tx.prepare("SELECT text FROM terms WHERE source = 'node'")?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
     stale.retain(|text| !nodes.contains_key(text.as_str()));
     for text in stale {
         tx.prepare_cached("DELETE FROM terms WHERE text = ?1 AND source = 'node'")?.execute([text])?;

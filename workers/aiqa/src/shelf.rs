@@ -90,7 +90,8 @@ impl<'a> Shelf<'a> {
         let found = products.len();
         // The filter's promise is kept twice: what a household may not have must not depend on one query.
         products.retain(|product| filter.allows(product) && !self.is_banned(product));
-        let shelved = Arc::new(Shelved { banned: found - products.len(), products: products.into_iter().map(Arc::new).collect() });
+        let shelved =
+            Arc::new(Shelved { banned: found - products.len(), products: products.into_iter().map(Arc::new).collect() });
         self.known.insert(key, shelved.clone());
         Ok(shelved)
     }

@@ -10,7 +10,8 @@ use endcap_market::DEMO_SEED;
 use endcap_retrieval::{MarketDir, write_demo};
 use endcap_runtime::{DropReason, Embedded, EmbeddedConfig, ManualClock, Write};
 use endcap_schemas::{
-    Brief, Budget, Cause, Descriptor, Diet, DietSet, Draft, Head, Keyword, Origin, Placement, Product, Season, ShownProduct, Theme, UserKey,
+    Brief, Budget, Cause, Descriptor, Diet, DietSet, Draft, Head, Keyword, Origin, Placement, Product, Season, ShownProduct,
+    Theme, UserKey,
 };
 
 use super::*;
@@ -152,17 +153,14 @@ fn replacements_are_new_ideas_near_the_page() {
 }
 
 #[test]
-fn a_verdict_is_known_by_theme_product_text_and_model() {
-    let tea = pair("tea time ; tea", &DEMO.products[0]);
-    let other = pair("tea time ; tea", &DEMO.products[1]);
-    let mut keys = HashSet::from([verdict_key(&tea, "d1", "m1")]);
-    assert!(!keys.insert(verdict_key(&pair("tea time ; tea", &DEMO.products[0]), "d1", "m1")));
-    for key in [
-        verdict_key(&tea, "d2", "m1"),
-        verdict_key(&tea, "d1", "m2"),
-        verdict_key(&other, "d1", "m1"),
-        verdict_key(&pair("coffee time ; tea", &DEMO.products[0]), "d1", "m1"),
-    ] {
+fn a_verdict_is_known_by_the_texts_and_the_model() {
+    let (first, other) = (&DEMO.products[0], DEMO.products.last().unwrap());
+    let sibling = Product { id: "another".into(), brand: "Other".into(), size: "2 kg".into(), ..first.clone() };
+    let key = |theme: &str, product: &Product, model: &str| verdict_key(&pair(theme, product), model);
+    let base = key("tea time ; tea", first, "m1");
+    assert_eq!(base, key("tea time ; tea", &sibling, "m1"), "another size of the same thing");
+    let mut keys = HashSet::from([base]);
+    for key in [key("tea time ; tea", first, "m2"), key("tea time ; tea", other, "m1"), key("coffee time ; tea", first, "m1")] {
         assert!(keys.insert(key));
     }
 }
@@ -199,7 +197,7 @@ impl Model for Truth {
     }
 
     fn version(&self) -> &str {
-        "truth@1"
+        if self.blind.is_empty() { "truth@1" } else { "blind@1" }
     }
 }
 
@@ -245,19 +243,22 @@ struct Bench {
     stage: AiqaStage<Truth>,
     store: Arc<Embedded>,
     asked: Arc<Mutex<Vec<Pair>>>,
-    _dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
 }
 
 impl Bench {
     fn new(blind: &'static [&'static str], fails: bool) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::over(Arc::new(tempfile::tempdir().unwrap()), blind, fails)
+    }
+
+    fn over(dir: Arc<tempfile::TempDir>, blind: &'static [&'static str], fails: bool) -> Self {
         let clock = Arc::new(ManualClock::at(0));
         let store = Arc::new(Embedded::open(dir.path().join("endcap.sqlite"), EmbeddedConfig::default(), clock).unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
         let model = spawn("truth", Truth { asked: asked.clone(), blind, fails }, Limits::default()).unwrap();
         let versions = BTreeMap::from([("themes".to_owned(), "writer@1".to_owned())]);
         let stage = AiqaStage::new(AiqaConfig::default(), MARKET.0.clone(), store.clone(), model, versions);
-        Self { stage, store, asked, _dir: dir }
+        Self { stage, store, asked, dir }
     }
 
     /// Processes pages as one batch and, as the loop does, stores what the verdicts write.
@@ -355,7 +356,10 @@ fn what_is_not_relevant_is_pruned_and_the_floor_is_filled() {
     let verdict = bench.process(vec![deduped("anna", 1, brief(&[]), vec![draft("tea", vec![node("tea")]), astray])]).remove(0);
     let Verdict::Passed(passed) = verdict else { panic!("published") };
     let origins: Vec<Origin> = passed.out.page.placements.iter().map(|placement| placement.theme.origin).collect();
-    assert_eq!(origins, [Origin::Model, Origin::FloorFallback, Origin::FloorFallback, Origin::FloorFallback, Origin::FloorFallback]);
+    assert_eq!(
+        origins,
+        [Origin::Model, Origin::FloorFallback, Origin::FloorFallback, Origin::FloorFallback, Origin::FloorFallback]
+    );
     let counters: BTreeMap<&str, u64> = passed.counters.into_iter().collect();
     assert_eq!((counters["aiqa.drafts_kept"], counters["aiqa.placements_filled"], counters["aiqa.placements"]), (1, 4, 5));
     let explained = &passed.explanation["placements"][1];
@@ -376,7 +380,8 @@ fn thin_recall_is_widened_before_a_placement_is_given_up() {
 }
 
 /// Nothing is relevant to anybody.
-static ALL_BLIND: LazyLock<Vec<&'static str>> = LazyLock::new(|| DEMO.categories.iter().map(|category| category.name.as_str()).collect());
+static ALL_BLIND: LazyLock<Vec<&'static str>> =
+    LazyLock::new(|| DEMO.categories.iter().map(|category| category.name.as_str()).collect());
 
 #[test]
 fn an_older_page_stays_while_it_fits_and_is_withdrawn_when_it_does_not() {
@@ -386,10 +391,10 @@ fn an_older_page_stays_while_it_fits_and_is_withdrawn_when_it_does_not() {
         ("consent withdrawn", Brief { personalise: false, ..brief(&[]) }, false),
         ("berries disliked", Brief { dislikes: vec!["berries".into()], ..brief(&[]) }, false),
     ] {
-        let mut bench = Bench::new(&[], false);
-        bench.page(older.clone());
-        let blind = Bench::new(&ALL_BLIND, false);
-        let mut bench = Bench { store: bench.store.clone(), stage: AiqaStage { judge: Judge { store: bench.store.clone(), model: blind.stage.judge.model.clone() }, ..blind.stage }, ..bench };
+        let mut before = Bench::new(&[], false);
+        before.page(older.clone());
+        // Another judge over the same store: with its own version, so that the older verdicts are none of its own.
+        let mut bench = Bench::over(before.dir.clone(), &ALL_BLIND, false);
         let drafts = vec![draft("mineral water", vec![node("mineral water")])];
         let verdict = bench.process(vec![deduped("anna", 2_000, newer, drafts)]).remove(0);
         let Verdict::Settled(settled) = verdict else { panic!("{name}: settled") };
@@ -403,7 +408,8 @@ fn an_older_page_stays_while_it_fits_and_is_withdrawn_when_it_does_not() {
 #[test]
 fn a_short_page_is_published_where_there_is_no_older_one_and_again_when_it_is_redelivered() {
     // Everything but tea is irrelevant, so no replacement helps.
-    static BUT_TEA: LazyLock<Vec<&'static str>> = LazyLock::new(|| ALL_BLIND.iter().filter(|name| **name != "tea").copied().collect());
+    static BUT_TEA: LazyLock<Vec<&'static str>> =
+        LazyLock::new(|| ALL_BLIND.iter().filter(|name| **name != "tea").copied().collect());
     let mut bench = Bench::new(&BUT_TEA, false);
     let page = deduped("anna", 1, brief(&[]), vec![draft("tea", vec![node("tea")])]);
     let first = bench.page(page.clone());

@@ -46,11 +46,13 @@ impl<'a> Work<'a> {
     }
 
     pub(crate) fn settled(&self, outcome: Outcome, stamp: Stamp, config: &AiqaConfig) -> Verdict<PagePublished> {
-        let nothing = Page { persona: String::new(), diets: self.page.brief.diets, placements: Vec::new(), versions: Default::default() };
+        let nothing =
+            Page { persona: String::new(), diets: self.page.brief.diets, placements: Vec::new(), versions: Default::default() };
         let mut counters = self.counters(&nothing, config);
         let withdrawn = outcome == Outcome::Withdraw;
         counters.push((if withdrawn { "aiqa.pages_withdrawn" } else { "aiqa.pages_kept_older" }, 1));
-        let writes = if withdrawn { vec![Write::Page { user: self.page.head.user.clone(), stamp, page: None }] } else { Vec::new() };
+        let writes =
+            if withdrawn { vec![Write::Page { user: self.page.head.user.clone(), stamp, page: None }] } else { Vec::new() };
         Verdict::Settled(Box::new(Settled {
             reason: DropReason::BelowFloor,
             explanation: self.explained(outcome, config),

@@ -50,8 +50,8 @@ pub fn fold(
     config: &ContextConfig,
     product: impl Fn(&str) -> Option<Product>,
 ) -> Folded {
-    if let Err(fault) = event.check() {
-        return rejected("malformed", format!("{fault}; correct the event and send it again"));
+    if let Err(rejection) = well_formed(event) {
+        return Folded::Rejected(rejection);
     }
     if event.kind == EventKind::Erase {
         return erase(known, at, config);
@@ -86,6 +86,12 @@ pub fn fold(
     }
     state.take(event, &products, at, config);
     Folded::Changed(Box::new(state))
+}
+
+/// What can be known without store and catalogue: a malformed event may not even name a user.
+pub(crate) fn well_formed(event: &ShopperEvent) -> Result<(), Rejection> {
+    let message = |fault| format!("{fault}; correct the event and send it again");
+    event.check().map_err(|fault| Rejection { kind: "malformed", message: message(fault) })
 }
 
 /// The erasure's stamp lies beyond everything that an event of before it can carry: the log's time plus the largest skew, and the clock.

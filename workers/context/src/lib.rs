@@ -9,13 +9,15 @@ mod state;
 
 use std::{collections::HashMap, sync::Arc};
 
-use endcap_runtime::{DropReason, Input, Passed, Rejection, Settled, Stage, StageError, Store, StoreError, Verdict, Write};
+use endcap_runtime::{DropReason, Input, Passed, Settled, Stage, StageError, Store, StoreError, Verdict, Write};
 use endcap_schemas::{ContextChanged, Product, ShopperEvent, UserKey};
 use serde_json::{Value, json};
 
 pub use config::ContextConfig;
 pub use fold::{Folded, Known, Position, erasure_stamp, fold};
 pub use state::{FoldState, StateError};
+
+use fold::well_formed;
 
 /// Looks a product up in the catalogue by its id.
 pub type ProductLookup = Box<dyn Fn(&str) -> Option<Product> + Send>;
@@ -94,10 +96,8 @@ impl Stage for ContextStage {
         let mut verdicts = Vec::with_capacity(batch.len());
         for input in batch {
             let event = &input.value;
-            if let Err(fault) = event.check() {
-                // Checked before the store is asked: a malformed event may not even name a user.
-                let message = format!("{fault}; correct the event and send it again");
-                verdicts.push(Verdict::Rejected(Rejection { kind: "malformed", message }));
+            if let Err(rejection) = well_formed(event) {
+                verdicts.push(Verdict::Rejected(rejection));
                 continue;
             }
             let user = event.key();

@@ -33,10 +33,6 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Looks at what could not be processed.
     Dlq(DlqArgs),
-    /// Trains models on a market.
-    Train(TrainArgs),
-    /// Measures models against the market's truth.
-    Eval(EvalArgs),
 }
 
 /// Where the data lies: shared by commands that open a data directory.
@@ -117,12 +113,19 @@ pub struct ImportArgs {
     pub what: Importable,
     /// The file; `.gz` and `.zst` are unpacked on the way.
     pub file: PathBuf,
-    /// Its format; `endcap import <what> FILE --format help` lists them.
+    /// Its format: openfoodfacts, completejourney or endcap-json for a catalog; tsv or endcap-json for keywords; completejourney or
+    /// endcap-json for events.
     #[arg(long, value_name = "FORMAT")]
     pub format: String,
     /// Directory of the market, made where there is none.
     #[arg(long, value_name = "DIR")]
     pub market: PathBuf,
+    /// With a catalogue: withdraws the products listed in this file, one id a line.
+    #[arg(long, value_name = "FILE")]
+    pub withdraw: Option<PathBuf>,
+    /// Leaves the index over the keywords for later: more files follow, or `endcap up` builds it.
+    #[arg(long)]
+    pub no_index: bool,
     /// Directory of the models [default: the small ones inside this binary].
     #[arg(long, value_name = "DIR")]
     pub models: Option<String>,
@@ -186,20 +189,4 @@ pub enum DlqCommand {
         #[command(flatten)]
         data: DataArgs,
     },
-}
-
-/// `endcap train`.
-#[derive(Debug, Clone, Args)]
-pub struct TrainArgs {
-    /// What follows is the trainer's own: `endcap train help` lists it.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub rest: Vec<String>,
-}
-
-/// `endcap eval`.
-#[derive(Debug, Clone, Args)]
-pub struct EvalArgs {
-    /// What follows is the evaluation's own: `endcap eval help` lists it.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub rest: Vec<String>,
 }

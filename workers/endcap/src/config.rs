@@ -20,8 +20,8 @@ use crate::{cli::UpArgs, path::PathConfig};
 pub const TABLES: [&str; 5] = ["context", "themes", "keywords", "dedup", "aiqa"];
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 14] = [
-    "data", "market", "models", "device", "shoppers", "rate", "events", "seed", "bind", "token", "debounce", "retention",
+pub const KEYS: [&str; 17] = [
+    "data", "market", "models", "decoder", "encoder", "cross_encoder", "device", "shoppers", "rate", "events", "seed", "bind", "token", "debounce", "retention",
     "log_format", "batch_tokens",
 ];
 
@@ -34,6 +34,12 @@ pub struct Config {
     pub market: Option<PathBuf>,
     /// Directory of the models; `None` for those inside the binary.
     pub models: Option<PathBuf>,
+    /// Directory of the decoder, in place of the one among the models: a real checkpoint, say.
+    pub decoder: Option<PathBuf>,
+    /// Directory of the encoder, likewise.
+    pub encoder: Option<PathBuf>,
+    /// Directory of the cross-encoder, likewise.
+    pub cross_encoder: Option<PathBuf>,
     /// Where models run.
     pub device: Device,
     /// Simulated shoppers.
@@ -74,6 +80,16 @@ pub enum Device {
     Cpu,
     /// On the first NVIDIA GPU.
     Cuda,
+}
+
+impl Device {
+    /// Its name, as it is configured.
+    pub fn name(self) -> &'static str {
+        match self {
+            Device::Cpu => "cpu",
+            Device::Cuda => "cuda",
+        }
+    }
 }
 
 /// How log lines are written.
@@ -219,6 +235,9 @@ impl Config {
             data: merged.get("data", "a directory", path).unwrap_or_else(|| PathBuf::from("endcap-data")),
             market: merged.get("market", "a directory", path),
             models: merged.get("models", "a directory", path),
+            decoder: merged.get("decoder", "a directory", path),
+            encoder: merged.get("encoder", "a directory", path),
+            cross_encoder: merged.get("cross_encoder", "a directory", path),
             device: merged.get("device", "`cpu` or `cuda`", device).unwrap_or(Device::Cpu),
             shoppers: merged.get("shoppers", "a whole number up to 100000", shoppers).unwrap_or(100),
             rate: merged.get("rate", "events per second, more than 0", rate).or(if events.is_some() { None } else { Some(2.0) }),

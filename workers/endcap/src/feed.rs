@@ -35,10 +35,19 @@ pub trait Source: Send {
     ///
     /// # Errors
     /// When they cannot be read.
-    fn read(&mut self, n: u64, max: u64) -> Result<Vec<ShopperEvent>>;
+    fn read(&mut self, n: u64, max: u64) -> Result<Batch>;
 
     /// What is being fed, for people.
     fn describe(&self) -> String;
+}
+
+/// Some of a source's events.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Batch {
+    /// In order.
+    pub events: Vec<ShopperEvent>,
+    /// How many of them count: what a source adds to its events does not.
+    pub counted: u64,
 }
 
 /// Limits of a feed.
@@ -93,16 +102,15 @@ pub fn feed(source: &mut dyn Source, producer: &Producer, pace: Pace, clock: &dy
             continue;
         }
         let wanted = due.min(left).min(BATCH);
-        let events = source.read(next, wanted)?;
-        let read = events.len() as u64;
-        if read > 0 {
-            next += read;
-            if !append(producer, &outgoing(&events)?, &name, next, shutdown)? {
+        let batch = source.read(next, wanted)?;
+        if batch.counted > 0 {
+            next += batch.counted;
+            if !append(producer, &outgoing(&batch.events)?, &name, next, shutdown)? {
                 break;
             }
             state.fed.store(next, Ordering::SeqCst);
         }
-        if read < wanted {
+        if batch.counted < wanted {
             break;
         }
     }
@@ -191,8 +199,8 @@ impl Source for Simulated {
         self.name.clone()
     }
 
-    fn read(&mut self, n: u64, max: u64) -> Result<Vec<ShopperEvent>> {
-        Ok((n..n + max).map(|n| self.shoppers.event(n)).collect())
+    fn read(&mut self, n: u64, max: u64) -> Result<Batch> {
+        Ok(Batch { events: (n..n + max).map(|n| self.shoppers.event(n)).collect(), counted: max })
     }
 
     fn describe(&self) -> String {
@@ -215,7 +223,7 @@ mod tests {
             "counting".to_owned()
         }
 
-        fn read(&mut self, n: u64, max: u64) -> Result<Vec<ShopperEvent>> {
+        fn read(&mut self, n: u64, max: u64) -> Result<Batch> {
             let event = |n: u64| ShopperEvent {
                 id: format!("e{n}"),
                 tenant: "default".to_owned(),
@@ -226,7 +234,8 @@ mod tests {
                 preference: None,
                 personalise: None,
             };
-            Ok((n..(n + max).min(self.0)).map(event).collect())
+            let events: Vec<ShopperEvent> = (n..(n + max).min(self.0)).map(event).collect();
+            Ok(Batch { counted: events.len() as u64, events })
         }
 
         fn describe(&self) -> String {

@@ -104,5 +104,5 @@ where
 
 /// Where a market's imported events lie.
 pub fn events_of(market: &Path) -> PathBuf {
-    market.join("events")
+    market.join("events.jsonl")
 }

@@ -19,6 +19,7 @@ pub mod monitor;
 pub mod names;
 pub mod path;
 pub mod progress;
+pub mod replay;
 pub mod report;
 pub mod send;
 pub mod up;
@@ -72,8 +73,6 @@ fn run(cli: &Cli) -> Result<()> {
         }
         Command::Explain(args) => explain::command(args, &settings(cli, &of_data(&args.data))?.config),
         Command::Dlq(args) => dlq::command(&args.command, |data| Ok(settings(cli, &of_data(data))?.config)),
-        Command::Train(args) => models::train(&args.rest),
-        Command::Eval(args) => models::eval(&args.rest),
     }
 }
 

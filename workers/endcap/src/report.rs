@@ -19,12 +19,15 @@ use crate::{
     explain::StageStory,
     figures::Freshness,
     monitor::{busy_seconds, cache_figures, seconds_between, tokens_of},
+    replay,
 };
 
 /// Placements that make a page.
 const FLOOR: usize = 5;
 /// Records or rows read at once.
 const READ_MAX: usize = 128;
+/// Events read at once.
+const EVENTS_MAX: usize = 2_000;
 
 /// The report of a data directory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -71,9 +74,8 @@ pub struct Report {
     pub models: BTreeMap<String, String>,
     /// Records of the log that this was counted from had gone by retention before the end.
     pub log_trimmed: bool,
-    /// Households by the diets that the market's data did not hold and that were given by a seed; 0 where the data has its own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seeded_diets: Option<u64>,
+    /// Households whose diet was given by a seed, as the replayed data holds none.
+    pub seeded_diets: u64,
 }
 
 /// What a stage did.
@@ -144,7 +146,7 @@ pub fn make(file: &Embedded, market: &Market) -> Result<Report> {
         cache: CacheReport { keywords_hit_rate: cache.keywords, verdicts_hit_rate: cache.verdicts },
         models: stored.versions.into_iter().map(|(name, versions)| (name, versions.join(", "))).collect(),
         log_trimmed: published.pages < pages_published,
-        seeded_diets: None,
+        seeded_diets: seeded_diets(file)?,
     })
 }
 
@@ -304,6 +306,16 @@ fn end(file: &Embedded, topic: Topic) -> Result<u64> {
 
 fn first_ms(file: &Embedded) -> Result<Option<i64>> {
     Ok(file.records(Topic::EVENTS, 0, 1).context("cannot read the log")?.first().map(|record| record.appended_ms))
+}
+
+fn seeded_diets(file: &Embedded) -> Result<u64> {
+    let (mut next, mut count) = (0, 0);
+    loop {
+        let records = file.records(Topic::EVENTS, next, EVENTS_MAX).context("cannot read the log")?;
+        let Some(last) = records.last() else { return Ok(count) };
+        next = last.offset + 1;
+        count += records.iter().filter(|record| record.headers.id.starts_with(replay::SEEDED)).count() as u64;
+    }
 }
 
 fn dead_letters(file: &Embedded) -> Result<BTreeMap<String, u64>> {

@@ -34,6 +34,7 @@ use crate::{
     monitor::Monitor,
     path::{Ended, Fleet, Ground, Path},
     progress::Board,
+    replay::Imported,
     report,
     web::{self, Access},
 };
@@ -167,7 +168,7 @@ fn source(
 ) -> Result<Option<Box<dyn Source>>> {
     if args.replay_events {
         let dir = config.market.as_ref().ok_or_else(|| anyhow!("--replay-events needs the market that they were imported into: name it with --market"))?;
-        return Ok(Some(Box::new(grounds::Imported::open(dir, ground.market.clone(), config.seed)?)));
+        return Ok(Some(Box::new(Imported::open(dir, config.seed)?)));
     }
     if config.shoppers == 0 {
         return Ok(None);

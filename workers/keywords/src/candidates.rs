@@ -53,7 +53,10 @@ pub fn shortlist(concepts: &[String], found: Vec<Found>, brief: &Brief, descript
     }
     allowed.retain(|(text, _)| !text.is_empty());
     allowed.sort_by(|(_, a), (_, b)| {
-        b.cosine.total_cmp(&a.cosine).then_with(|| b.term.descriptor.cmp(&a.term.descriptor)).then_with(|| (a.concept, a.id).cmp(&(b.concept, b.id)))
+        b.cosine
+            .total_cmp(&a.cosine)
+            .then_with(|| b.term.descriptor.cmp(&a.term.descriptor))
+            .then_with(|| (a.concept, a.id).cmp(&(b.concept, b.id)))
     });
     let best = best_by_text(allowed, limit);
     for (place, concept) in concepts.iter().enumerate() {

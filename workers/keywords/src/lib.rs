@@ -82,8 +82,7 @@ where
 
     /// The batch's distinct questions in order of appearance.
     fn questions<'a>(&self, batch: &'a [Input<ThemesWritten>], snapshot: &Snapshot) -> Vec<Question<'a>> {
-        let versions =
-            Versions { chooser: self.chooser.version(), encoder: self.encoder.version(), market: snapshot.version() };
+        let versions = Versions { chooser: self.chooser.version(), encoder: self.encoder.version(), market: snapshot.version() };
         let mut questions: Vec<Question<'a>> = Vec::new();
         let mut places: HashMap<[u8; 32], usize> = HashMap::new();
         for page in batch.iter().map(|input| &input.value) {
@@ -103,8 +102,9 @@ where
     fn recall(&self, questions: &mut [Question<'_>]) -> Result<(), StageError> {
         let keys: Vec<[u8; 32]> = questions.iter().map(|question| question.key).collect();
         for (question, cached) in questions.iter_mut().zip(self.store.cached(CACHE, &keys).map_err(store_error)?) {
-            question.answered =
-                cached.and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok()).map(|known| Answered::cached(known.keywords));
+            question.answered = cached
+                .and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok())
+                .map(|known| Answered::cached(known.keywords));
         }
         Ok(())
     }
@@ -134,8 +134,7 @@ where
                 all.extend(found[places[&concept]].iter().cloned().map(|found| Found { concept: place, ..found }));
             }
             let concepts = &question.theme.concepts;
-            question.list =
-                shortlist(concepts, all, &question.page.brief, &self.config.descriptors, self.config.candidates_max);
+            question.list = shortlist(concepts, all, &question.page.brief, &self.config.descriptors, self.config.candidates_max);
         }
         Ok(())
     }
@@ -202,9 +201,9 @@ where
             question.measure(&rules.savings, &snapshot, &self.count);
         }
         let by_key: HashMap<[u8; 32], usize> = questions.iter().enumerate().map(|(i, question)| (question.key, i)).collect();
-        let versions =
-            Versions { chooser: self.chooser.version(), encoder: self.encoder.version(), market: snapshot.version() };
-        let place = |page: &ThemesWritten, theme: &_| by_key[&question(&page.persona, &page.brief, theme, &self.config, versions)];
+        let versions = Versions { chooser: self.chooser.version(), encoder: self.encoder.version(), market: snapshot.version() };
+        let place =
+            |page: &ThemesWritten, theme: &_| by_key[&question(&page.persona, &page.brief, theme, &self.config, versions)];
         // The cost of a shared question is counted once, on the first page that asks it.
         let mut paid = vec![false; questions.len()];
         Ok(batch

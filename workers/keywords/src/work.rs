@@ -56,7 +56,12 @@ pub fn answer(
     let (fault, tokens) = match chosen {
         Ok(chosen) => match picks_fault(&chosen.picks, list.terms.len(), config) {
             None => {
-                return Answered { keywords: keywords(list, &chosen.picks), source: Source::Model, fault: None, tokens: chosen.tokens };
+                return Answered {
+                    keywords: keywords(list, &chosen.picks),
+                    source: Source::Model,
+                    fault: None,
+                    tokens: chosen.tokens,
+                };
             }
             Some(fault) => (fault, chosen.tokens),
         },
@@ -74,7 +79,8 @@ fn picks_fault(picks: &[usize], candidates: usize, config: &KeywordsConfig) -> O
     }
     let least = config.keywords_min.min(candidates);
     let limits = least..=config.keywords_max;
-    (!limits.contains(&picks.len())).then(|| format!("model chose {} keywords, wanted {least} to {}", picks.len(), config.keywords_max))
+    (!limits.contains(&picks.len()))
+        .then(|| format!("model chose {} keywords, wanted {least} to {}", picks.len(), config.keywords_max))
 }
 
 fn keywords(list: &Shortlist, picks: &[usize]) -> Vec<Keyword> {
@@ -172,7 +178,11 @@ fn departments(page: &ThemesWritten, snapshot: &Snapshot) -> HashSet<String> {
 }
 
 /// The page's verdict; `asked` has a question per theme and whether this page is the one that pays for it.
-pub(crate) fn verdict(page: &ThemesWritten, asked: Vec<(&Question<'_>, bool)>, versions: Versions<'_>) -> Verdict<KeywordsChosen> {
+pub(crate) fn verdict(
+    page: &ThemesWritten,
+    asked: Vec<(&Question<'_>, bool)>,
+    versions: Versions<'_>,
+) -> Verdict<KeywordsChosen> {
     let mut counters: Vec<(&'static str, u64)> = Vec::new();
     let mut add = |name, amount| match counters.iter_mut().find(|(known, _)| *known == name) {
         Some((_, sum)) => *sum += amount,

@@ -132,7 +132,9 @@ impl Guard {
             return Err(Reason::AnchorRepeated);
         }
         let department = self.department(theme);
-        let full = |department| page.iter().filter(|above| self.department(above) == Some(department)).count() >= self.config.department_max;
+        let full = |department| {
+            page.iter().filter(|above| self.department(above) == Some(department)).count() >= self.config.department_max
+        };
         if department.is_some_and(full) { Err(Reason::Variety) } else { Ok(()) }
     }
 
@@ -147,7 +149,8 @@ impl Guard {
         let config = &self.config;
         let length = theme.title.chars().count();
         let count = theme.title.split_whitespace().count();
-        if !(config.title_chars_min..=config.title_chars_max).contains(&length) || !(1..=config.title_words_max).contains(&count) {
+        if !(config.title_chars_min..=config.title_chars_max).contains(&length) || !(1..=config.title_words_max).contains(&count)
+        {
             return Err(Reason::TitleLength);
         }
         if !(config.concepts_min..=config.concepts_max).contains(&theme.concepts.len()) {
@@ -158,7 +161,11 @@ impl Guard {
             return Err(Reason::TextLength);
         }
         let mut seen = HashSet::new();
-        if theme.concepts.iter().all(|concept| seen.insert(words::words(concept))) { Ok(()) } else { Err(Reason::ConceptRepeated) }
+        if theme.concepts.iter().all(|concept| seen.insert(words::words(concept))) {
+            Ok(())
+        } else {
+            Err(Reason::ConceptRepeated)
+        }
     }
 
     /// Latin letters, digits and a few marks; words that look like words; no stammering.
@@ -264,7 +271,8 @@ fn union(a: DietSet, b: DietSet) -> DietSet {
 }
 
 fn any_run(texts: &[&str], terms: &[Vec<String>]) -> bool {
-    !terms.is_empty() && texts.iter().map(|text| words::words(text)).any(|text| terms.iter().any(|run| words::contains_run(&text, run)))
+    !terms.is_empty()
+        && texts.iter().map(|text| words::words(text)).any(|text| terms.iter().any(|run| words::contains_run(&text, run)))
 }
 
 /// Latin letters (with diacritics), digits, spaces and the marks of titles.
@@ -280,5 +288,8 @@ fn looks_like_a_word(word: &str) -> bool {
     let letters: Vec<char> = word.chars().collect();
     let vowel = |c: &char| "aeiouyàáâäåæèéêëìíîïòóôöøùúûüœ".contains(*c);
     let heap = letters.split(vowel).map(<[char]>::len).max().unwrap_or(0);
-    letters.iter().any(vowel) && heap <= 5 && letters.windows(3).all(|run| !(run[0] == run[1] && run[1] == run[2])) && letters.len() <= 24
+    letters.iter().any(vowel)
+        && heap <= 5
+        && letters.windows(3).all(|run| !(run[0] == run[1] && run[1] == run[2]))
+        && letters.len() <= 24
 }

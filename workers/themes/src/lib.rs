@@ -54,15 +54,15 @@ impl<M: Model<Request = WriteThemes, Answer = WrittenThemes>> ThemesStage<M> {
     /// The source of every page of the batch, and what its answer cost.
     fn sources(&self, batch: &[Input<ContextChanged>]) -> Result<Vec<(Source, TokenCounts)>, StageError> {
         let asked: Vec<usize> = (0..batch.len()).filter(|&i| !is_cold(&batch[i].value)).collect();
-        let requests: Vec<WriteThemes> = asked
-            .iter()
-            .map(|&i| WriteThemes { prompt: prompts::themes(&batch[i].value), themes: self.config.themes })
-            .collect();
+        let requests: Vec<WriteThemes> =
+            asked.iter().map(|&i| WriteThemes { prompt: prompts::themes(&batch[i].value), themes: self.config.themes }).collect();
         let mut sources = vec![(Source::Cold, TokenCounts::default()); batch.len()];
         for (i, answer) in asked.into_iter().zip(self.model.ask_all(requests)) {
             sources[i] = match answer {
                 Ok(written) => (Source::Model(written.json), written.tokens),
-                Err(ModelError::Request(reason)) => (Source::Failed(format!("model cannot answer: {reason}")), TokenCounts::default()),
+                Err(ModelError::Request(reason)) => {
+                    (Source::Failed(format!("model cannot answer: {reason}")), TokenCounts::default())
+                }
                 Err(error) => return Err(StageError::Unavailable("theme model", error.to_string())),
             };
         }
@@ -96,7 +96,13 @@ pub fn is_cold(context: &ContextChanged) -> bool {
     !context.brief.personalise || (context.favourites.is_empty() && context.recent.is_empty())
 }
 
-fn verdict(context: &ContextChanged, source: Source, tokens: TokenCounts, decision: Decision, model: &str) -> Verdict<ThemesWritten> {
+fn verdict(
+    context: &ContextChanged,
+    source: Source,
+    tokens: TokenCounts,
+    decision: Decision,
+    model: &str,
+) -> Verdict<ThemesWritten> {
     let rejected = decision.rejected_themes();
     let (asked, written) = match &source {
         Source::Model(json) => (true, Some(json.as_str())),

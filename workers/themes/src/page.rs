@@ -36,7 +36,8 @@ pub struct Decision {
 impl Decision {
     /// What the guardrails turned away, as it travels.
     pub fn rejected_themes(&self) -> Vec<RejectedTheme> {
-        let travels = |(title, reason): &(String, Reason)| RejectedTheme { title: title.clone(), reason: reason.label().to_owned() };
+        let travels =
+            |(title, reason): &(String, Reason)| RejectedTheme { title: title.clone(), reason: reason.label().to_owned() };
         self.rejected.iter().map(travels).collect()
     }
 }
@@ -81,7 +82,12 @@ pub fn parse(json: &str) -> Result<(String, Vec<Theme>), String> {
 }
 
 /// The page's places, empty where a theme was turned away or none was written.
-fn turn_away(themes: Vec<Theme>, context: &ContextChanged, count: usize, guard: &Guard) -> (Vec<Option<Theme>>, Vec<(String, Reason)>) {
+fn turn_away(
+    themes: Vec<Theme>,
+    context: &ContextChanged,
+    count: usize,
+    guard: &Guard,
+) -> (Vec<Option<Theme>>, Vec<(String, Reason)>) {
     let mut places: Vec<Option<Theme>> = Vec::with_capacity(count);
     let mut rejected = Vec::new();
     for theme in themes.into_iter().take(count) {
@@ -99,7 +105,13 @@ fn turn_away(themes: Vec<Theme>, context: &ContextChanged, count: usize, guard: 
 }
 
 /// Fills empty places with the merchandiser's themes, checked in the same way; a place that nothing fits goes.
-fn fill(places: Vec<Option<Theme>>, context: &ContextChanged, from_model: bool, guard: &Guard, merchandiser: &Merchandiser) -> Vec<Theme> {
+fn fill(
+    places: Vec<Option<Theme>>,
+    context: &ContextChanged,
+    from_model: bool,
+    guard: &Guard,
+    merchandiser: &Merchandiser,
+) -> Vec<Theme> {
     let mut themes: Vec<Theme> = places.iter().flatten().cloned().collect();
     // Whoever wrote the page's other themes decides what a replacement is called; a merchandised page stays of one origin.
     let origin = if from_model { Some(Origin::ThemeFallback) } else { themes.first().map(|theme| theme.origin) };

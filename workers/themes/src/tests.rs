@@ -2,9 +2,14 @@
 
 use std::sync::{LazyLock, Mutex};
 
-use endcap_inference::{Limits, prompts::{ThemeDocument, ThemesDocument}, spawn};
+use endcap_inference::{
+    Limits,
+    prompts::{ThemeDocument, ThemesDocument},
+    spawn,
+};
 use endcap_market::DEMO_SEED;
-use endcap_schemas::{Brief, Budget, CategoryWeight, Cause, Diet, DietSet, Head, Season, Theme, UserKey};
+use endcap_retrieval::{MarketDir, write_demo};
+use endcap_schemas::{Brief, Budget, CategoryWeight, Cause, Diet, Head, Season, Theme, UserKey};
 
 use super::*;
 
@@ -232,4 +237,76 @@ impl Model for Writer {
     fn version(&self) -> &str {
         "writer@1"
     }
+}
+
+/// A market directory with the demo market's categories; made once.
+static MARKET_DIR: LazyLock<(Market, tempfile::TempDir)> = LazyLock::new(|| {
+    let place = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(place.path()).unwrap();
+    write_demo(&dir, &MARKET.products[..50], &MARKET.categories, &[]).unwrap();
+    (Market::open(place.path()).unwrap(), place)
+});
+
+type Asked = Arc<Mutex<Vec<Vec<String>>>>;
+
+fn stage(fails: bool) -> (ThemesStage<Writer>, Asked) {
+    let asked: Asked = Arc::default();
+    let model = spawn("writer", Writer { asked: asked.clone(), fails }, Limits::default()).unwrap();
+    (ThemesStage::new(ThemesConfig::default(), MARKET_DIR.0.clone(), model), asked)
+}
+
+fn inputs(contexts: Vec<ContextChanged>) -> Vec<Input<ContextChanged>> {
+    contexts.into_iter().map(|value| Input { value, partition: 0, offset: 0, appended_ms: 2 }).collect()
+}
+
+fn passed(verdicts: Vec<Verdict<ThemesWritten>>) -> Vec<Passed<ThemesWritten>> {
+    let passed = |verdict| match verdict {
+        Verdict::Passed(passed) => *passed,
+        other => panic!("passed on: {other:?}"),
+    };
+    verdicts.into_iter().map(passed).collect()
+}
+
+#[test]
+fn shoppers_without_history_or_consent_never_reach_the_model() {
+    let (mut stage, asked) = stage(false);
+    let without_consent = Brief { personalise: false, ..brief(&[], &[]) };
+    let batch = inputs(vec![
+        context("anna", brief(&[], &[]), &["pasta"]),
+        context("ben", brief(&[Diet::Vegan], &[]), &[]),
+        context("carla", without_consent, &["pasta"]),
+        context("dora", brief(&[], &[]), &["tea"]),
+    ]);
+    let passed = passed(stage.process(&batch).unwrap());
+    let origins: Vec<Origin> = passed.iter().map(|passed| passed.out.themes[0].origin).collect();
+    assert_eq!(origins, [Origin::Model, Origin::Cold, Origin::Cold, Origin::PageFallback]);
+    let prompts: Vec<String> = asked.lock().unwrap().concat();
+    assert_eq!(prompts, [prompts::themes(&batch[0].value), prompts::themes(&batch[3].value)]);
+    assert!(passed[1].explanation["prompt"].is_null());
+    assert_eq!(passed[3].explanation["failed"], "model cannot answer: prompt is too long");
+}
+
+#[test]
+fn counters_say_where_every_theme_came_from() {
+    let (mut stage, _) = stage(false);
+    let batch = inputs(vec![context("anna", brief(&[Diet::Vegan], &[]), &["pasta"]), context("ben", brief(&[], &[]), &[])]);
+    for passed in passed(stage.process(&batch).unwrap()) {
+        let of = |name: &str| passed.counters.iter().filter(|(known, _)| *known == name).map(|(_, n)| n).sum::<u64>();
+        let written: u64 =
+            ["themes.from_model", "themes.theme_fallback", "themes.page_fallback", "themes.cold"].map(of).iter().sum();
+        assert_eq!(written, passed.out.themes.len() as u64);
+        assert_eq!(
+            of("themes.theme_fallback"),
+            of("themes.rejected.diet"),
+            "a vegan household gets other ideas for cheese, eggs and fish"
+        );
+        assert_eq!(of("themes.tokens_generated"), 5 * of("themes.pages_asked"));
+    }
+}
+
+#[test]
+fn a_lost_device_is_retried() {
+    let (mut stage, _) = stage(true);
+    let batch = inputs(vec![context("anna", brief(&[], &[]), &["pasta"])]);
+    assert!(matches!(stage.process(&batch), Err(StageError::Unavailable("theme model", _))));
 }

@@ -31,7 +31,7 @@ impl Machine for Toy {
         1_000
     }
 
-    fn open(&mut self) -> usize {
+    fn open(&mut self, _: usize) -> usize {
         self.opened += 1;
         self.caches.insert(self.opened, Vec::new());
         self.opened

@@ -2,12 +2,12 @@
 
 use super::{
     attention::Rope,
-    linear::{Matrix, gemm},
     simd::{self, multiply_add, vectorised},
 };
 
 pub(crate) use super::{
     activation::{gelu_erf_in_place, gelu_tanh_in_place, swiglu_rows},
+    linear::{Matrix, gemm},
     norm::{layer_norm_in_place, rms_rows},
 };
 
@@ -98,15 +98,16 @@ vectorised! {
 /// Memory and method of attention in which every row of a sequence sees every other.
 pub(crate) struct Full {
     head: usize,
-    /// `[head, longest]`.
+    /// `[blocks, head, BLOCK]`.
     keys: Vec<f32>,
+    /// `[QUERIES, longest]`.
     scores: Vec<f32>,
 }
 
 impl Full {
     pub(crate) fn new(longest: usize, head: usize) -> Self {
         let longest = longest.next_multiple_of(BLOCK);
-        Self { head, keys: vec![0.0; longest * head], scores: vec![0.0; longest] }
+        Self { head, keys: vec![0.0; longest * head], scores: vec![0.0; QUERIES * longest] }
     }
 
     /// One sequence's rows `[queries | keys | values]` → `out[rows, heads · head]`.
@@ -120,5 +121,70 @@ const QUERIES: usize = 4;
 
 vectorised! {
     fn attend_full(qkv: &[f32], heads: usize, head: usize, keys: &mut [f32], scores: &mut [f32], out: &mut [f32]) -> () {
+        let hidden = heads * head;
+        let t = qkv.len() / (3 * hidden);
+        let wide = t.next_multiple_of(BLOCK);
+        let scale = 1.0 / (head as f32).sqrt();
+        for h in 0..heads {
+            let column = |row: usize, part: usize| &qkv[row * 3 * hidden + part * hidden + h * head..][..head];
+            for p in 0..t {
+                let block = &mut keys[p / BLOCK * BLOCK * head..][..BLOCK * head];
+                for (to, key) in block[p % BLOCK..].iter_mut().step_by(BLOCK).zip(column(p, 1)) {
+                    *to = key * scale;
+                }
+            }
+            for first in (0..t).step_by(QUERIES) {
+                // Rows beyond the last repeat it and are not written.
+                let queries: [&[f32]; QUERIES] = std::array::from_fn(|r| column((first + r).min(t - 1), 0));
+                for (b, keys) in keys[..wide * head].chunks_exact(BLOCK * head).enumerate() {
+                    let mut sums = [[0.0f32; BLOCK]; QUERIES];
+                    for (d, keys) in keys.as_chunks::<BLOCK>().0.iter().enumerate() {
+                        for r in 0..QUERIES {
+                            let q = queries[r][d];
+                            for i in 0..BLOCK {
+                                sums[r][i] = multiply_add::<FUSED>(q, keys[i], sums[r][i]);
+                            }
+                        }
+                    }
+                    for (r, sums) in sums.iter().enumerate() {
+                        scores[r * wide + b * BLOCK..][..BLOCK].copy_from_slice(sums);
+                    }
+                }
+                for r in 0..QUERIES {
+                    simd::softmax(&mut scores[r * wide..][..t]);
+                }
+                for span in (0..head).step_by(SPAN) {
+                    let width = SPAN.min(head - span);
+                    let mut sums = [[0.0f32; SPAN]; QUERIES];
+                    for p in 0..t {
+                        let value = &column(p, 2)[span..span + width];
+                        for r in 0..QUERIES {
+                            let weight = scores[r * wide + p];
+                            if let Ok(value) = <&[f32; SPAN]>::try_from(value) {
+                                for i in 0..SPAN {
+                                    sums[r][i] = multiply_add::<FUSED>(weight, value[i], sums[r][i]);
+                                }
+                            } else {
+                                for (sum, v) in sums[r].iter_mut().zip(value) {
+                                    *sum = multiply_add::<FUSED>(weight, *v, *sum);
+                                }
+                            }
+                        }
+                    }
+                    for (r, sums) in sums.iter().enumerate().take(t - first) {
+                        out[(first + r) * hidden + h * head + span..][..width].copy_from_slice(&sums[..width]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Softmax of every row of `scores[rows, wide]`, in place.
+    pub(crate) fn softmax_rows(scores: &mut [f32], wide: usize) -> () {
+        for row in scores.chunks_exact_mut(wide) {
+            simd::softmax(row);
+        }
     }
 }

@@ -20,6 +20,11 @@ impl Matrix {
         Self { data: data.as_ptr(), row: columns, column: 1 }
     }
 
+    /// A matrix whose rows begin `row` values apart.
+    pub(crate) fn rows_of(data: &[f32], row: usize) -> Self {
+        Self { data: data.as_ptr(), row, column: 1 }
+    }
+
     /// The same memory, read as the transposed matrix.
     pub(crate) fn transposed(self) -> Self {
         Self { data: self.data, row: self.column, column: self.row }

@@ -101,12 +101,25 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 
 vectorised! {
     /// `out = (x − mean) / deviation · w + b`, row by row.
-    pub(crate) fn layer_rows(x: &[f32], w: &[f32], b: &[f32], eps: f32, out: &mut [f32]) -> () {
+    fn layer_rows(x: &[f32], w: &[f32], b: &[f32], eps: f32, out: &mut [f32]) -> () {
         let h = w.len();
         for (x, out) in x.chunks_exact(h).zip(out.chunks_exact_mut(h)) {
             let (mean, scale) = moments(x, eps);
             for i in 0..h {
                 out[i] = (x[i] - mean) * scale * w[i] + b[i];
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// [`layer_rows`] in place.
+    pub(crate) fn layer_norm_in_place(x: &mut [f32], w: &[f32], b: &[f32], eps: f32) -> () {
+        let h = w.len();
+        for x in x.chunks_exact_mut(h) {
+            let (mean, scale) = moments(x, eps);
+            for ((x, w), b) in x.iter_mut().zip(w).zip(b) {
+                *x = (*x - mean) * scale * w + b;
             }
         }
     }

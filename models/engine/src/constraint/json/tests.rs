@@ -106,6 +106,53 @@ fn a_training_text_passes_token_by_token_and_its_opening_is_forced() {
 }
 
 #[test]
+fn a_place_s_kept_mask_is_the_one_the_grammar_computes() {
+    let tokenizer = demo();
+    let mut grammar = grammar(&tokenizer);
+    let mut seen = std::collections::BTreeSet::new();
+    for seed in 0..20 {
+        let (mut constraint, mut score) = (grammar.document(2).unwrap(), random(seed, tokenizer.vocabulary_size()));
+        let mut said = 0;
+        while !constraint.finished() {
+            said += constraint.forced().unwrap().len() + 1;
+            if constraint.finished() {
+                break;
+            }
+            if let Some(place) = constraint.position.place() {
+                let computed = constraint.matcher.compute_mask().unwrap();
+                assert_eq!(constraint.grammar_mask().unwrap(), computed.as_slice(), "{place:?}");
+                assert!(constraint.matcher.compute_ff_tokens().is_empty(), "{place:?} forces nothing");
+                seen.insert(place.index());
+            }
+            let token = best(&constraint.allowed().unwrap(), &score(said)).unwrap();
+            constraint.advance(token).unwrap();
+        }
+    }
+    assert!(seen.len() >= Place::COUNT - 4, "places seen: {seen:?}");
+}
+
+#[test]
+fn texts_keep_the_limits_they_are_given() {
+    let tokenizer = demo();
+    let limits = TextLimits { persona: 2, title: 3, intent: 7, concept: 5 };
+    let mut grammar = JsonGrammar::new(tokenizer.clone(), limits).unwrap();
+    for seed in 0..20 {
+        let (tokens, _) = write(grammar.document(2).unwrap(), true, random(seed, tokenizer.vocabulary_size()));
+        let document: ThemesDocument = serde_json::from_str(&tokenizer.decode(&tokens)).unwrap();
+        let mut texts = vec![(&document.persona, limits.persona)];
+        for theme in &document.themes {
+            texts.extend([(&theme.title, limits.title), (&theme.intent, limits.intent)]);
+            texts.extend(theme.concepts.iter().map(|concept| (concept, limits.concept)));
+        }
+        for (text, max) in texts {
+            assert!((1..=max).contains(&text.chars().count()) && !text.ends_with(' '), "seed {seed}: {text:?} in {max}");
+        }
+    }
+    let none = TextLimits { title: 1, ..limits };
+    assert!(matches!(JsonGrammar::new(tokenizer, none), Err(ConstraintError::Request(_))));
+}
+
+#[test]
 fn a_refused_token_leaves_the_constraint_as_it_was() {
     let tokenizer = demo();
     let mut constraint = grammar(&tokenizer).document(1).unwrap();

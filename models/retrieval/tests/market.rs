@@ -1,0 +1,281 @@
+//! A market that is written, read, changed under its readers, and broken.
+
+mod common;
+
+use common::{DIMENSIONS, category, index, names, node, product, query, term, vector};
+use endcap_retrieval::{Filter, IndexOptions, Market, MarketDir, MarketError, build_index, import, write_demo};
+use endcap_schemas::{Descriptor, Diet, DietSet, Product};
+
+/// A small dairy and bakery.
+fn demo(dir: &MarketDir) {
+    let mut products = vec![
+        product("p1", "unsalted french butter", &["dairy", "butter"], 0.9),
+        product("p2", "salted butter", &["dairy", "butter"], 0.8),
+        product("p3", "butter cookies", &["bakery", "cookies"], 0.95),
+        product("p4", "oat cookies", &["bakery", "cookies"], 0.3),
+        product("p5", "vegan oat cookies", &["bakery", "cookies"], 0.2),
+        product("p6", "sherry", &["drinks", "wine"], 0.9),
+        product("p7", "sold out butter", &["dairy", "butter"], 1.0),
+        product("p8", "mushroom butter", &["dairy", "butter"], 0.7),
+    ];
+    for at in [0, 1, 2, 3, 6, 7] {
+        products[at].violates = DietSet::NONE.with(Diet::Vegan);
+    }
+    products[5].age_restricted = true;
+    products[6].in_stock = false;
+    let categories = [category("butter", "dairy"), category("cookies", "bakery"), category("wine", "drinks")];
+    let terms = [
+        term("butter", Descriptor::Node),
+        term("unsalted french butter", Descriptor::Query),
+        term("oat cookies", Descriptor::Query),
+        term("vegan cookies", Descriptor::Query),
+        term("sherry", Descriptor::Query),
+    ];
+    write_demo(dir, &products, &categories, &terms).unwrap();
+}
+
+fn page() -> Filter {
+    Filter::of_page(DietSet::NONE, &[])
+}
+
+#[test]
+fn what_is_written_is_read_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    let snapshot = Market::open(scratch.path()).unwrap().snapshot();
+    let product = snapshot.product("p1").unwrap().unwrap();
+    assert_eq!((product.name.as_str(), product.category(), product.price_cents), ("unsalted french butter", "butter", Some(199)));
+    assert_eq!(snapshot.category("cookies").unwrap(), &category("cookies", "bakery"));
+    assert_eq!(
+        snapshot.terms(&[2, 99, 1]).unwrap().iter().map(|(id, term)| (*id, term.text.as_str())).collect::<Vec<_>>(),
+        [(2, "unsalted french butter"), (1, "butter")]
+    );
+    assert_eq!(names(&snapshot.products(&["p4", "nobody", "p2"]).unwrap()), ["oat cookies", "salted butter"]);
+    let counts = snapshot.counts().unwrap();
+    assert_eq!((counts.products, counts.categories, counts.terms), (8, 3, 5));
+}
+
+#[test]
+fn keywords_retrieve_by_node_and_by_words() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    let snapshot = Market::open(scratch.path()).unwrap().snapshot();
+    let cases: &[(_, &[&str])] = &[
+        (node("butter"), &["unsalted french butter", "salted butter", "mushroom butter"]),
+        (node("dairy"), &["unsalted french butter", "salted butter", "mushroom butter"]),
+        // Butter is what is asked for, not cookies that hold the word. What names nothing is looked for anywhere.
+        (query("butters"), &["unsalted french butter", "salted butter", "mushroom butter"]),
+        (query("oat"), &["oat cookies", "vegan oat cookies"]),
+        // All words first; few, so the rarer word goes, never the noun.
+        (query("unsalted french butter"), &["unsalted french butter", "salted butter", "mushroom butter"]),
+        (query("vegan cookies"), &["vegan oat cookies"]),
+        (query("purple submarine"), &[]),
+        (query("sherry"), &[]),
+        (query(""), &[]),
+        (query("\" OR head:* NEAR( --"), &[]),
+    ];
+    for (keyword, expected) in cases {
+        assert_eq!(names(&snapshot.products_for(keyword, &page(), 20).unwrap()), *expected, "{keyword:?}");
+    }
+    assert_eq!(names(&snapshot.popular("cookies", &page(), 1).unwrap()), ["butter cookies"]);
+    let adult = Filter { adult: true, ..page() };
+    assert_eq!(names(&snapshot.search("sherry", &adult, 5).unwrap()), ["sherry"]);
+}
+
+#[test]
+fn nothing_that_the_filter_forbids_comes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    let snapshot = Market::open(scratch.path()).unwrap().snapshot();
+    let vegan = Filter::of_page(DietSet::NONE.with(Diet::Vegan), &[]);
+    let dislikes = Filter::of_page(DietSet::NONE, &["Mushrooms".to_owned(), "french butters".to_owned()]);
+    for (keyword, filter, expected) in [
+        (node("butter"), &vegan, &[][..]),
+        (query("cookies"), &vegan, &["vegan oat cookies"]),
+        (node("butter"), &dislikes, &["salted butter"]),
+        (query("butter"), &dislikes, &["salted butter"]),
+    ] {
+        assert_eq!(names(&snapshot.products_for(&keyword, filter, 20).unwrap()), expected, "{keyword:?} {filter:?}");
+    }
+}
+
+#[test]
+fn terms_near_a_text_are_found_and_an_unchanged_corpus_is_not_embedded_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    let market = Market::open(scratch.path()).unwrap();
+    let ask = vector("oat cookies", DIMENSIONS);
+    assert!(matches!(market.snapshot().near(&ask, 2), Err(MarketError::NoIndex(_))));
+    let report = index(&dir, "words@1");
+    assert_eq!((report.terms, report.embedded, report.unchanged), (5, 5, false));
+
+    let snapshot = market.snapshot();
+    assert_eq!(snapshot.index_version(), report.version);
+    let near = snapshot.near(&ask, 2).unwrap();
+    assert_eq!(near.iter().map(|near| near.term).collect::<Vec<_>>(), [3, 4]);
+    assert!(near[0].cosine > 0.999 && near[0].cosine > near[1].cosine, "{near:?}");
+    assert_eq!(near, snapshot.near_exact(&ask, 2).unwrap());
+    assert!(matches!(snapshot.near(&ask[1..], 2), Err(MarketError::Dimensions { index: DIMENSIONS, .. })));
+
+    assert!(index(&dir, "words@1").unchanged);
+    let other = index(&dir, "words@2");
+    assert_eq!((other.embedded, other.unchanged), (5, false));
+    assert_ne!(other.version, report.version);
+    // The old snapshot still answers from the files it holds.
+    assert_eq!(snapshot.near(&ask, 2).unwrap(), near);
+}
+
+#[test]
+fn an_index_build_that_is_killed_goes_on_where_it_stopped() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    let options = IndexOptions { chunk: 2, threads: 1 };
+    let mut calls = 0;
+    let mut failing = |texts: &[String]| {
+        calls += 1;
+        if calls == 3 { Err("out of power".to_owned()) } else { Ok(texts.iter().map(|text| vector(text, DIMENSIONS)).collect()) }
+    };
+    let fault = build_index(&dir, "words@1", &mut failing, &options, &mut |_| ()).unwrap_err();
+    assert_eq!(fault.to_string(), "cannot embed terms: out of power");
+    // What a crash left behind the last whole row is cut off.
+    let file = std::fs::read_dir(scratch.path())
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .find(|path| path.extension().is_some_and(|end| end == "f16"));
+    let mut bytes = std::fs::read(file.as_ref().unwrap()).unwrap();
+    bytes.extend([7; 99]);
+    std::fs::write(file.unwrap(), bytes).unwrap();
+
+    let report = index(&dir, "words@1");
+    assert_eq!((report.terms, report.embedded), (5, 1));
+    let undisturbed = tempfile::tempdir().unwrap();
+    let other = MarketDir::create(undisturbed.path()).unwrap();
+    demo(&other);
+    let same = index(&other, "words@1");
+    assert_eq!(same.version, report.version);
+    let graph = |dir: &MarketDir| std::fs::read(dir.path().join(format!("terms-{}.usearch", report.version))).unwrap();
+    assert_eq!(graph(&dir), graph(&other), "the same corpus gives the same index");
+}
+
+#[test]
+fn encoders_that_answer_nonsense_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    let answers: [fn(usize) -> Vec<Vec<f32>>; 4] =
+        [|_| Vec::new(), |n| vec![vec![0.0; 8]; n], |n| vec![vec![f32::NAN; 8]; n], |n| vec![Vec::new(); n]];
+    for answer in answers {
+        let mut encoder = |texts: &[String]| Ok(answer(texts.len()));
+        let fault = build_index(&dir, "nonsense", &mut encoder, &IndexOptions::default(), &mut |_| ()).unwrap_err();
+        assert!(matches!(fault, MarketError::Encoder(_)), "{fault}");
+    }
+}
+
+#[test]
+fn a_reader_sees_changes_at_its_next_snapshot_and_not_before() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    let market = Market::open(scratch.path()).unwrap();
+    let before = market.snapshot();
+    assert_eq!(before.version(), market.snapshot().version());
+
+    let mut changed = product("p2", "salted butter", &["dairy", "butter"], 0.8);
+    changed.price_cents = Some(99);
+    let new = product("p9", "brown butter", &["dairy", "butter"], 1.0);
+    let file = scratch.path().join("more.jsonl");
+    let mut withdrawn = serde_json::to_value(product("p1", "unsalted french butter", &["dairy", "butter"], 0.9)).unwrap();
+    withdrawn["withdrawn"] = true.into();
+    let lines: Vec<String> = [&changed, &new].map(|product: &Product| serde_json::to_string(product).unwrap()).into();
+    std::fs::write(&file, format!("{}\n{withdrawn}\n", lines.join("\n"))).unwrap();
+    let report = import::catalog(&dir, &file, import::CatalogFormat::EndcapJson, None, &mut |_| ()).unwrap();
+    assert_eq!((report.change.added, report.change.changed, report.change.withdrawn), (1, 1, 1));
+
+    let after = market.snapshot();
+    assert_ne!(before.version(), after.version());
+    for _ in 0..3 {
+        assert_eq!(names(&before.popular("butter", &page(), 9).unwrap())[0], "unsalted french butter");
+    }
+    assert_eq!(names(&after.popular("butter", &page(), 9).unwrap()), ["brown butter", "salted butter", "mushroom butter"]);
+    assert_eq!(
+        names(&after.search("unsalted french butter", &page(), 9).unwrap()),
+        ["brown butter", "salted butter", "mushroom butter"]
+    );
+    assert_eq!(after.product("p1").unwrap(), None);
+    assert_eq!(after.product("p2").unwrap().unwrap().price_cents, Some(99));
+
+    assert_eq!(import::withdraw(&dir, &["p9", "nobody"]).unwrap(), 1);
+    assert_eq!(names(&market.snapshot().popular("butter", &page(), 9).unwrap()), ["salted butter", "mushroom butter"]);
+}
+
+#[test]
+fn many_threads_share_a_snapshot() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    index(&dir, "words@1");
+    let market = Market::open(scratch.path()).unwrap();
+    let ask = vector("oat cookies", DIMENSIONS);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let snapshot = market.snapshot();
+                    assert_eq!(snapshot.near(&ask, 1).unwrap()[0].term, 3);
+                    assert_eq!(snapshot.search("oat cookies", &page(), 9).unwrap()[0].id, "p4");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn directories_that_cannot_be_used_say_why() {
+    let scratch = tempfile::tempdir().unwrap();
+    let fault = Market::open(scratch.path().join("nowhere")).unwrap_err();
+    assert!(fault.to_string().contains("endcap import"), "{fault}");
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    index(&dir, "words@1");
+    let graph = std::fs::read_dir(scratch.path())
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .find(|path| path.extension().is_some_and(|end| end == "usearch"));
+    let bytes = std::fs::read(graph.as_ref().unwrap()).unwrap();
+    std::fs::write(graph.as_ref().unwrap(), &bytes[..bytes.len() / 2]).unwrap();
+    let fault = Market::open(scratch.path()).unwrap_err();
+    assert!(fault.to_string().contains("build the index again"), "{fault}");
+    std::fs::write(graph.unwrap(), bytes).unwrap();
+
+    let db = rusqlite::Connection::open(scratch.path().join("market.sqlite")).unwrap();
+    db.pragma_update(None, "user_version", 99).unwrap();
+    let fault = Market::open(scratch.path()).unwrap_err();
+    assert!(matches!(fault, MarketError::Newer { found: 99, .. }), "{fault}");
+    assert!(matches!(MarketDir::create(scratch.path()), Err(MarketError::Newer { .. })));
+}
+
+#[test]
+fn products_that_cannot_be_stored_leave_the_market_as_it_was() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    let version = dir.catalogue_version().unwrap();
+    let good = product("a", "a", &["x", "y"], 0.5);
+    for bad in [
+        Product { id: String::new(), ..good.clone() },
+        Product { name: "x".repeat(300), ..good.clone() },
+        Product { name: "tab\there".to_owned(), ..good.clone() },
+        Product { price_cents: Some(-1), ..good.clone() },
+        Product { popularity: f32::NAN, ..good.clone() },
+        good.clone(),
+    ] {
+        let fault = write_demo(&dir, &[good.clone(), bad], &[], &[]).unwrap_err();
+        assert!(matches!(fault, MarketError::Unfit(_)), "{fault}");
+    }
+    assert_eq!(dir.catalogue_version().unwrap(), version);
+}

@@ -1,0 +1,143 @@
+//! Finds the models, loads them and gives each a thread of its own.
+//!
+//! They come from a directory (`models`), part by part from others (`decoder`, `encoder`, `cross_encoder`: real checkpoints), or from
+//! inside this binary: then they are laid out once in a folder named by their contents.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use endcap_engine::{EmbedModel, KeywordModel, RelevanceModel, ThemeModel, Tokenizer, parse_device};
+use endcap_inference::{Handle, Limits, Model, spawn};
+
+use crate::{config::Config, data::DataDir, path::Fleet};
+
+/// What the build put into the binary: (path below the models' directory, contents).
+static BUILT_IN: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/demo_models.rs"));
+
+/// The path's models as the engine makes them.
+pub type Engine = Fleet<ThemeModel, KeywordModel, EmbedModel, RelevanceModel>;
+
+/// Where each model lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    decoder: PathBuf,
+    encoder: PathBuf,
+    cross_encoder: PathBuf,
+}
+
+impl Places {
+    /// Where `config` says, or else below `built_in`, where the binary's own are laid out first.
+    ///
+    /// # Errors
+    /// When the binary's own are wanted but cannot be written, or there are none.
+    pub fn of(config: &Config, built_in: &Path) -> Result<Self> {
+        let all_named = config.decoder.is_some() && config.encoder.is_some() && config.cross_encoder.is_some();
+        let base = match &config.models {
+            Some(dir) => dir.clone(),
+            None if all_named => PathBuf::new(),
+            None => lay_out(BUILT_IN, built_in)?,
+        };
+        let part = |named: &Option<PathBuf>, name: &str| named.clone().unwrap_or_else(|| base.join(name));
+        Ok(Self {
+            decoder: part(&config.decoder, "decoder"),
+            encoder: part(&config.encoder, "encoder"),
+            cross_encoder: part(&config.cross_encoder, "cross-encoder"),
+        })
+    }
+
+    /// A task's adapter beside the decoder, where there is one.
+    fn adapter(&self, task: &str) -> Option<PathBuf> {
+        Some(self.decoder.join(format!("{task}.adapter.safetensors"))).filter(|path| path.exists())
+    }
+}
+
+/// Loads every model of the path.
+///
+/// # Errors
+/// When a file is missing, cut short or foreign, or the device is not there.
+pub fn load(config: &Config, data: &DataDir) -> Result<Engine> {
+    let places = Places::of(config, &data.models())?;
+    let device = parse_device(config.device.name())?;
+    let (themes_adapter, keywords_adapter) = (places.adapter("themes"), places.adapter("keywords"));
+    let judge = RelevanceModel::load(&places.cross_encoder, &device)?;
+    let tokenizer = Tokenizer::from_file(&places.decoder.join("tokenizer.json"))?;
+    Ok(Fleet {
+        threshold: judge.threshold(),
+        judge: start("cross-encoder", judge, config)?,
+        themes: start("themes", ThemeModel::load(&places.decoder, themes_adapter.as_deref(), &device)?, config)?,
+        keywords: start("keywords", KeywordModel::load(&places.decoder, keywords_adapter.as_deref(), &device)?, config)?,
+        encoder: start("encoder", EmbedModel::load(&places.encoder, &device)?, config)?,
+        // A text that the tokenizer refuses counts nothing: it would not get into a prompt either.
+        count: Box::new(move |text| tokenizer.encode(text).map_or(0, |ids| ids.len())),
+    })
+}
+
+/// Loads the encoder alone, for imports.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_encoder(config: &Config, built_in: &Path) -> Result<Handle<EmbedModel>> {
+    let places = Places::of(config, built_in)?;
+    start("encoder", EmbedModel::load(&places.encoder, &parse_device(config.device.name())?)?, config)
+}
+
+fn start<M: Model>(name: &str, model: M, config: &Config) -> Result<Handle<M>> {
+    tracing::info!(model = name, version = model.version(), "loaded");
+    let limits = Limits { batch_tokens_max: config.batch_tokens, ..Limits::default() };
+    spawn(&format!("model-{name}"), model, limits).with_context(|| format!("cannot start the thread of model {name}"))
+}
+
+/// Writes `files` below `under`, in a folder named by their contents; gives the folder. Nothing is written where it is there already.
+///
+/// # Errors
+/// When there are no files, or they cannot be written.
+fn lay_out(files: &[(&str, &[u8])], under: &Path) -> Result<PathBuf> {
+    if files.is_empty() {
+        bail!("this program was built without models: name a directory of models with --models");
+    }
+    let mut hasher = blake3::Hasher::new();
+    for (name, contents) in files {
+        hasher.update(name.as_bytes()).update(&[0]).update(contents);
+    }
+    let folder = under.join(&hasher.finalize().to_hex()[..16]);
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    // Written beside and moved into place, so that a folder that is there is whole.
+    let draft = under.join(format!("draft-{}", std::process::id()));
+    let write = |(name, contents): &(&str, &[u8])| {
+        let path = draft.join(name);
+        fs::create_dir_all(path.parent().expect("a file has a folder"))?;
+        fs::write(path, contents)
+    };
+    let written = files.iter().try_for_each(write).and_then(|()| fs::rename(&draft, &folder));
+    if written.is_err() && folder.is_dir() {
+        // Another process was faster.
+        fs::remove_dir_all(&draft).with_context(|| format!("cannot clear {}", draft.display()))?;
+        return Ok(folder);
+    }
+    written.with_context(|| format!("cannot write the models to {}", folder.display()))?;
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_from_the_binary_are_laid_out_once_per_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lay_out(&[("decoder/config.json", b"{}"), ("a", b"1")], dir.path()).unwrap();
+        assert_eq!(fs::read(first.join("decoder/config.json")).unwrap(), b"{}");
+        fs::write(first.join("a"), "kept").unwrap();
+        assert_eq!(lay_out(&[("decoder/config.json", b"{}"), ("a", b"1")], dir.path()).unwrap(), first);
+        assert_eq!(fs::read(first.join("a")).unwrap(), b"kept");
+        assert_ne!(lay_out(&[("a", b"2")], dir.path()).unwrap(), first);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no drafts are left");
+        let refusal = lay_out(&[], dir.path()).unwrap_err().to_string();
+        assert!(refusal.contains("--models"), "{refusal}");
+    }
+}

@@ -1,0 +1,148 @@
+//! The events that were imported into a market, in their order, as a source of the feeder.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io::{BufRead, BufReader, Lines},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use endcap_schemas::{Diet, EventKind, Preference, ShopperEvent, UserKey};
+
+use crate::{
+    feed::{Batch, Source},
+    grounds,
+};
+
+/// One household in so many keeps a diet, where the data says nothing about diets.
+const HOUSEHOLDS_PER_DIET: u64 = 5;
+/// Begins the ids of preferences that no household stated.
+pub const SEEDED: &str = "seeded-diet-";
+
+/// Imported events. Every household's first event comes with the diet that the seed gives it, if any: such a preference goes into the
+/// log beside the event and is not counted.
+pub struct Imported {
+    path: PathBuf,
+    seed: u64,
+    lines: Lines<BufReader<File>>,
+    at: u64,
+    seen: HashSet<UserKey>,
+}
+
+impl Imported {
+    /// The events of the market in `market`.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn open(market: &Path, seed: u64) -> Result<Self> {
+        let path = grounds::events_of(market);
+        let file = File::open(&path)
+            .with_context(|| format!("no events in {}: `endcap import events` brings them in", market.display()))?;
+        Ok(Self { path, seed, lines: BufReader::new(file).lines(), at: 0, seen: HashSet::new() })
+    }
+
+    fn next(&mut self) -> Result<Option<ShopperEvent>> {
+        let Some(line) = self.lines.next() else { return Ok(None) };
+        let line = line.with_context(|| format!("cannot read {}", self.path.display()))?;
+        self.at += 1;
+        let event = serde_json::from_str(&line)
+            .with_context(|| format!("cannot read {} at line {}: import the events again", self.path.display(), self.at))?;
+        Ok(Some(event))
+    }
+
+    /// The diet's statement of a household that comes for the first time.
+    fn preference(&mut self, event: &ShopperEvent) -> Option<ShopperEvent> {
+        if !self.seen.insert(event.key()) || event.kind == EventKind::Preference {
+            return None;
+        }
+        let diet = seeded_diet(self.seed, &event.key())?;
+        Some(ShopperEvent {
+            id: format!("{SEEDED}{}", event.user.chars().take(64).collect::<String>()),
+            tenant: event.tenant.clone(),
+            user: event.user.clone(),
+            at_ms: event.at_ms,
+            kind: EventKind::Preference,
+            lines: Vec::new(),
+            preference: Some(Preference { diets: Some([diet].into_iter().collect()), ..Preference::default() }),
+            personalise: None,
+        })
+    }
+}
+
+impl Source for Imported {
+    fn name(&self) -> String {
+        format!("replay/{}", self.seed)
+    }
+
+    fn read(&mut self, n: u64, max: u64) -> Result<Batch> {
+        while self.at < n {
+            let Some(event) = self.next()? else { return Ok(Batch::default()) };
+            self.seen.insert(event.key());
+        }
+        let mut batch = Batch::default();
+        while batch.counted < max {
+            let Some(event) = self.next()? else { break };
+            batch.events.extend(self.preference(&event));
+            batch.events.push(event);
+            batch.counted += 1;
+        }
+        Ok(batch)
+    }
+
+    fn describe(&self) -> String {
+        "replaying imported events".to_owned()
+    }
+}
+
+/// The diet that a seed gives a household: one in five keeps one.
+pub fn seeded_diet(seed: u64, user: &UserKey) -> Option<Diet> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes()).update(user.to_string().as_bytes());
+    let number = u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().expect("eight bytes"));
+    let diet = Diet::ALL[(number / HOUSEHOLDS_PER_DIET % Diet::ALL.len() as u64) as usize];
+    number.is_multiple_of(HOUSEHOLDS_PER_DIET).then_some(diet)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn market(rows: usize) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let row = |n: usize| {
+            format!(r#"{{"id":"e{n}","user":"household-{}","at_ms":{n},"kind":"purchase","lines":[{{"product":"p"}}]}}"#, n % 40)
+        };
+        fs::write(grounds::events_of(dir.path()), (0..rows).map(|n| row(n) + "\n").collect::<String>()).unwrap();
+        dir
+    }
+
+    fn ids(batches: &[Batch]) -> Vec<String> {
+        batches.iter().flat_map(|batch| &batch.events).map(|event| event.id.clone()).collect()
+    }
+
+    #[test]
+    fn a_replay_entered_in_its_middle_goes_on_as_if_it_had_never_stopped() {
+        let dir = market(100);
+        let whole = Imported::open(dir.path(), 7).unwrap().read(0, 1_000).unwrap();
+        assert_eq!(whole.counted, 100);
+        let diets = whole.events.iter().filter(|event| event.id.starts_with(SEEDED)).count();
+        assert!((3..=16).contains(&diets), "{diets} of 40 households keep a diet");
+        for cut in [1, 17, 39, 40, 99] {
+            let first = Imported::open(dir.path(), 7).unwrap().read(0, cut).unwrap();
+            let second = Imported::open(dir.path(), 7).unwrap().read(cut, 1_000).unwrap();
+            assert_eq!(ids(&[first, second]), ids(std::slice::from_ref(&whole)), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn about_a_fifth_of_the_households_gets_a_diet_and_keeps_it() {
+        let diets = |seed| (0..2_000).filter_map(|n| seeded_diet(seed, &UserKey::of(format!("household-{n}")))).collect::<Vec<_>>();
+        assert!((340..460).contains(&diets(1).len()), "{}", diets(1).len());
+        assert_eq!(diets(1), diets(1));
+        assert_ne!(diets(1), diets(2));
+        assert!(Diet::ALL.iter().all(|diet| diets(1).contains(diet)));
+    }
+}
