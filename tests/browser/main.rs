@@ -2,8 +2,12 @@
 //!
 //! Skipped, with a word, where no browser is installed; `ENDCAP_REQUIRE_BROWSER=1` makes that a failure.
 
-use std::{env, fs, path::PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
+use endcap_engine::fixture;
 use endcap_tests::{Browser, BrowserError, Run};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_endcap-under-test");
@@ -20,7 +24,9 @@ fn a_purchase_in_the_page_makes_a_new_page() {
         }
         Err(error) => panic!("{error}"),
     };
-    let up = Run::new(PROGRAM, &dir.path().join("data")).up(&["--shoppers", "6", "--events", "12"]).expect("a running endcap");
+    let models = models(&dir.path().join("models"));
+    let args = ["--models", &models, "--shoppers", "6", "--events", "12"];
+    let up = Run::new(PROGRAM, &dir.path().join("data")).up(&args).expect("a running endcap");
 
     browser.open(up.address()).unwrap();
     browser.wait_for("document.querySelectorAll('#personal .placement').length >= 5").unwrap();
@@ -44,6 +50,18 @@ fn a_purchase_in_the_page_makes_a_new_page() {
     check_picker(&browser);
     let (_, figures) = up.get("/v1/pipeline").unwrap();
     assert!(figures["accepted"].as_u64().unwrap() > 0, "{figures}");
+}
+
+/// The demo models; tiny random ones where they are not there.
+fn models(fallback: &Path) -> String {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+    if demo.join("decoder").is_dir() {
+        return demo.display().to_string();
+    }
+    fixture::write_decoder(&fallback.join("decoder"), 1).expect("a decoder");
+    fixture::write_encoder(&fallback.join("encoder"), 2).expect("an encoder");
+    fixture::write_cross_encoder(&fallback.join("cross-encoder"), 3).expect("a cross-encoder");
+    fallback.display().to_string()
 }
 
 /// Titles and products of the personal page.

@@ -8,10 +8,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use endcap_runtime::Shutdown;
 use serde_json::Value;
 
 /// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// How often and how many times an answer is looked at.
+const ASKED_EVERY: Duration = Duration::from_millis(50);
+const ASKED_MAX: usize = 1_200;
 /// What `endcap up` prints before its address.
 const ADDRESS: &str = "page: ";
 
@@ -74,12 +78,25 @@ impl Run {
         }
     }
 
+    /// Runs the program with exactly `args` to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn plain(&self, args: &[&str]) -> Result<Output> {
+        self.bare().args(args).output().with_context(|| format!("cannot run {}", self.program))
+    }
+
     fn command(&self, subcommand: &[&str], args: &[&str]) -> Command {
+        let mut command = self.bare();
+        command.args(subcommand).args(["--data", &self.data]).args(args);
+        command
+    }
+
+    fn bare(&self) -> Command {
         let mut command = Command::new(&self.program);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ENDCAP_")) {
             command.env_remove(name);
         }
-        command.args(subcommand).args(["--data", &self.data]).args(args);
         command
     }
 }
@@ -112,6 +129,22 @@ impl Endcap {
         Ok((response.status().as_u16(), response.body_mut().read_json().unwrap_or_default()))
     }
 
+    /// Asks `path` until `wanted` finds what it looks for in the answer.
+    ///
+    /// # Errors
+    /// When it does not within a minute.
+    pub fn wait_for<T>(&self, path: &str, wanted: impl Fn(&Value) -> Option<T>) -> Result<T> {
+        let patience = Shutdown::new();
+        for _ in 0..ASKED_MAX {
+            let (_, answer) = self.get(path)?;
+            if let Some(found) = wanted(&answer) {
+                return Ok(found);
+            }
+            patience.wait(ASKED_EVERY);
+        }
+        bail!("{path} does not become what was waited for; last: {}", self.get(path)?.1)
+    }
+
     /// Status and text of a GET.
     ///
     /// # Errors
@@ -126,7 +159,8 @@ impl Endcap {
     /// # Errors
     /// When nobody answers.
     pub fn post(&self, path: &str, body: &str) -> Result<(u16, Value)> {
-        let mut response = agent().post(format!("{}{path}", self.address)).header("content-type", "application/json").send(body)?;
+        let mut response =
+            agent().post(format!("{}{path}", self.address)).header("content-type", "application/json").send(body)?;
         Ok((response.status().as_u16(), response.body_mut().read_json().unwrap_or_default()))
     }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::Result;
 use endcap::path::Fleet;
 use endcap_inference::{
-    ChooseKeywords, ChosenKeywords, Embed, Embedding, Limits, Model, ModelError, Pair, Relevance, TokenCounts, WriteThemes, WrittenThemes,
+    ChooseKeywords, ChosenKeywords, Embed, Embedding, Limits, Model, ModelError, Pair, Relevance, TokenCounts, WriteThemes,
+    WrittenThemes,
     prompts::{ThemeDocument, ThemesDocument, mark},
     spawn,
 };
@@ -85,7 +86,11 @@ impl Model for KeywordsTwin {
     fn answer(&mut self, batch: Vec<ChooseKeywords>) -> Result<Vec<Result<ChosenKeywords, ModelError>>, ModelError> {
         let choose = |request: &ChooseKeywords| ChosenKeywords {
             picks: (0..request.terms().count().min(request.keywords_max)).collect(),
-            tokens: TokenCounts { prefilled: request.terms().count() as u64 * 3, generated: request.keywords_max as u64, forced: 2 },
+            tokens: TokenCounts {
+                prefilled: request.terms().count() as u64 * 3,
+                generated: request.keywords_max as u64,
+                forced: 2,
+            },
         };
         Ok(batch.iter().map(|request| Ok(choose(request))).collect())
     }
@@ -115,10 +120,12 @@ impl Model for EncoderTwin {
     }
 }
 
-fn embed(text: &str) -> Vec<f32> {
+/// What [`EncoderTwin`] answers, `[64]`.
+pub fn embed(text: &str) -> Vec<f32> {
     let mut vector = vec![0.01_f32; DIMENSIONS];
     for word in text.split_whitespace() {
-        let hash = word.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        let hash =
+            word.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         vector[(hash % DIMENSIONS as u64) as usize] += 1.0;
         vector[(hash / 64 % DIMENSIONS as u64) as usize] -= 0.5;
     }

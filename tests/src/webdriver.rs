@@ -51,21 +51,21 @@ impl Browser {
     /// # Errors
     /// [`BrowserError::Absent`] where no driver is installed.
     pub fn start(profile: &Path, width: u32, height: u32) -> Result<Self, BrowserError> {
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| if error.kind() == std::io::ErrorKind::NotFound { BrowserError::Absent } else { failed(error) })?;
+        let mut driver =
+            Command::new("chromedriver").arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(
+                |error| if error.kind() == std::io::ErrorKind::NotFound { BrowserError::Absent } else { failed(error) },
+            )?;
         let stdout = driver.stdout.take().ok_or_else(|| failed("no output"))?;
         let port = BufReader::new(stdout)
             .lines()
             .map_while(Result::ok)
             .find_map(|line| Some(line.split_once(LISTENS)?.1.trim_end_matches('.').to_owned()))
             .ok_or_else(|| failed("the driver ended before it listened"))?;
-        let agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE * 2)).http_status_as_error(false).build().new_agent();
+        let agent =
+            ureq::Agent::config_builder().timeout_global(Some(PATIENCE * 2)).http_status_as_error(false).build().new_agent();
         let mut browser = Self { driver, agent, session: format!("http://127.0.0.1:{port}") };
-        let answer = browser.command("/session", json!({ "capabilities": { "alwaysMatch": capabilities(profile, width, height) } }))?;
+        let answer =
+            browser.command("/session", json!({ "capabilities": { "alwaysMatch": capabilities(profile, width, height) } }))?;
         let id = answer["sessionId"].as_str().ok_or_else(|| failed("no session"))?;
         browser.session = format!("{}/session/{id}", browser.session);
         browser.command("/timeouts", json!({ "script": PATIENCE.as_millis() as u64 }))?;
@@ -141,7 +141,11 @@ impl Browser {
         let ok = response.status().is_success();
         let mut answer: Value = response.body_mut().read_json().map_err(failed)?;
         let value = answer["value"].take();
-        if ok { Ok(value) } else { Err(failed(value["message"].as_str().unwrap_or("no reason given").lines().next().unwrap_or_default())) }
+        if ok {
+            Ok(value)
+        } else {
+            Err(failed(value["message"].as_str().unwrap_or("no reason given").lines().next().unwrap_or_default()))
+        }
     }
 }
 

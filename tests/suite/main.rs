@@ -1,3 +1,5 @@
 //! What must hold across crates, one module per subject.
 
 mod architecture;
+mod path;
+mod program;

@@ -6,8 +6,8 @@ use std::{error::Error, path::Path, time::Instant};
 
 use candle_core::Device;
 use endcap_engine::{
-    Decoder, DecoderConfig, DecoderWeights, GenerateLimits, KeywordModel, KvCache, Random, StepInput, ThemeModel, Tokenizer, Want, demo_tokenizer,
-    write_tensors,
+    Decoder, DecoderConfig, DecoderWeights, GenerateLimits, KeywordModel, KvCache, Random, StepInput, ThemeModel, Tokenizer,
+    Want, demo_tokenizer, write_tensors,
 };
 use endcap_inference::{Candidates, ChooseKeywords, Model, TokenCounts, WriteThemes};
 
@@ -74,7 +74,9 @@ fn plain_steps(decoder: &Decoder) -> Outcome {
             decoder.logits(&output.hidden)?;
         }
         let decode = (64 * batch) as f64 / start.elapsed().as_secs_f64();
-        println!("plain     batch {batch:2}: prefill {prefill:7.0} tokens/s, decode with all logits at context 512 {decode:7.0} tokens/s");
+        println!(
+            "plain     batch {batch:2}: prefill {prefill:7.0} tokens/s, decode with all logits at context 512 {decode:7.0} tokens/s"
+        );
     }
     Ok(())
 }
@@ -133,7 +135,11 @@ fn themes(dir: &Path, words: &[String]) -> Outcome {
             }
         }
         let said = (counts.generated + counts.forced) as f64;
-        println!("themes    batch {batch:2}: {complete} documents, {:7.0} tokens/s, {} of {said} forced", said / seconds, counts.forced);
+        println!(
+            "themes    batch {batch:2}: {complete} documents, {:7.0} tokens/s, {} of {said} forced",
+            said / seconds,
+            counts.forced
+        );
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use endcap_engine::{
 const REPEATS: usize = 5;
 const CONTEXT: usize = 544;
 
-fn main() -> Result<()> {
+pub fn main() -> Result<()> {
     for (name, layers, hidden, inner, vocab) in [("demo", 6, 256, 768, 4_096), ("27M", 8, 512, 1_536, 4_096)] {
         decoder(name, layers, hidden, inner, vocab)?;
     }

@@ -97,9 +97,17 @@ mod tests {
     use crate::fixture;
 
     fn texts() -> Vec<Embed> {
-        ["oat milk", "", "lentil soup", "smoked gouda and olive oil for winter warmers", "寿司 rice", "oat milk", &"soup ".repeat(600)]
-            .map(|text| Embed { text: text.to_owned() })
-            .to_vec()
+        [
+            "oat milk",
+            "",
+            "lentil soup",
+            "smoked gouda and olive oil for winter warmers",
+            "寿司 rice",
+            "oat milk",
+            &"soup ".repeat(600),
+        ]
+        .map(|text| Embed { text: text.to_owned() })
+        .to_vec()
     }
 
     #[test]
@@ -107,7 +115,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fixture::write_encoder(dir.path(), 5).unwrap();
         let mut model = EmbedModel::load(dir.path(), &Device::Cpu).unwrap();
-        let alone: Vec<Embedding> = texts().into_iter().map(|text| model.answer(vec![text]).unwrap().remove(0).unwrap()).collect();
+        let alone: Vec<Embedding> =
+            texts().into_iter().map(|text| model.answer(vec![text]).unwrap().remove(0).unwrap()).collect();
         for pass_tokens_max in [2_048, 12, 1] {
             model = model.with_limits(EncodeLimits { pass_tokens_max });
             let together: Vec<Embedding> = model.answer(texts()).unwrap().into_iter().map(Result::unwrap).collect();

@@ -12,10 +12,8 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use crate::{
-    Adapter, AdapterConfig, Bert, BertConfig, BertWeights, CANDIDATE_HEAD, Decoder, DecoderConfig, DecoderWeights, EngineError, Pooling, Random,
-    Result, Tokenizer, demo_tokenizer,
-    ops::Gelu,
-    write_tensors,
+    Adapter, AdapterConfig, Bert, BertConfig, BertWeights, CANDIDATE_HEAD, Decoder, DecoderConfig, DecoderWeights, EngineError,
+    Pooling, Random, Result, Tokenizer, demo_tokenizer, ops::Gelu, write_tensors,
 };
 
 /// Words that the fixture's tokenizer knows; others are spelled in bytes.
@@ -67,7 +65,12 @@ pub fn write_decoder(dir: &Path, seed: u64) -> Result<()> {
 /// [`EngineError`] when a file cannot be read or written.
 pub fn write_adapter(dir: &Path, name: &str, with_head: bool, seed: u64) -> Result<PathBuf> {
     let config = DecoderConfig::from_json(&crate::read_json(&dir.join("config.json"))?)?;
-    let lora = AdapterConfig { r: 2, lora_alpha: 4.0, target_modules: vec!["q_proj".into(), "down_proj".into()], peft_type: "LORA".into() };
+    let lora = AdapterConfig {
+        r: 2,
+        lora_alpha: 4.0,
+        target_modules: vec!["q_proj".into(), "down_proj".into()],
+        peft_type: "LORA".into(),
+    };
     let (mut adapter, _) = Adapter::trainable(lora.clone(), &config, seed)?;
     let mut random = Random::new(seed);
     for (_, b) in adapter.parts.values_mut() {
@@ -77,7 +80,10 @@ pub fn write_adapter(dir: &Path, name: &str, with_head: bool, seed: u64) -> Resu
         adapter.extra.insert(CANDIDATE_HEAD.into(), random.tensor((1, config.hidden), 0.5)?);
     }
     let path = dir.join(format!("{name}.adapter.safetensors"));
-    write_json(&dir.join("adapter_config.json"), &serde_json::to_value(&lora).map_err(|error| EngineError::model(error.to_string()))?)?;
+    write_json(
+        &dir.join("adapter_config.json"),
+        &serde_json::to_value(&lora).map_err(|error| EngineError::model(error.to_string()))?,
+    )?;
     write_tensors(&path, &adapter.to_tensors())?;
     Ok(path)
 }

@@ -193,7 +193,11 @@ fn admit<C: Constraint>(
 }
 
 /// One forward pass and the decisions that it allows.
-fn advance<C: Constraint>(machine: &mut dyn Machine, running: &mut [Sequence<C>], limits: GenerateLimits) -> Result<(), EngineError> {
+fn advance<C: Constraint>(
+    machine: &mut dyn Machine,
+    running: &mut [Sequence<C>],
+    limits: GenerateLimits,
+) -> Result<(), EngineError> {
     let (order, chunks) = pack(running, limits.step_tokens_max.max(1));
     if limits.masks_beside {
         thread::scope(|scope| {

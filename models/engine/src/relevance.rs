@@ -38,9 +38,13 @@ impl RelevanceModel {
         let tokenizer = read_tokenizer(&files)?;
         let threshold = setting(&files, "endcap_threshold")?.unwrap_or(THRESHOLD);
         let temperature: f32 = setting(&files, "endcap_temperature")?.unwrap_or(1.0);
-        if !(0.0..=1.0).contains(&threshold) || !(temperature.is_finite() && temperature > 0.0) {
+        if !((0.0..=1.0).contains(&threshold) && temperature.is_finite() && temperature > 0.0) {
             let what = format!("endcap_threshold {threshold} or endcap_temperature {temperature} cannot be");
-            return Err(EngineError::file(&dir.join("config.json"), what, "give a threshold within 0…1 and a positive temperature"));
+            return Err(EngineError::file(
+                &dir.join("config.json"),
+                what,
+                "give a threshold within 0…1 and a positive temperature",
+            ));
         }
         let version = version(name(dir), &files, None)?;
         let tokens_max = encoder.positions().min(TEXT_TOKENS_MAX);
@@ -133,9 +137,13 @@ mod tests {
     use crate::fixture;
 
     fn pairs() -> Vec<Pair> {
-        [("winter warmers ; lentil soup", "lentil soup ; soup"), ("oat milk", "oat milk ; milk"), ("vegan snacks ; dark chocolate ; green tea", "aged cheddar")]
-            .map(|(theme, product)| Pair { theme: theme.into(), product: product.into() })
-            .to_vec()
+        [
+            ("winter warmers ; lentil soup", "lentil soup ; soup"),
+            ("oat milk", "oat milk ; milk"),
+            ("vegan snacks ; dark chocolate ; green tea", "aged cheddar"),
+        ]
+        .map(|(theme, product)| Pair { theme: theme.into(), product: product.into() })
+        .to_vec()
     }
 
     fn model(dir: &Path) -> RelevanceModel {
@@ -147,7 +155,8 @@ mod tests {
     fn probabilities_are_the_same_alone_and_in_any_company() {
         let dir = tempfile::tempdir().unwrap();
         let mut model = model(dir.path());
-        let alone: Vec<Relevance> = pairs().into_iter().map(|pair| model.answer(vec![pair]).unwrap().remove(0).unwrap()).collect();
+        let alone: Vec<Relevance> =
+            pairs().into_iter().map(|pair| model.answer(vec![pair]).unwrap().remove(0).unwrap()).collect();
         for pass_tokens_max in [2_048, 10] {
             model = model.with_limits(EncodeLimits { pass_tokens_max });
             let together: Vec<Relevance> = model.answer(pairs()).unwrap().into_iter().map(Result::unwrap).collect();

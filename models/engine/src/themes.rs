@@ -89,7 +89,10 @@ mod tests {
 
     fn request(n: usize) -> WriteThemes {
         let favourites = ["smoked gouda;", "oat milk;", "dark chocolate; lentil soup;", ""][n % 4];
-        WriteThemes { prompt: format!("<themes><diet><season> winter<budget> low<favourites> {favourites}<recent><out>"), themes: 1 + n % 3 }
+        WriteThemes {
+            prompt: format!("<themes><diet><season> winter<budget> low<favourites> {favourites}<recent><out>"),
+            themes: 1 + n % 3,
+        }
     }
 
     fn model(seed: u64) -> ThemeModel {
@@ -122,7 +125,11 @@ mod tests {
     #[test]
     fn a_bad_request_fails_alone() {
         let mut model = model(2);
-        let bad = [WriteThemes { themes: 0, ..request(0) }, WriteThemes { prompt: String::new(), ..request(0) }, WriteThemes { prompt: "oat ".repeat(4_000), themes: 1 }];
+        let bad = [
+            WriteThemes { themes: 0, ..request(0) },
+            WriteThemes { prompt: String::new(), ..request(0) },
+            WriteThemes { prompt: "oat ".repeat(4_000), themes: 1 },
+        ];
         let good = model.answer(vec![request(1)]).unwrap().remove(0).unwrap();
         let answers = model.answer(bad.into_iter().chain([request(1)]).collect()).unwrap();
         assert!(answers[..3].iter().all(|answer| matches!(answer, Err(ModelError::Request(_)))), "{answers:?}");

@@ -100,7 +100,9 @@ impl Tokenizer {
         let vocabulary = inner.get_vocab(true);
         let size = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
         if size == 0 || size > VOCABULARY_MAX {
-            return Err(TokenizerError::Format(format!("a vocabulary of {size} entries, where 1 to {VOCABULARY_MAX} are expected")));
+            return Err(TokenizerError::Format(format!(
+                "a vocabulary of {size} entries, where 1 to {VOCABULARY_MAX} are expected"
+            )));
         }
         let added = inner.get_added_tokens_decoder();
         let mut bytes = vec![Vec::new(); size];
@@ -294,4 +296,4 @@ fn byte_level_alphabet() -> HashMap<char, u8> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

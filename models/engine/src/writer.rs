@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
-    Adapter, Constraint, Decoder, DecoderConfig, EngineError, GenerateLimits, Generated, Job, KvCache, ModelDir, Result, StepInput, Tokenizer,
-    Want, compute_dtype,
+    Adapter, Constraint, Decoder, DecoderConfig, EngineError, GenerateLimits, Generated, Job, KvCache, ModelDir, Result,
+    StepInput, Tokenizer, Want, compute_dtype,
     generate::{Chunk, Machine, generate},
     ops, version_of,
 };
@@ -58,16 +58,17 @@ impl WriterFiles {
 /// The tokenizer of a model's directory.
 pub(crate) fn read_tokenizer(dir: &ModelDir) -> Result<Tokenizer> {
     let path = dir.path().join(TOKENIZER);
-    Tokenizer::from_file(&path).map_err(|error| EngineError::file(&path, error, "use the tokenizer.json that belongs to the model"))
+    Tokenizer::from_file(&path)
+        .map_err(|error| EngineError::file(&path, error, "use the tokenizer.json that belongs to the model"))
 }
 
 /// The value of `key` in a model's `config.json`, if it is there.
 pub(crate) fn setting<T: DeserializeOwned>(dir: &ModelDir, key: &str) -> Result<Option<T>> {
     match dir.config().get(key) {
         None | Some(Value::Null) => Ok(None),
-        Some(value) => T::deserialize(value)
-            .map(Some)
-            .map_err(|error| EngineError::file(&dir.path().join("config.json"), format!("{key}: {error}"), "correct it or leave it out")),
+        Some(value) => T::deserialize(value).map(Some).map_err(|error| {
+            EngineError::file(&dir.path().join("config.json"), format!("{key}: {error}"), "correct it or leave it out")
+        }),
     }
 }
 

@@ -58,19 +58,24 @@ fn merge_small(items: &[Item], given: &HashMap<String, String>) -> Vec<Vec<Strin
     for item in items {
         *counts.entry(&item.path[..]).or_default() += 1;
     }
+    // A leaf's size is that of its name: two catalogues may have it in different places.
+    let mut sizes: HashMap<String, usize> = HashMap::new();
+    for (path, count) in &counts {
+        if let Some(leaf) = path.last() {
+            *sizes.entry(name_key(leaf)).or_default() += count;
+        }
+    }
     // Deepest paths first, so that what is merged into a parent counts for the parent.
     let deepest = counts.keys().map(|path| path.len()).max().unwrap_or(0);
     let mut cut: HashMap<&[String], &[String]> = HashMap::new();
     for depth in (2..=deepest).rev() {
-        let small: Vec<&[String]> = counts
-            .iter()
-            .filter(|(path, count)| path.len() == depth && **count < PRODUCTS_MIN && !given.contains_key(&path[depth - 1]))
-            .map(|(path, _)| *path)
-            .collect();
+        let of_depth = counts.keys().filter(|path| path.len() == depth && !given.contains_key(&path[depth - 1]));
+        let small: Vec<&[String]> = of_depth.filter(|path| sizes[&name_key(&path[depth - 1])] < PRODUCTS_MIN).copied().collect();
         for path in small {
             let parent = &path[..depth - 1];
             let count = counts.remove(path).unwrap_or(0);
             *counts.entry(parent).or_default() += count;
+            *sizes.entry(name_key(&parent[depth - 2])).or_default() += count;
             cut.insert(path, parent);
         }
     }
@@ -139,7 +144,10 @@ fn describe(
                 |holds: &dyn Fn(&Item) -> bool| at.iter().filter(|at| holds(&items[**at])).count() as f64 / at.len() as f64;
             let violates = Diet::ALL.into_iter().filter(|diet| share(&|item| item.violates.contains(*diet)) >= VIOLATING_SHARE);
             let mut related: Vec<String> = together.get(*name).cloned().unwrap_or_default();
-            related.extend(largest_siblings(&siblings[&path[..path.len() - 1]], name));
+            // Departments have nothing in common but that they are departments.
+            if path.len() > 1 {
+                related.extend(largest_siblings(&siblings[&path[..path.len() - 1]], name));
+            }
             let mut seen = HashSet::from([(*name).to_owned()]);
             related.retain(|other| seen.insert(other.clone()));
             related.truncate(RELATED_MAX);

@@ -18,10 +18,20 @@ use crate::{
     write::{put_category, put_nodes},
 };
 
-/// Place of a product in order of popularity (thousandths, falling), then of arrival.
-pub(crate) fn key_of(popularity: f32, number: i64) -> i64 {
+/// Key of a product's row: its place in order of popularity (thousandths, falling), its number in order of arrival, and its flags, so that
+/// a filter need not look at the row.
+pub(crate) fn key_of(popularity: f32, number: i64, flags: i64) -> i64 {
     let bucket = 1_000 - (popularity.clamp(0.0, 1.0) * 1_000.0).round() as i64;
-    ((bucket + 1) << 32) | (number & 0xffff_ffff)
+    ((bucket + 1) << 40) | ((number & 0xffff_ffff) << 8) | flags
+}
+
+/// Bits of a key that stand for diets violated (the set's own bits), for adults only, and for out of stock.
+pub(crate) fn flags_of(violates: u8, adult: bool, in_stock: bool) -> i64 {
+    i64::from(violates) | i64::from(adult) << 6 | i64::from(!in_stock) << 7
+}
+
+fn number_of(key: i64) -> i64 {
+    (key >> 8) & 0xffff_ffff
 }
 
 struct Stored {
@@ -31,6 +41,8 @@ struct Stored {
     brand: String,
     source_violates: DietSet,
     source_popularity: f32,
+    adult: bool,
+    in_stock: bool,
     withdrawn: bool,
     derived: (String, i64, String, u8, f32),
     indexed: Option<i64>,
@@ -64,7 +76,7 @@ pub(crate) fn derive(tx: &Transaction<'_>) -> Result<(), MarketError> {
 fn load(tx: &Transaction<'_>) -> Result<(Vec<Stored>, Vec<Item>), MarketError> {
     let mut statement = tx.prepare(
         "SELECT key, id, name, brand, source_path, source_violates, source_popularity, adult, withdrawn, path, category, department, violates, \
-         popularity, indexed FROM products ORDER BY withdrawn, id",
+         popularity, indexed, in_stock FROM products ORDER BY withdrawn, id",
     )?;
     let mut rows = statement.query([])?;
     let (mut products, mut items) = (Vec::new(), Vec::new());
@@ -76,13 +88,15 @@ fn load(tx: &Transaction<'_>) -> Result<(Vec<Stored>, Vec<Item>), MarketError> {
             brand: row.get(3)?,
             source_violates: DietSet::from_bits(row.get(5)?),
             source_popularity: row.get(6)?,
+            adult: row.get(7)?,
+            in_stock: row.get(15)?,
             withdrawn: row.get(8)?,
             derived: (row.get(9)?, row.get(10)?, row.get(11)?, row.get(12)?, row.get(13)?),
             indexed: row.get(14)?,
         };
         if !product.withdrawn {
             let path = split_path(&row.get::<_, String>(4)?);
-            items.push(Item { path, words: words(&product.name), violates: product.source_violates, adult: row.get(7)? });
+            items.push(Item { path, words: words(&product.name), violates: product.source_violates, adult: product.adult });
         }
         products.push(product);
     }
@@ -180,7 +194,7 @@ fn put_product(
     path: &[String],
     derived: (String, i64, String, u8, f32),
 ) -> Result<bool, MarketError> {
-    let key = key_of(derived.4, product.key);
+    let key = key_of(derived.4, number_of(product.key), flags_of(derived.3, product.adult, product.in_stock));
     let text = Text::of(name, &product.brand, path);
     let hash = text.hash(key);
     if product.indexed == Some(hash) && product.derived == derived {

@@ -20,8 +20,8 @@ const BUSY: Duration = Duration::from_secs(30);
 
 /// Tables of format 1.
 ///
-/// `products.key` is `bucket × 2³² + number`, where the bucket falls with popularity: rows, and the entries of the full-text index
-/// that carry the same number, lie in order of popularity, so that the best of many matches are the first ones and nothing is sorted.
+/// `products.key` is made of popularity (falling), number and flags, see `derive::key_of`: rows, and the entries of the full-text index
+/// that carry the same key, lie in order of popularity, so that the best of many matches are the first ones and nothing is sorted.
 /// The columns `source_*` and those before `path` are as they came in; the others are derived from them. `indexed` is a hash of what the
 /// full-text index holds of the row.
 const SCHEMA: &str = "

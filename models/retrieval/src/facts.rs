@@ -116,7 +116,9 @@ const PHRASES: &[(Kinds, &str)] = &[
     (ADULT, "tobacco,cigarette,cigar,snuff,vape,smoking,firework,prophylactic,condom,contraceptive,lottery,pipe tobacco,cbd"),
     (
         0,
-        "coconut milk,coconut cream,coconut butter,coconut yogurt,soy milk,soymilk,oat milk,oatmilk,rice milk,hemp milk,pea milk,flax milk,\
+        "cereal their product,cereal potato,cereal grain,cereal flour,dairy substitute,milk substitute,cheese substitute,butter substitute,\
+         cream substitute,plant milk,plant based milk,legume butter,plant butter,\
+         coconut milk,coconut cream,coconut butter,coconut yogurt,soy milk,soymilk,oat milk,oatmilk,rice milk,hemp milk,pea milk,flax milk,\
          soy yogurt,soy cheese,soy cream,soy creamer,oat cream,oat yogurt,quinoa milk,cocoa butter,cacao butter,shea butter,apple butter,\
          pumpkin butter,fruit butter,body butter,sunflower butter,sunflower seed butter,seed butter,cookie butter,soy butter,butter bean,\
          butter lettuce,butter squash,vegetable butter,cream tartar,cream of tartar,cream soda,cream of coconut,cream coconut,\
@@ -298,6 +300,8 @@ mod tests {
     #[test]
     fn a_name_denies_what_its_category_says() {
         check("Vegan smoked slices", &["dairies", "cheeses"], "", "");
+        check("Oat drink", &["dairy substitutes", "milk substitutes"], "", "");
+        check("Brown rice", &["cereals and potatoes", "cereals and their products", "rices"], "", "");
         check("Gluten free bread", &["breads"], "", "");
         check("Rustic loaf", &["cereals", "breads"], "", "gluten free");
         check("Vegetarian sausages", &["sausages"], "", "");

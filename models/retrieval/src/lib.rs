@@ -24,7 +24,7 @@ mod write;
 pub use dir::MarketDir;
 pub use error::MarketError;
 pub use facts::{Facts, facts_of};
-pub use index::{IndexOptions, IndexProgress, IndexReport, build_index};
+pub use index::{Encoder, IndexOptions, IndexProgress, IndexReport, build_index};
 pub use market::Market;
 pub use search::{Filter, plan_words};
 pub use snapshot::{Counts, Near, PRODUCTS_MAX, Snapshot};

@@ -7,16 +7,15 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::{
     MarketError,
+    derive::flags_of,
     rows::{self, PRODUCT_COLUMNS},
     words::{contains_run, words},
 };
 
 /// Fewer products than this, and a query gives up words.
 const FEW: usize = 4;
-/// Most matches of one step that are looked at, in order of popularity.
-const MATCHES_MAX: i64 = 2_000;
-/// Most matches of one step that pass the filter and are compared.
-const COMPARED_MAX: i64 = 300;
+/// Most matches of one step that pass the filter and are compared, in order of popularity.
+const COMPARED_MAX: usize = 100;
 /// Most words of a query; later ones are the specific ones, so earlier ones are cut.
 const WORDS_MAX: usize = 8;
 
@@ -91,34 +90,35 @@ pub fn plan_words(query: &str) -> (Vec<String>, DietSet) {
     if rest.is_empty() { (all, diets) } else { (rest, diets) }
 }
 
-/// The products of `categories` by popularity, then id.
-pub(crate) fn of_categories(
-    db: &Connection,
-    categories: &[i64],
-    filter: &Filter,
-    limit: usize,
-) -> Result<Vec<Product>, MarketError> {
+/// What a node of the taxonomy is: a leaf by its number, or a department by its name.
+pub(crate) enum Node<'a> {
+    Leaf(i64),
+    Department(&'a str),
+}
+
+/// The products of a node by popularity, then id.
+pub(crate) fn of_node(db: &Connection, node: Node<'_>, filter: &Filter, limit: usize) -> Result<Vec<Product>, MarketError> {
+    let (column, value): (_, &dyn rusqlite::ToSql) = match &node {
+        Node::Leaf(number) => ("category", number),
+        Node::Department(name) => ("department", name),
+    };
     let sql = format!(
-        "SELECT {PRODUCT_COLUMNS} FROM products p WHERE p.withdrawn = 0 AND p.category = ?1 AND p.violates & ?2 = 0 \
-         AND (?3 OR p.adult = 0) AND (NOT ?4 OR p.in_stock = 1) ORDER BY p.key LIMIT ?5"
+        "SELECT {PRODUCT_COLUMNS} FROM products p WHERE p.withdrawn = 0 AND p.{column} = ?1 AND p.key & ?2 = 0 ORDER BY p.key LIMIT ?3"
     );
     let mut statement = db.prepare_cached(&sql)?;
     let disliked = filter.disliked_words();
-    // Room for repeated titles and disliked products, which are left out below.
-    let room = (limit * 2 + 20) as i64;
+    let forbidden = flags_of(filter.diets.bits(), !filter.adult, !filter.in_stock);
+    // Room for disliked products and for sizes of one product.
+    let room = limit * 3 + 20;
     let mut found = Vec::new();
-    for category in categories {
-        let rows =
-            statement.query_map(params![category, filter.diets.bits(), filter.adult, filter.in_stock, room], rows::product)?;
-        for product in rows {
-            let product = product?;
-            if !dislikes(&disliked, &product) {
-                found.push(product);
-            }
+    for product in statement.query_map(params![value, forbidden, room], rows::product)? {
+        let product = product?;
+        if !dislikes(&disliked, &product) {
+            found.push(product);
         }
     }
     found.sort_by(|a, b| b.popularity.total_cmp(&a.popularity).then_with(|| a.id.cmp(&b.id)));
-    Ok(distinct_titles(found, limit))
+    Ok(one_size_first(found, limit))
 }
 
 /// The products that match `query`; see [`crate::Snapshot::products_for`].
@@ -130,8 +130,8 @@ pub(crate) fn by_words(db: &Connection, query: &str, filter: &Filter, limit: usi
     wanted.retain(|word| seen.insert(word.clone()));
     wanted.reverse();
     let Some(noun) = wanted.last().cloned() else { return Ok(Vec::new()) };
-    let diets = filter.diets.bits() | diets.bits();
-    let mut search = Search { db, filter, diets, disliked: filter.disliked_words(), seen: HashSet::new(), found: Vec::new() };
+    let forbidden = flags_of(filter.diets.bits() | diets.bits(), !filter.adult, !filter.in_stock);
+    let mut search = Search { db, forbidden, disliked: filter.disliked_words(), seen: HashSet::new(), found: Vec::new() };
     let all = words(query);
 
     search.step(&wanted, Some(&noun), &all)?;
@@ -147,7 +147,7 @@ pub(crate) fn by_words(db: &Connection, query: &str, filter: &Filter, limit: usi
     if search.found.is_empty() {
         search.step(&[noun], None, &all)?;
     }
-    Ok(distinct_titles(search.found, limit))
+    Ok(one_size_first(search.found, limit))
 }
 
 /// The words of a query, the last noun first, then the rarest first.
@@ -167,8 +167,8 @@ fn specific_first(db: &Connection, wanted: &[String]) -> Result<Vec<String>, Mar
 /// One query on its way through its steps.
 struct Search<'a> {
     db: &'a Connection,
-    filter: &'a Filter,
-    diets: u8,
+    /// Flags of a key that keep a product out.
+    forbidden: i64,
     disliked: Vec<Vec<String>>,
     seen: HashSet<String>,
     found: Vec<Product>,
@@ -178,13 +178,12 @@ impl Search<'_> {
     /// Adds what holds all of `wanted`, with `head` in the product's last word or category.
     fn step(&mut self, wanted: &[String], head: Option<&String>, all: &[String]) -> Result<(), MarketError> {
         let sql = format!(
-            "SELECT {PRODUCT_COLUMNS} FROM (SELECT rowid AS key FROM product_words WHERE product_words MATCH ?1 ORDER BY rowid LIMIT ?2) m \
-             CROSS JOIN products p ON p.key = m.key WHERE p.withdrawn = 0 AND p.violates & ?3 = 0 AND (?4 OR p.adult = 0) \
-             AND (NOT ?5 OR p.in_stock = 1) LIMIT ?6"
+            "SELECT {PRODUCT_COLUMNS} FROM \
+             (SELECT rowid AS key FROM product_words WHERE product_words MATCH ?1 AND rowid & ?2 = 0 ORDER BY rowid LIMIT ?3) m \
+             CROSS JOIN products p ON p.key = m.key"
         );
         let mut statement = self.db.prepare_cached(&sql)?;
-        let (adult, in_stock) = (self.filter.adult, self.filter.in_stock);
-        let matching = params![match_text(wanted, head), MATCHES_MAX, self.diets, adult, in_stock, COMPARED_MAX];
+        let matching = params![match_text(wanted, head), self.forbidden, COMPARED_MAX];
         let mut matched = Vec::new();
         for product in statement.query_map(matching, rows::product)? {
             let product = product?;
@@ -232,8 +231,17 @@ pub(crate) fn encoded(word: &str) -> String {
     word.chars().map(|c| if c.is_ascii() { c.to_string() } else { format!("u{:x}", u32::from(c)) }).collect()
 }
 
-/// The first of the products that share a title; the others would look like a repeat.
-fn distinct_titles(products: Vec<Product>, limit: usize) -> Vec<Product> {
-    let mut titles = HashSet::new();
-    products.into_iter().filter(|product| titles.insert(product.title().to_lowercase())).take(limit).collect()
+/// One product per name first, other sizes of it after them, titles that were there already not at all.
+fn one_size_first(products: Vec<Product>, limit: usize) -> Vec<Product> {
+    let (mut titles, mut names) = (HashSet::new(), HashSet::new());
+    let (mut first, mut later) = (Vec::new(), Vec::new());
+    for product in products {
+        if titles.insert(product.title().to_lowercase()) {
+            let new = names.insert((product.brand.to_lowercase(), product.name.to_lowercase()));
+            if new { first.push(product) } else { later.push(product) }
+        }
+    }
+    first.extend(later);
+    first.truncate(limit);
+    first
 }

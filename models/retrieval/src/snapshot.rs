@@ -1,6 +1,9 @@
 //! One version of the market.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use endcap_schemas::{Category, Descriptor, Keyword, Product, Term};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -12,7 +15,7 @@ use crate::{
     index::TermIndex,
     pool::Pool,
     rows::{self, CATEGORY_COLUMNS, PRODUCT_COLUMNS, TERM_COLUMNS},
-    search,
+    search::{self, Node},
 };
 
 /// Most products that one question returns.
@@ -27,7 +30,7 @@ pub struct Snapshot {
     categories: Vec<Category>,
     numbers: Vec<i64>,
     by_name: HashMap<String, usize>,
-    departments: HashMap<String, Vec<usize>>,
+    departments: HashSet<String>,
     index: Option<Arc<TermIndex>>,
 }
 
@@ -69,10 +72,7 @@ impl Snapshot {
             _ => Some(Arc::new(pool.with(|db| TermIndex::open(dir, db))?)),
         };
         let by_name = categories.iter().enumerate().map(|(at, category)| (category.name.clone(), at)).collect();
-        let mut departments: HashMap<String, Vec<usize>> = HashMap::new();
-        for (at, category) in categories.iter().enumerate() {
-            departments.entry(category.department.clone()).or_default().push(at);
-        }
+        let departments = categories.iter().map(|category| category.department.clone()).collect();
         let version = format!("{}+{}", pool.version(), if index_version.is_empty() { "none" } else { &index_version });
         Ok(Self { version, index_version, pool, categories, numbers, by_name, departments, index })
     }
@@ -213,19 +213,19 @@ impl Snapshot {
     /// When the database cannot be read.
     pub fn products_for(&self, keyword: &Keyword, filter: &Filter, limit: usize) -> Result<Vec<Product>, MarketError> {
         let limit = limit.min(PRODUCTS_MAX);
-        let node = (keyword.descriptor == Descriptor::Node).then(|| self.node(&keyword.text)).flatten();
-        match node {
-            Some(categories) => self.pool.with(|db| search::of_categories(db, &categories, filter, limit)),
-            None => {
-                let fallback = self.term(keyword.id)?.filter(|term| term.text == keyword.text).and_then(|term| term.category);
-                let fallback: Vec<i64> =
-                    fallback.and_then(|name| self.by_name.get(&name)).map(|at| self.numbers[*at]).into_iter().collect();
-                self.pool.with(|db| {
-                    let found = search::by_words(db, &keyword.text, filter, limit)?;
-                    if found.is_empty() { search::of_categories(db, &fallback, filter, limit) } else { Ok(found) }
-                })
-            }
+        if keyword.descriptor == Descriptor::Node
+            && let Some(node) = self.node(&keyword.text)
+        {
+            return self.pool.with(|db| search::of_node(db, node, filter, limit));
         }
+        let found = self.search(&keyword.text, filter, limit)?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        // Nothing is called so; the corpus may know what it is.
+        let term = self.term(keyword.id)?.filter(|term| term.text == keyword.text);
+        let leaf = term.and_then(|term| term.category).and_then(|name| self.by_name.get(&name).copied());
+        leaf.map_or(Ok(found), |at| self.pool.with(|db| search::of_node(db, Node::Leaf(self.numbers[at]), filter, limit)))
     }
 
     /// What a shopper's search finds: as [`Snapshot::products_for`] for a query string.
@@ -241,15 +241,15 @@ impl Snapshot {
     /// # Errors
     /// When the database cannot be read.
     pub fn popular(&self, category: &str, filter: &Filter, limit: usize) -> Result<Vec<Product>, MarketError> {
-        let categories = self.node(category).unwrap_or_default();
-        self.pool.with(|db| search::of_categories(db, &categories, filter, limit.min(PRODUCTS_MAX)))
+        let limit = limit.min(PRODUCTS_MAX);
+        self.node(category).map_or(Ok(Vec::new()), |node| self.pool.with(|db| search::of_node(db, node, filter, limit)))
     }
 
-    /// Numbers of the categories behind a node's name: a leaf, or every leaf of a department.
-    fn node(&self, name: &str) -> Option<Vec<i64>> {
+    /// The node of this name: a leaf before a department.
+    fn node<'a>(&self, name: &'a str) -> Option<Node<'a>> {
         match self.by_name.get(name) {
-            Some(at) => Some(vec![self.numbers[*at]]),
-            None => self.departments.get(name).map(|leaves| leaves.iter().map(|at| self.numbers[*at]).collect()),
+            Some(at) => Some(Node::Leaf(self.numbers[*at])),
+            None => self.departments.contains(name).then_some(Node::Department(name)),
         }
     }
 }

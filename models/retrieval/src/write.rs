@@ -200,7 +200,7 @@ impl<'a> ProductWriter<'a> {
                         product.popularity.clamp(0.0, 1.0),
                         product.in_stock,
                         withdrawn,
-                        derive::key_of(product.popularity, self.next)
+                        derive::key_of(product.popularity, self.next, 0)
                     ])?;
                 self.next += 1;
                 self.change.added += 1;

@@ -1,12 +1,19 @@
 //! Trains the demo models one by one: `train encoder|cross-encoder|decoder --out DIR …`. The thin developer's entry beside `endcap train`.
 
-use std::{collections::HashMap, error::Error, fs, path::PathBuf, sync::{Arc, atomic::AtomicBool}, time::{Duration, Instant}};
+use std::{
+    collections::HashMap,
+    error::Error,
+    fs,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
 
 use endcap_engine::Tokenizer;
 use endcap_market::{DEMO_SEED, Market};
 use endcap_training::{
-    AdapterRun, AdapterTask, Budget, CrossEncoderRun, DecoderRun, EncoderRun, LoraShape, RunSettings, Source, Surroundings, train_adapter,
-    train_cross_encoder, train_decoder, train_encoder,
+    AdapterRun, AdapterTask, Budget, CrossEncoderRun, DecoderRun, EncoderRun, LoraShape, RunSettings, Source, Surroundings,
+    examine_keywords, examine_themes, train_adapter, train_cross_encoder, train_decoder, train_encoder,
 };
 
 #[global_allocator]
@@ -16,7 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut words = std::env::args().skip(1);
     let what = words.next().ok_or("name a model: encoder, cross-encoder or decoder")?;
     let words: Vec<String> = words.collect();
-    let options: HashMap<&str, &str> = words.chunks(2).filter(|pair| pair.len() == 2).map(|pair| (pair[0].as_str(), pair[1].as_str())).collect();
+    let options: HashMap<&str, &str> =
+        words.chunks(2).filter(|pair| pair.len() == 2).map(|pair| (pair[0].as_str(), pair[1].as_str())).collect();
     let number = |name: &str, or: f64| options.get(name).map_or(Ok(or), |text| text.parse::<f64>());
     let path = |name: &str| options.get(name).map(PathBuf::from).ok_or(format!("{name} DIR is needed"));
 
@@ -37,13 +45,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let source = Source::new(Arc::new(Market::generate(DEMO_SEED)));
     let tokenizer = tokenizer(&source, &path("--tokenizer")?)?;
-    println!("{} terms, {} products, {} categories; vocabulary {}", source.market().terms.len(), source.market().products.len(), source.market().categories.len(), tokenizer.vocabulary_size());
+    println!(
+        "{} terms, {} products, {} categories; vocabulary {}",
+        source.market().terms.len(),
+        source.market().products.len(),
+        source.market().categories.len(),
+        tokenizer.vocabulary_size()
+    );
 
     let (start, stop) = (Instant::now(), AtomicBool::new(false));
     let mut around = Surroundings { clock: &|| start.elapsed(), stop: &stop, say: &mut |line| println!("{line}") };
     let report = match what.as_str() {
         "encoder" => {
-            let run = EncoderRun { settings, teacher: path("--teacher")?, out: path("--out")?, lead: number("--lead", 0.5)? as f32, composed: number("--composed", 20_000.0)? as usize };
+            let run = EncoderRun {
+                settings,
+                teacher: path("--teacher")?,
+                out: path("--out")?,
+                lead: number("--lead", 0.5)? as f32,
+                composed: number("--composed", 20_000.0)? as usize,
+            };
             train_encoder(&run, &source, &tokenizer, &mut around)?
         }
         "cross-encoder" => {
@@ -60,6 +80,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             let lora = LoraShape { rank: 8, alpha: 16.0 };
             let run = AdapterRun { settings, task, encoder: path("--encoder")?, decoder: path("--out")?, lora };
             train_adapter(&run, &source, &tokenizer, &mut around)?
+        }
+        "examine" => {
+            let (decoder, encoder) = (path("--out")?, path("--encoder")?);
+            let count = number("--count", 50.0)? as u64;
+            println!("{:#?}", examine_themes(&decoder, &source, count)?);
+            println!("{:#?}", examine_keywords(&decoder, &encoder, &source, &tokenizer, count)?);
+            return Ok(());
         }
         other => return Err(format!("`{other}` is no model: encoder, cross-encoder or decoder").into()),
     };

@@ -8,7 +8,11 @@ use endcap_engine::{
 use rand::Rng;
 use serde::Serialize;
 
-use crate::{Result, TrainError, files::Tensors, params::{Params, Weights}};
+use crate::{
+    Result, TrainError,
+    files::Tensors,
+    params::{Params, Weights},
+};
 
 /// Sizes of an encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -15,8 +15,8 @@ use crate::{
     source::Source,
 };
 
-/// Neighbours kept per concept: enough for the longest list when only one concept retrieves anything.
-const NEIGHBOURS: usize = 200;
+/// Neighbours looked at per concept, as the keyword stage does by default.
+const NEIGHBOURS: usize = 96;
 
 /// The nearest terms of every category's name.
 pub(crate) struct Neighbourhood {
@@ -30,14 +30,22 @@ pub(crate) type Group = (String, Vec<usize>);
 
 impl Neighbourhood {
     /// Embeds every term and every category's name and ranks by exact cosine.
-    pub(crate) fn new(source: &Source, shape: &BertShape, weights: &Weights, tokenizer: &Tokenizer, threads: usize) -> Result<Self> {
+    pub(crate) fn new(
+        source: &Source,
+        shape: &BertShape,
+        weights: &Weights,
+        tokenizer: &Tokenizer,
+        threads: usize,
+    ) -> Result<Self> {
         let texts: Vec<&str> = source.market.terms.iter().map(|term| term.text.as_str()).collect();
         let names: Vec<String> = source.market.categories.iter().map(|category| prompts::plain(&category.name)).collect();
         let terms = vectors(shape, weights, tokenizer, &texts, threads)?;
         let concepts = vectors(shape, weights, tokenizer, &names.iter().map(String::as_str).collect::<Vec<_>>(), threads)?;
         let nearest = concepts
             .iter()
-            .map(|concept| ranked(concept, terms.iter(), NEIGHBOURS, None).into_iter().map(|i| (dot(concept, &terms[i]), i)).collect())
+            .map(|concept| {
+                ranked(concept, terms.iter(), NEIGHBOURS, None).into_iter().map(|i| (dot(concept, &terms[i]), i)).collect()
+            })
             .collect();
         Ok(Self { nearest, names })
     }
@@ -48,7 +56,9 @@ impl Neighbourhood {
         let mut all: Vec<(f32, usize, usize)> = Vec::new();
         for (place, concept) in concepts.iter().enumerate() {
             let Some(category) = self.names.iter().position(|name| name == concept) else { continue };
-            all.extend(self.nearest[category].iter().filter(|(_, term)| allowed(*term)).map(|(cosine, term)| (*cosine, place, *term)));
+            all.extend(
+                self.nearest[category].iter().filter(|(_, term)| allowed(*term)).map(|(cosine, term)| (*cosine, place, *term)),
+            );
         }
         all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
         let mut seen = HashSet::new();

@@ -30,6 +30,13 @@ pub struct CrossEncoderRun {
     pub out: PathBuf,
 }
 
+/// Heads of the questions that are asked in training only: the product's category, and its place among the theme's concepts.
+const CATEGORY_HEAD: &str = "category_head";
+const PLACE_HEAD: &str = "place_head";
+/// First, second, third concept, none of them.
+const PLACES: usize = 4;
+const CATEGORY_WEIGHT: f64 = 0.3;
+const PLACE_WEIGHT: f64 = 0.5;
 /// Longest pair in tokens.
 const TOKENS_MAX: usize = 96;
 /// Precision that the threshold is set for, and the lowest threshold: below even odds nothing passes.
@@ -44,11 +51,19 @@ const BATCH: usize = 60;
 ///
 /// # Errors
 /// Files that cannot be read or written, a loss that is no number.
-pub fn train_cross_encoder(run: &CrossEncoderRun, source: &Source, tokenizer: &Tokenizer, around: &mut Surroundings<'_>) -> Result<RunReport> {
+pub fn train_cross_encoder(
+    run: &CrossEncoderRun,
+    source: &Source,
+    tokenizer: &Tokenizer,
+    around: &mut Surroundings<'_>,
+) -> Result<RunReport> {
     let (shape, mut params) = read_encoder(&run.encoder, tokenizer.vocabulary_size())?;
     let mut rng = ChaCha8Rng::seed_from_u64(run.settings.seed);
     params.push_normal("classifier", &[1, shape.hidden], 0.05, &mut rng);
     params.push_full("classifier.bias", &[1], 0.0);
+    // Two questions beside the real one, asked in training only: one bit per pair teaches slowly.
+    params.push_normal(CATEGORY_HEAD, &[source.market.categories.len(), shape.hidden], 0.05, &mut rng);
+    params.push_normal(PLACE_HEAD, &[PLACES, shape.hidden], 0.05, &mut rng);
     // Both sides began with the same type; a small difference lets them part.
     let types = params.get_mut("type").ok_or_else(|| TrainError::Setting("the encoder has no token types".into()))?;
     types.value.iter_mut().for_each(|x| *x += 0.02 * crate::params::normal(&mut rng));
@@ -62,7 +77,7 @@ pub fn train_cross_encoder(run: &CrossEncoderRun, source: &Source, tokenizer: &T
         "vocab_size": shape.vocabulary, "hidden_size": shape.hidden, "intermediate_size": shape.inner,
         "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "max_position_embeddings": shape.positions,
         "type_vocab_size": shape.types, "num_labels": 1, "pad_token_id": 0, "torch_dtype": "bfloat16",
-        "endcap_pooling": "second", "endcap_threshold": threshold,
+        "endcap_pooling": "second_segment_mean", "endcap_threshold": threshold,
     });
     let card = Card {
         title: "Cross-encoder of the embedded default",
@@ -78,7 +93,8 @@ pub fn train_cross_encoder(run: &CrossEncoderRun, source: &Source, tokenizer: &T
         settings: &run.settings,
         report: &report,
     };
-    let mut tensors: Vec<_> = shape.export(&params).into_iter().map(|(name, size, values)| (format!("bert.{name}"), size, values)).collect();
+    let mut tensors: Vec<_> =
+        shape.export(&params).into_iter().map(|(name, size, values)| (format!("bert.{name}"), size, values)).collect();
     for name in ["classifier", "classifier.bias"] {
         let param = params.get(name).expect("the classifier was added above");
         let theirs = if name == "classifier" { "classifier.weight" } else { name };
@@ -96,16 +112,19 @@ struct Relevance<'a> {
     threads: usize,
 }
 
-/// Packed pairs: where each product's own tokens stand, and whether it is relevant.
+/// Packed pairs: the rows of the products' side, and whether each product is relevant.
 struct Pairs {
     packed: Packed,
     product: Vec<bool>,
     relevant: Vec<f32>,
+    category: Vec<u32>,
+    place: Vec<u32>,
 }
 
 impl Relevance<'_> {
     fn is_held_out(product: &Product) -> bool {
-        let number: usize = product.id.bytes().filter(u8::is_ascii_digit).fold(0, |n, digit| n.wrapping_mul(10) + usize::from(digit - b'0'));
+        let number: usize =
+            product.id.bytes().filter(u8::is_ascii_digit).fold(0, |n, digit| n.wrapping_mul(10) + usize::from(digit - b'0'));
         number % HELD_OUT_ONE_IN == 3
     }
 
@@ -124,16 +143,24 @@ impl Relevance<'_> {
             .encode_pair(&prompts::theme_text(&theme), &text, TOKENS_MAX)
             .map_err(|error| TrainError::Tokenizer(error.to_string()))?;
         pairs.packed.push(&pair.ids, Some(&pair.types));
-        pairs.product.extend((0..pair.ids.len()).map(|i| pair.second.contains(&i)));
+        pairs.product.extend(pair.types.iter().map(|kind| *kind == 1));
         pairs.relevant.push(f32::from(relevant));
+        let place = theme.concepts.iter().position(|concept| concept == product.category()).unwrap_or(PLACES);
+        pairs.place.push(place.min(PLACES - 1) as u32);
+        let category = self.source.market.categories.iter().position(|category| category.name == product.category());
+        pairs.category.push(category.unwrap_or(0) as u32);
         Ok(())
     }
 
-    /// Logits of relevance, `[pairs, 1]`.
-    fn logits(&self, weights: &Weights, pairs: &Pairs) -> Result<Tensor> {
+    /// Mean of the product's rows, `[pairs, hidden]`.
+    fn pooled(&self, weights: &Weights, pairs: &Pairs) -> Result<Tensor> {
         let hidden = self.shape.hidden(weights, &pairs.packed)?;
-        let pooled = ops::segment_mean(&hidden, &pairs.packed.segments(), |row| pairs.product[row])?;
-        Ok(ops::linear_t(&pooled, weights.get("classifier"), Some(weights.get("classifier.bias")))?)
+        Ok(ops::segment_mean(&hidden, &pairs.packed.segments(), |row| pairs.product[row])?)
+    }
+
+    /// Logits of relevance, `[pairs, 1]`.
+    fn logits(weights: &Weights, pooled: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear_t(pooled, weights.get("classifier"), Some(weights.get("classifier.bias")))?)
     }
 
     /// Logits and labels of pairs with held-out products.
@@ -144,7 +171,7 @@ impl Relevance<'_> {
             for _ in 0..BATCH {
                 self.push(&mut pairs, true, with_category, &mut rng)?;
             }
-            let logits: Vec<f32> = self.logits(weights, &pairs)?.flatten_all()?.to_vec1()?;
+            let logits: Vec<f32> = Self::logits(weights, &self.pooled(weights, &pairs)?)?.flatten_all()?.to_vec1()?;
             Ok(logits.into_iter().zip(pairs.relevant.iter().map(|y| *y > 0.5)).collect())
         });
         let mut all = Vec::with_capacity(EXAMINED);
@@ -157,7 +184,7 @@ impl Relevance<'_> {
 
 impl Default for Pairs {
     fn default() -> Self {
-        Self { packed: Packed::new(), product: Vec::new(), relevant: Vec::new() }
+        Self { packed: Packed::new(), product: Vec::new(), relevant: Vec::new(), category: Vec::new(), place: Vec::new() }
     }
 }
 
@@ -175,12 +202,23 @@ impl Task for Relevance<'_> {
 
     fn loss(&self, weights: &Weights, pairs: &Pairs) -> Result<Loss> {
         let count = pairs.relevant.len();
-        let loss = (ops::binary_cross_entropy(&self.logits(weights, pairs)?, &pairs.relevant, &vec![1.0; count])? / count as f64)?;
-        Ok(Loss { parts: vec![("relevance", loss.to_scalar()?)], total: loss, tokens: pairs.packed.ids.len() })
+        let even = vec![1.0; count];
+        let pooled = self.pooled(weights, pairs)?;
+        let aside = |head: &str, targets: &[u32]| -> Result<Tensor> {
+            Ok((ops::cross_entropy(&ops::linear_t(&pooled, weights.get(head), None)?, targets, &even)? / count as f64)?)
+        };
+        let relevance = (ops::binary_cross_entropy(&Self::logits(weights, &pooled)?, &pairs.relevant, &even)? / count as f64)?;
+        let (category, place) = (aside(CATEGORY_HEAD, &pairs.category)?, aside(PLACE_HEAD, &pairs.place)?);
+        let parts =
+            vec![("relevance", relevance.to_scalar()?), ("category", category.to_scalar()?), ("place", place.to_scalar()?)];
+        let total = ((relevance + (category * CATEGORY_WEIGHT)?)? + (place * PLACE_WEIGHT)?)?;
+        Ok(Loss { total, parts, tokens: pairs.packed.ids.len() })
     }
 
     fn scores(&self, weights: &Weights) -> Result<Scores> {
-        let right = |pairs: &[(f32, bool)]| pairs.iter().filter(|(logit, relevant)| (*logit > 0.0) == *relevant).count() as f64 / pairs.len() as f64;
+        let right = |pairs: &[(f32, bool)]| {
+            pairs.iter().filter(|(logit, relevant)| (*logit > 0.0) == *relevant).count() as f64 / pairs.len() as f64
+        };
         let (named, bare) = (self.examine(weights, 2, true)?, self.examine(weights, 3, false)?);
         let base = named.iter().filter(|(_, relevant)| *relevant).count() as f64 / named.len() as f64;
         Ok(vec![

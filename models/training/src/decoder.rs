@@ -74,6 +74,8 @@ const FACTS: (f32, f32) = (0.5, 0.1);
 const FACT_SCALE: f32 = 0.5;
 /// Share of the other tokens that are theme pages.
 const THEMES_SHARE: f32 = 0.4;
+/// Share of the lists whose candidates keep to the household's diets, as the keyword stage's do.
+const FILTERED_SHARE: f32 = 0.8;
 /// Weight of the candidate head's loss.
 const HEAD_WEIGHT: f64 = 1.0;
 
@@ -86,7 +88,12 @@ pub fn decoder_shape(vocabulary: usize, layers: usize, inner: usize) -> LlamaSha
 ///
 /// # Errors
 /// Files that cannot be read or written, a loss that is no number.
-pub fn train_decoder(run: &DecoderRun, source: &Source, tokenizer: &Tokenizer, around: &mut Surroundings<'_>) -> Result<RunReport> {
+pub fn train_decoder(
+    run: &DecoderRun,
+    source: &Source,
+    tokenizer: &Tokenizer,
+    around: &mut Surroundings<'_>,
+) -> Result<RunReport> {
     let shape = decoder_shape(tokenizer.vocabulary_size(), run.layers, run.inner);
     let mut rng = ChaCha8Rng::seed_from_u64(run.settings.seed);
     let (task, encoder) = Lessons::new(source, tokenizer, &run.encoder, shape, None, &run.settings, Mix::ALL)?;
@@ -118,7 +125,12 @@ pub fn train_decoder(run: &DecoderRun, source: &Source, tokenizer: &Tokenizer, a
 ///
 /// # Errors
 /// Files that cannot be read or written, a loss that is no number.
-pub fn train_adapter(run: &AdapterRun, source: &Source, tokenizer: &Tokenizer, around: &mut Surroundings<'_>) -> Result<RunReport> {
+pub fn train_adapter(
+    run: &AdapterRun,
+    source: &Source,
+    tokenizer: &Tokenizer,
+    around: &mut Surroundings<'_>,
+) -> Result<RunReport> {
     let (shape, mut params) = read_decoder(&run.decoder, tokenizer.vocabulary_size())?;
     let mut rng = ChaCha8Rng::seed_from_u64(run.settings.seed);
     shape.add_adapter(&mut params, run.lora, &mut rng);
@@ -133,8 +145,10 @@ pub fn train_adapter(run: &AdapterRun, source: &Source, tokenizer: &Tokenizer, a
         let head = params.get(CANDIDATE_HEAD).expect("the decoder has a candidate head");
         tensors.push((format!("{CANDIDATE_HEAD}.weight"), head.shape.clone(), head.value.clone()));
     }
-    let targets: Vec<&str> = MATRICES.iter().flat_map(|(_, parts)| parts.iter()).filter_map(|part| part.rsplit('.').next()).collect();
-    let config = serde_json::json!({ "peft_type": "LORA", "r": run.lora.rank, "lora_alpha": run.lora.alpha, "target_modules": targets });
+    let targets: Vec<&str> =
+        MATRICES.iter().flat_map(|(_, parts)| parts.iter()).filter_map(|part| part.rsplit('.').next()).collect();
+    let config =
+        serde_json::json!({ "peft_type": "LORA", "r": run.lora.rank, "lora_alpha": run.lora.alpha, "target_modules": targets });
     write_json(&run.decoder.join("adapter_config.json"), &config)?;
     write_bf16(&run.decoder.join(format!("{name}.adapter.safetensors")), &tensors)?;
     let report_json = serde_json::json!({ "settings": &run.settings, "report": &report });
@@ -143,19 +157,16 @@ pub fn train_adapter(run: &AdapterRun, source: &Source, tokenizer: &Tokenizer, a
     Ok(report)
 }
 
-/// Adds the adapter's scores to the decoder's card.
+/// Puts the adapter's scores into the decoder's card, in place of those of an earlier run.
 fn replace_scores(folder: &std::path::Path, name: &str, report: &RunReport) -> Result<()> {
     let path = folder.join("CARD.md");
     let mut card = std::fs::read_to_string(&path).map_err(crate::TrainError::read(&path))?;
     let title = format!("\n## Adapter `{name}`\n");
     if let Some(at) = card.find(&title) {
-        let end = card[at + 1..].find("\n## ").map_or(card.len(), |next| at + 1 + next);
+        let end = card[at + title.len()..].find("\n## ").map_or(card.len(), |next| at + title.len() + next);
         card.replace_range(at..end, "");
     }
-    card.push_str(&format!("{title}\n{} steps, {:.2}M tokens. | score | value |: ", report.steps, report.tokens as f64 / 1e6).replace(" | score | value |: ", "\n\n| score | value |\n|---|---|\n"));
-    for (score, value) in &report.scores {
-        card.push_str(&format!("| {score} | {value:.3} |\n"));
-    }
+    card.push_str(&format!("{title}\n{} steps, {:.2}M tokens.\n\n{}", report.steps, report.tokens as f64 / 1e6, report.table()));
     replace(&path, card.as_bytes())
 }
 
@@ -195,7 +206,8 @@ fn embedding(encoder: &Distilled, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng) -
     let (count, hidden) = (tokenizer.vocabulary_size(), encoder.shape.hidden);
     let texts: Vec<String> = (0..count as u32).map(|id| tokenizer.decode(&[id]).trim().to_owned()).collect();
     let words: Vec<usize> = (0..count).filter(|i| texts[*i].len() > 1 && texts[*i].chars().all(char::is_alphabetic)).collect();
-    let known = vectors(&encoder.shape, &encoder.weights, tokenizer, &words.iter().map(|i| texts[*i].as_str()).collect::<Vec<_>>(), 1)?;
+    let known =
+        vectors(&encoder.shape, &encoder.weights, tokenizer, &words.iter().map(|i| texts[*i].as_str()).collect::<Vec<_>>(), 1)?;
     let mut mean = vec![0f32; hidden];
     known.iter().for_each(|vector| mean.iter_mut().zip(vector).for_each(|(m, x)| *m += x / known.len() as f32));
     let mut rows: Vec<Vec<f32>> = (0..count).map(|_| unit((0..hidden).map(|_| normal(rng)).collect())).collect();
@@ -262,10 +274,20 @@ impl<'a> Lessons<'a> {
     }
 
     /// A keyword task of `count` candidates; `held_out` also shows the terms that training never sees.
-    pub(crate) fn keyword_task(&self, rng: &mut ChaCha8Rng, count: usize, held_out: bool) -> Result<(Sequence, Vec<Group>, Vec<usize>)> {
+    pub(crate) fn keyword_task(
+        &self,
+        rng: &mut ChaCha8Rng,
+        count: usize,
+        held_out: bool,
+    ) -> Result<(Sequence, Vec<Group>, Vec<usize>)> {
         let (brief, persona, theme) = self.source.samples.keyword_theme(rng);
         let terms = &self.source.market.terms;
-        let groups = self.neighbourhood.groups(terms, &theme, count, |term| held_out || !self.source.held_out[term]);
+        // The stage turns away what the household may not have; now and then it stays, so that the model knows diets as well.
+        let filtered = held_out || rng.random::<f32>() < FILTERED_SHARE;
+        let groups = self.neighbourhood.groups(terms, &theme, count, |term| {
+            (held_out || !self.source.held_out[term])
+                && !(filtered && (terms[term].violates.intersects(brief.diets) || self.source.is_age_restricted(term)))
+        });
         let candidates: Vec<_> = groups.iter().flat_map(|group| &group.1).map(|term| terms[*term].clone()).collect();
         let picks = self.source.merchandiser.choose_keywords(&brief, &theme, &candidates, KEYWORDS.0, KEYWORDS.1);
         Ok((self.encode.keywords(&brief, &persona, &theme, &groups, &picks)?, groups, picks))

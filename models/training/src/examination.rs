@@ -1,32 +1,32 @@
 //! How the decoder is examined while it learns: pages for held-out households, keyword lists with terms it never saw.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
-use endcap_engine::{Segments, ops};
+use endcap_engine::{Segments, ops::select_rows};
 use endcap_schemas::ContextChanged;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
     Result,
-    decoder::{CANDIDATES, Lessons},
+    decoder::{CANDIDATES, KEYWORDS, Lessons},
     params::Weights,
-    step::Scores,
+    step::{Scores, spread},
     tasks::Micro,
 };
 
 /// Held-out households of an examination, and how many themes each page gets.
-const HOUSEHOLDS: u64 = 16;
-const THEMES: usize = 3;
+const HOUSEHOLDS: u64 = 8;
+const THEMES: usize = 2;
 /// Themes of the merchandiser's page that it is compared with.
 const TEACHER_THEMES: usize = 8;
 /// Longest answer, in tokens.
-const ANSWER_MAX: usize = 130;
+const ANSWER_MAX: usize = 80;
 const LISTS: u64 = 40;
 /// Picks that are compared.
 const TOP: usize = 5;
 /// 2026-06-01, the time at which held-out households shop.
-const SHOPS_AT_MS: i64 = 1_780_272_000_000;
+pub(crate) const SHOPS_AT_MS: i64 = 1_780_272_000_000;
 
 /// What is counted over held-out pages.
 #[derive(Default)]
@@ -90,15 +90,16 @@ impl Lessons<'_> {
                 last.push(ids.len() as u32 - 1);
             }
             let hidden = self.shape.hidden(weights, self.lora, &ids, &Segments::of_lengths(lengths))?.detach();
-            let logits = self.shape.logits(weights, &ops::select_rows(&hidden, &last)?)?.to_vec2::<f32>()?;
+            let logits = self.shape.logits(weights, &select_rows(&hidden, &last)?)?.to_vec2::<f32>()?;
             for (i, row) in open.into_iter().zip(logits) {
-                answers[i].push(best(&row, |_| true));
+                answers[i].push(best(&row));
             }
         }
     }
 
     fn count_page(&self, counts: &mut PageCounts, sample: &endcap_market::ThemeSample, answer: &[u32]) {
-        let anchors: HashSet<&str> = sample.page.themes.iter().filter_map(|theme| theme.concepts.first()).map(String::as_str).collect();
+        let anchors: HashSet<&str> =
+            sample.page.themes.iter().filter_map(|theme| theme.concepts.first()).map(String::as_str).collect();
         let all: HashSet<&str> = sample.page.themes.iter().flat_map(|theme| &theme.concepts).map(String::as_str).collect();
         let mut seen = HashSet::new();
         let mut whole = 0;
@@ -121,72 +122,102 @@ impl Lessons<'_> {
 
     /// The candidate head's choice and the next keyword after the teacher's, over lists that hold unseen terms too.
     pub(crate) fn keyword_scores(&self, weights: &Weights) -> Result<Scores> {
-        let (mut overlap, mut lists) = (0f64, 0f64);
-        let (mut plain, mut biased, mut choices) = (0f64, 0f64, 0f64);
-        let (mut unseen, mut unseen_right) = (0f64, 0f64);
-        for n in 0..LISTS {
-            let mut rng = ChaCha8Rng::seed_from_u64(0x6b77_0000 + n);
-            let (sequence, groups, picks) = self.keyword_task(&mut rng, CANDIDATES, true)?;
-            if picks.is_empty() {
-                continue;
-            }
-            let terms: Vec<usize> = groups.into_iter().flat_map(|group| group.1).collect();
-            let mut micro = Micro::default();
-            micro.push(&sequence, 1.0);
-            let hidden = self.shape.hidden(weights, self.lora, &micro.ids, &micro.segments())?.detach();
-            let scores: Vec<f32> =
-                self.shape.candidate_scores(weights, &ops::select_rows(&hidden, &micro.candidate_rows)?)?.flatten_all()?.to_vec1()?;
-            let mut order: Vec<usize> = (0..scores.len()).collect();
-            order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-            let top = picks.len().min(TOP);
-            overlap += order[..top].iter().filter(|i| picks[..top].contains(i)).count() as f64 / top as f64;
-            lists += 1.0;
-            for i in (0..terms.len()).filter(|i| self.source.held_out[terms[*i]]) {
-                unseen += 1.0;
-                unseen_right += f64::from((scores[i] > 0.0) == picks.contains(&i));
-            }
-            // Rows that predict the first token of each keyword, and the end.
-            let mut row = sequence.prompt.len() as u32 - 1;
-            for (n, expected) in picks.iter().map(Some).chain([None]).enumerate() {
-                let logits: Vec<f32> =
-                    self.shape.logits(weights, &ops::select_rows(&hidden, &[row])?)?.flatten_all()?.to_vec1()?;
-                let mut open: HashMap<u32, f32> = HashMap::new();
-                for (i, term) in terms.iter().enumerate().filter(|(i, _)| !picks[..n].contains(i)) {
-                    let best = open.entry(self.encode.terms[*term][0]).or_insert(f32::NEG_INFINITY);
-                    *best = best.max(scores[i]);
-                }
-                if n >= crate::decoder::KEYWORDS.0 {
-                    open.insert(self.encode.end, 0.0);
-                }
-                let right = expected.map_or(self.encode.end, |pick| self.encode.terms[terms[*pick]][0]);
-                let choose = |weight: f32| {
-                    let score = |id: &u32| logits[*id as usize] + weight * open[id];
-                    open.keys().copied().max_by(|a, b| score(a).total_cmp(&score(b)).then(b.cmp(a)))
-                };
-                plain += f64::from(choose(0.0) == Some(right));
-                biased += f64::from(choose(1.0) == Some(right));
-                choices += 1.0;
-                if let Some(pick) = expected {
-                    row += self.encode.terms[terms[*pick]].len() as u32 + 1;
-                }
-            }
+        let lists = spread(LISTS as usize, self.threads, |n| self.examine_list(weights, n as u64));
+        let mut sum = ListCounts::default();
+        for list in lists {
+            sum.add(&list?);
         }
-        let (lists, choices) = (lists.max(1.0), choices.max(1.0));
+        let (lists, choices) = (sum.lists.max(1.0), sum.choices.max(1.0));
         Ok(vec![
-            (format!("head top-{TOP} overlap"), overlap / lists),
-            ("head right on unseen terms".into(), unseen_right / unseen.max(1.0)),
-            ("next keyword, head's bias".into(), biased / choices),
-            ("next keyword, no bias".into(), plain / choices),
+            (format!("head top-{TOP} overlap"), sum.overlap / lists),
+            ("head right on unseen terms".into(), sum.unseen_right / sum.unseen.max(1.0)),
+            ("next keyword, head's bias".into(), sum.biased / choices),
+            ("next keyword, no bias".into(), sum.plain / choices),
         ])
+    }
+
+    fn examine_list(&self, weights: &Weights, n: u64) -> Result<ListCounts> {
+        let mut counts = ListCounts::default();
+        let mut rng = ChaCha8Rng::seed_from_u64(0x6b77_0000 + n);
+        let (sequence, groups, picks) = self.keyword_task(&mut rng, CANDIDATES, true)?;
+        if picks.is_empty() {
+            return Ok(counts);
+        }
+        let terms: Vec<usize> = groups.into_iter().flat_map(|group| group.1).collect();
+        let mut micro = Micro::default();
+        micro.push(&sequence, 1.0);
+        let hidden = self.shape.hidden(weights, self.lora, &micro.ids, &micro.segments())?.detach();
+        let read = select_rows(&hidden, &micro.candidate_rows)?;
+        let scores: Vec<f32> = self.shape.candidate_scores(weights, &read)?.flatten_all()?.to_vec1()?;
+
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+        let top = picks.len().min(TOP);
+        counts.lists = 1.0;
+        counts.overlap = order[..top].iter().filter(|i| picks[..top].contains(i)).count() as f64 / top as f64;
+        for i in (0..terms.len()).filter(|i| self.source.held_out[terms[*i]]) {
+            counts.unseen += 1.0;
+            counts.unseen_right += f64::from((scores[i] > 0.0) == picks.contains(&i));
+        }
+        // The row that predicts the first token of each keyword, at last that of the end.
+        let mut row = sequence.prompt.len() as u32 - 1;
+        for (place, expected) in picks.iter().map(Some).chain([None]).enumerate() {
+            let logits: Vec<f32> = self.shape.logits(weights, &select_rows(&hidden, &[row])?)?.flatten_all()?.to_vec1()?;
+            let open = self.open_tokens(&terms, &scores, &picks[..place]);
+            let right = expected.map_or(self.encode.end, |pick| self.encode.terms[terms[*pick]][0]);
+            counts.plain += f64::from(choose(&logits, &open, 0.0) == Some(right));
+            counts.biased += f64::from(choose(&logits, &open, 1.0) == Some(right));
+            counts.choices += 1.0;
+            row += expected.map_or(0, |pick| self.encode.terms[terms[*pick]].len() as u32 + 1);
+        }
+        Ok(counts)
+    }
+
+    /// First tokens of the candidates that are left (and the end, where the list may end), each with its best score.
+    fn open_tokens(&self, terms: &[usize], scores: &[f32], chosen: &[usize]) -> BTreeMap<u32, f32> {
+        let mut open = BTreeMap::new();
+        for i in (0..terms.len()).filter(|i| !chosen.contains(i)) {
+            let best = open.entry(self.encode.terms[terms[i]][0]).or_insert(f32::NEG_INFINITY);
+            *best = scores[i].max(*best);
+        }
+        if chosen.len() >= KEYWORDS.0 {
+            open.insert(self.encode.end, 0.0);
+        }
+        open
     }
 }
 
-fn best(row: &[f32], allowed: impl Fn(usize) -> bool) -> u32 {
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (i, x) in row.iter().enumerate().filter(|(i, _)| allowed(*i)) {
-        if *x > best.0 {
-            best = (*x, i);
-        }
+/// What is counted over keyword lists.
+#[derive(Default)]
+struct ListCounts {
+    lists: f64,
+    overlap: f64,
+    unseen: f64,
+    unseen_right: f64,
+    choices: f64,
+    plain: f64,
+    biased: f64,
+}
+
+impl ListCounts {
+    fn add(&mut self, more: &Self) {
+        self.lists += more.lists;
+        self.overlap += more.overlap;
+        self.unseen += more.unseen;
+        self.unseen_right += more.unseen_right;
+        self.choices += more.choices;
+        self.plain += more.plain;
+        self.biased += more.biased;
     }
-    best.1 as u32
+}
+
+/// The open token with the best logit + `weight` × score.
+fn choose(logits: &[f32], open: &BTreeMap<u32, f32>, weight: f32) -> Option<u32> {
+    let value = |(id, score): (&u32, &f32)| logits[*id as usize] + weight * score;
+    open.iter().max_by(|a, b| value(*a).total_cmp(&value(*b))).map(|(id, _)| *id)
+}
+
+/// Index of the largest value, the first of equals.
+fn best(row: &[f32]) -> u32 {
+    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32
 }

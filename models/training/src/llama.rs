@@ -8,7 +8,11 @@ use endcap_engine::{
 use rand::Rng;
 use serde::Serialize;
 
-use crate::{Result, files::Tensors, params::{Params, Weights}};
+use crate::{
+    Result,
+    files::Tensors,
+    params::{Params, Weights},
+};
 
 /// Sizes of a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -197,7 +201,8 @@ impl LlamaShape {
             for (name, parts) in MATRICES {
                 let (rows, columns) = self.matrix(name);
                 let rows = rows / parts.len();
-                let of = |factor: &str| &params.get(&format!("layer.{i}.{name}.{factor}")).expect("an adapter has both factors").value;
+                let of =
+                    |factor: &str| &params.get(&format!("layer.{i}.{name}.{factor}")).expect("an adapter has both factors").value;
                 for (part, b) in parts.iter().zip(of("b").chunks_exact(rows * lora.rank)) {
                     let prefix = format!("base_model.model.model.layers.{i}.{part}");
                     out.push((format!("{prefix}.lora_A.weight"), vec![lora.rank, columns], of("a").clone()));
@@ -210,42 +215,84 @@ impl LlamaShape {
 }
 
 #[cfg(test)]
-mod bench {
+mod tests {
+    use endcap_engine::ops::select_rows;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
     use super::*;
-    use rand::{RngExt, SeedableRng};
+
+    const SHAPE: LlamaShape = LlamaShape { vocabulary: 13, hidden: 8, inner: 16, layers: 2, heads: 2, positions: 32 };
+    const LORA: LoraShape = LoraShape { rank: 2, alpha: 4.0 };
+    const IDS: [u32; 7] = [1, 5, 6, 3, 2, 12, 4];
+
+    fn rows(params: &Params, lora: Option<LoraShape>) -> (Weights, Tensor) {
+        let weights = params.weights().unwrap();
+        let hidden = SHAPE.hidden(&weights, lora, &IDS, &Segments::of_lengths([3, 4])).unwrap();
+        (weights, hidden)
+    }
+
     #[test]
-    #[ignore]
-    fn bench() {
-        for (layers, inner, micro) in [(4, 512, 1024usize), (4, 512, 2048), (4, 768, 1024), (4,1024,1024), (6, 768, 1024)] {
-            let shape = LlamaShape { vocabulary: 4096, hidden: 256, inner, layers, heads: 8, positions: 2048 };
-            let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-            let mut params = shape.init(None, &mut rng);
-            let mut opt = crate::adamw::AdamW::new(&params, Default::default());
-            let seg = Segments::of_lengths(vec![341; micro / 341 + 1]);
-            let ids: Vec<u32> = (0..seg.rows()).map(|_| rng.random_range(0..4096)).collect();
-            let rows: Vec<u32> = (0..seg.rows() as u32).filter(|i| i % 3 == 0).collect();
-            let targets = vec![5u32; rows.len()]; let w = vec![1f32; rows.len()];
-            for heads in [8usize, 4] {
-            let shape = LlamaShape { heads, ..shape };
-            let n = 12;
-            let mut best = f64::MAX;
-            let (mut tf, mut tb, mut to) = (0., 0., 0.);
-            for _ in 0..n {
-                let t = std::time::Instant::now();
-                let weights = params.weights().unwrap();
-                let h = shape.hidden(&weights, None, &ids, &seg).unwrap();
-                let l = shape.logits(&weights, &endcap_engine::ops::select_rows(&h, &rows).unwrap()).unwrap();
-                let loss = endcap_engine::ops::cross_entropy(&l, &targets, &w).unwrap();
-                let a = t.elapsed().as_secs_f64();
-                let g = loss.backward().unwrap();
-                let b = t.elapsed().as_secs_f64();
-                let g = weights.gradients(&g).unwrap();
-                opt.step(&mut params, &g, 1e-4);
-                let c = t.elapsed().as_secs_f64();
-                if c < best { best = c; tf = a; tb = b - a; to = c - b; }
-            }
-            println!("{layers}x{inner} heads {heads} params {:.2}M rows {}: {:.0} tok/s  fwd {tf:.3} bwd {tb:.3} opt {to:.3}", params.count() as f64/1e6, seg.rows(), seg.rows() as f64 / best);
-            }
+    fn weights_that_are_exported_and_imported_are_the_same() {
+        let params = SHAPE.init(None, &mut ChaCha8Rng::seed_from_u64(1));
+        let back = SHAPE.import(&Tensors::of(SHAPE.export(&params))).unwrap();
+        for param in &back.0 {
+            assert_eq!(Some(param), params.get(&param.name), "{}", param.name);
         }
+        assert_eq!(back.0.len() + 1, params.0.len(), "all but the candidate head");
+    }
+
+    #[test]
+    fn a_fresh_adapter_changes_nothing_and_is_the_only_thing_that_is_trained() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let mut params = SHAPE.init(None, &mut rng);
+        let before = rows(&params, None).1.to_vec2::<f32>().unwrap();
+        SHAPE.add_adapter(&mut params, LORA, &mut rng);
+        let (weights, hidden) = rows(&params, Some(LORA));
+        assert_eq!(hidden.to_vec2::<f32>().unwrap(), before);
+        assert!(weights.trained().iter().all(|(name, _)| name.ends_with(".a") || name.ends_with(".b") || name == CANDIDATE_HEAD));
+    }
+
+    /// Analytic gradients against differences of the loss, along the gradient of each trained tensor.
+    fn check_gradients(mut params: Params, lora: Option<LoraShape>) {
+        let loss = |params: &Params| {
+            let (weights, hidden) = rows(params, lora);
+            let logits = SHAPE.logits(&weights, &select_rows(&hidden, &[1, 4, 5]).unwrap()).unwrap();
+            let text = endcap_engine::ops::cross_entropy(&logits, &[3, 7, 9], &[1.0, 0.5, 1.0]).unwrap();
+            let scores = SHAPE.candidate_scores(&weights, &select_rows(&hidden, &[2, 6]).unwrap()).unwrap();
+            let head = endcap_engine::ops::binary_cross_entropy(&scores, &[1.0, 0.0], &[1.0, 1.0]).unwrap();
+            (weights, (text + head).unwrap())
+        };
+        let (weights, value) = loss(&params);
+        let gradients = weights.gradients(&value.backward().unwrap()).unwrap();
+        let names: Vec<String> = weights.trained().iter().map(|(name, _)| name.clone()).collect();
+        for (name, gradient) in names.iter().zip(gradients) {
+            let square: f32 = gradient.iter().map(|g| g * g).sum();
+            assert!(square > 1e-9, "{name} has no gradient");
+            let step = 0.01 / square.sqrt();
+            let mut moved = |sign: f32| {
+                let value = &mut params.get_mut(name).unwrap().value;
+                value.iter_mut().zip(&gradient).for_each(|(x, g)| *x += sign * step * g);
+                let loss = loss(&params).1.to_scalar::<f32>().unwrap();
+                let value = &mut params.get_mut(name).unwrap().value;
+                value.iter_mut().zip(&gradient).for_each(|(x, g)| *x -= sign * step * g);
+                loss
+            };
+            let slope = (moved(1.0) - moved(-1.0)) / (2.0 * step);
+            assert!((slope - square).abs() < 0.03 * square + 1e-4, "{name}: {slope} by differences, {square} by the graph");
+        }
+    }
+
+    #[test]
+    fn gradients_of_base_and_adapter_are_those_of_finite_differences() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut params = SHAPE.init(None, &mut rng);
+        params.get_mut("embed").unwrap().value.iter_mut().for_each(|x| *x *= 10.0);
+        check_gradients(params.clone(), None);
+        SHAPE.add_adapter(&mut params, LORA, &mut rng);
+        for param in params.0.iter_mut().filter(|param| param.name.ends_with(".b")) {
+            param.value.iter_mut().for_each(|x| *x = 0.3 * crate::params::normal(&mut rng));
+        }
+        check_gradients(params, Some(LORA));
     }
 }

@@ -55,10 +55,6 @@ impl Params {
         self.0.iter_mut().find(|param| param.name == name)
     }
 
-    pub(crate) fn count(&self) -> usize {
-        self.0.iter().map(|param| param.value.len()).sum()
-    }
-
     pub(crate) fn freeze(&mut self, frozen: impl Fn(&str) -> bool) {
         for param in &mut self.0 {
             param.trained = !frozen(&param.name);
@@ -87,10 +83,6 @@ impl Params {
 }
 
 impl Weights {
-    pub(crate) fn tensors(&self) -> &HashMap<String, Tensor> {
-        &self.tensors
-    }
-
     pub(crate) fn get(&self, name: &str) -> &Tensor {
         self.tensors.get(name).unwrap_or_else(|| panic!("the model has no tensor `{name}`"))
     }

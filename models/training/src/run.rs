@@ -1,6 +1,10 @@
 //! The loop that every model is trained by: budget, learning rate, checkpoints, progress, held-out scores.
 
-use std::{path::PathBuf, sync::atomic::{AtomicBool, Ordering}, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -92,6 +96,14 @@ pub struct RunReport {
     pub scores: Scores,
 }
 
+impl RunReport {
+    /// The scores as a Markdown table.
+    pub(crate) fn table(&self) -> String {
+        let rows: String = self.scores.iter().map(|(name, value)| format!("| {name} | {value:.3} |\n")).collect();
+        format!("| score | value |\n|---|---|\n{rows}")
+    }
+}
+
 const WARM_UP_STEPS: u64 = 100;
 /// The rate at the end, as a share of the highest.
 const FLOOR: f32 = 0.05;
@@ -111,7 +123,12 @@ fn done(settings: &RunSettings, position: &Position) -> f32 {
 }
 
 /// Trains `params` on `task` until the budget is used up.
-pub(crate) fn train<T: Task>(task: &T, params: &mut Params, settings: &RunSettings, around: &mut Surroundings<'_>) -> Result<RunReport> {
+pub(crate) fn train<T: Task>(
+    task: &T,
+    params: &mut Params,
+    settings: &RunSettings,
+    around: &mut Surroundings<'_>,
+) -> Result<RunReport> {
     check(settings)?;
     let mut optimiser = AdamW::new(params, AdamWConfig::default());
     let mut position = Position { seed: settings.seed, step: 0, tokens: 0, elapsed: Duration::ZERO };
@@ -125,15 +142,8 @@ pub(crate) fn train<T: Task>(task: &T, params: &mut Params, settings: &RunSettin
     let mut stopped = false;
     while done(settings, &position) < 1.0 && !stopped {
         let share = done(settings, &position);
-        let step = gradients(
-            task,
-            &params.weights()?,
-            position.seed,
-            position.step,
-            share,
-            settings.micro_batches,
-            settings.threads,
-        )?;
+        let step =
+            gradients(task, &params.weights()?, position.seed, position.step, share, settings.micro_batches, settings.threads)?;
         if !step.loss.is_finite() {
             return Err(TrainError::Diverged(step.loss, position.step));
         }

@@ -31,13 +31,7 @@ impl Source {
             market.categories.iter().enumerate().map(|(i, category)| (category.name.as_str(), i)).collect();
         let categories = market.terms.iter().map(|term| index.get(term.category.as_deref()?).copied()).collect();
         let held_out = market.terms.iter().map(held_out).collect();
-        Self {
-            samples: Samples::new(market.clone()),
-            merchandiser: market.merchandiser(),
-            categories,
-            held_out,
-            market,
-        }
+        Self { samples: Samples::new(market.clone()), merchandiser: market.merchandiser(), categories, held_out, market }
     }
 
     /// The market.
@@ -48,6 +42,11 @@ impl Source {
     /// Terms that training may see, with their indexes.
     pub(crate) fn seen_terms(&self) -> impl Iterator<Item = (usize, &Term)> {
         self.market.terms.iter().enumerate().filter(|(i, _)| !self.held_out[*i])
+    }
+
+    /// Whether the term's category is for adults only.
+    pub(crate) fn is_age_restricted(&self, term: usize) -> bool {
+        self.categories[term].is_some_and(|category| self.market.categories[category].age_restricted)
     }
 
     /// Trains the tokenizer that the demo models share.

@@ -6,7 +6,10 @@ use candle_core::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Result, params::{Gradients, Weights}};
+use crate::{
+    Result,
+    params::{Gradients, Weights},
+};
 
 /// What a run trains on and how it measures itself.
 pub(crate) trait Task: Sync {

@@ -137,7 +137,14 @@ impl<'a> Encoder<'a> {
     }
 
     /// LLM 2's task: a theme with its candidates, then the merchandiser's choice (indexes into the candidates, in order).
-    pub(crate) fn keywords(&self, brief: &Brief, persona: &str, theme: &Theme, groups: &[Group], picks: &[usize]) -> Result<Sequence> {
+    pub(crate) fn keywords(
+        &self,
+        brief: &Brief,
+        persona: &str,
+        theme: &Theme,
+        groups: &[Group],
+        picks: &[usize],
+    ) -> Result<Sequence> {
         let mut prompt = encode(self.tokenizer, &prompts::keywords(persona, brief, theme))?;
         let (mut places, mut terms) = (Vec::new(), Vec::new());
         for (concept, group) in groups {

@@ -52,7 +52,8 @@ impl Teacher {
 
     /// Vectors of unit length, one per text.
     pub(crate) fn vectors(&self, texts: &[String], threads: usize) -> Result<Vec<Vec<f32>>> {
-        let ids: Vec<Vec<u32>> = texts.iter().map(|text| encode_single(&self.tokenizer, text, TOKENS_MAX)).collect::<Result<_>>()?;
+        let ids: Vec<Vec<u32>> =
+            texts.iter().map(|text| encode_single(&self.tokenizer, text, TOKENS_MAX)).collect::<Result<_>>()?;
         embed(&self.shape, &self.weights, &ids, threads)
     }
 }

@@ -19,8 +19,8 @@ pub use state::{FoldState, StateError};
 
 use fold::well_formed;
 
-/// Looks a product up in the catalogue by its id.
-pub type ProductLookup = Box<dyn Fn(&str) -> Option<Product> + Send>;
+/// Looks a product up in the catalogue by its id; the error says why the catalogue does not answer, and has the batch retried.
+pub type ProductLookup = Box<dyn Fn(&str) -> Result<Option<Product>, String> + Send>;
 
 /// The stage. Keeps nothing between batches.
 pub struct ContextStage {
@@ -43,6 +43,16 @@ impl ContextStage {
         };
         let erased = if state.is_none() { self.store.erased_until(user).map_err(store_error)? } else { None };
         Ok(Known { state, erased_until_ms: erased.map(|stamp| stamp.0.div_euclid(1_000)) })
+    }
+
+    /// The products of an event's lines, as far as the catalogue has them.
+    fn products(&self, event: &ShopperEvent) -> Result<HashMap<String, Product>, StageError> {
+        let mut products = HashMap::with_capacity(event.lines.len());
+        for line in &event.lines {
+            let found = (self.product)(&line.product).map_err(|reason| StageError::Unavailable("catalogue", reason))?;
+            products.extend(found.map(|product| (line.product.clone(), product)));
+        }
+        Ok(products)
     }
 
     /// Applies a decision to what is known, and says it as a verdict.
@@ -106,7 +116,8 @@ impl Stage for ContextStage {
             }
             let known = users.get_mut(&user).expect("inserted above");
             let at = Position { partition: input.partition, offset: input.offset, appended_ms: input.appended_ms };
-            let folded = fold(known, event, at, &self.config, &self.product);
+            let products = self.products(event)?;
+            let folded = fold(known, event, at, &self.config, |id| products.get(id).cloned());
             verdicts.push(self.apply(folded, known, event));
         }
         Ok(verdicts)

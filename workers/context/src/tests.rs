@@ -222,7 +222,7 @@ impl Place {
 
     /// Processes events as one batch and, as the loop does, stores what the verdicts write.
     fn process(&self, events: &[(i64, ShopperEvent)]) -> Vec<Verdict<ContextChanged>> {
-        let mut stage = ContextStage::new(ContextConfig::default(), 7, self.store.clone(), Box::new(catalogue));
+        let mut stage = ContextStage::new(ContextConfig::default(), 7, self.store.clone(), Box::new(|id| Ok(catalogue(id))));
         let input = |(offset, event): &(i64, ShopperEvent)| Input {
             value: event.clone(),
             partition: 0,
@@ -343,9 +343,18 @@ fn an_unreadable_state_fails_the_batch_and_a_malformed_event_needs_no_store() {
     let place = Place::new();
     let user = UserKey::of("anna");
     place.store.put(&[Write::State { user, stamp: Stamp::of(1, 0), state: b"{}".to_vec() }]).unwrap();
-    let mut stage = ContextStage::new(ContextConfig::default(), 0, place.store.clone(), Box::new(catalogue));
+    let mut stage = ContextStage::new(ContextConfig::default(), 0, place.store.clone(), Box::new(|id| Ok(catalogue(id))));
     let mut input = Input { value: purchase("e0", NOW_MS, &["gouda"]), partition: 0, offset: 0, appended_ms: NOW_MS };
     assert!(matches!(stage.process(std::slice::from_ref(&input)), Err(StageError::Failed(_))));
     input.value.lines.clear();
     assert_eq!(words(&stage.process(&[input]).unwrap()), ["malformed"]);
+}
+
+#[test]
+fn a_catalogue_that_does_not_answer_is_retried_and_blames_no_event() {
+    let place = Place::new();
+    let broken: ProductLookup = Box::new(|_| Err("database is locked".to_owned()));
+    let mut stage = ContextStage::new(ContextConfig::default(), 0, place.store.clone(), broken);
+    let input = Input { value: purchase("e0", NOW_MS, &["gouda"]), partition: 0, offset: 0, appended_ms: NOW_MS };
+    assert!(matches!(stage.process(&[input]), Err(StageError::Unavailable("catalogue", _))));
 }

@@ -33,6 +33,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Looks at what could not be processed.
     Dlq(DlqArgs),
+    /// Trains the demo models, one by one: encoder, cross-encoder, decoder, themes, keywords.
+    Train(TrainArgs),
 }
 
 /// Where the data lies: shared by commands that open a data directory.
@@ -189,4 +191,66 @@ pub enum DlqCommand {
         #[command(flatten)]
         data: DataArgs,
     },
+}
+
+/// `endcap train`.
+#[derive(Debug, Clone, Args)]
+pub struct TrainArgs {
+    /// The model; each needs those before it.
+    pub what: Trainable,
+    /// Directory of the models, with one folder each.
+    #[arg(long, value_name = "DIR", default_value = "models/demo")]
+    pub models: PathBuf,
+    /// Time to train, in minutes; a run that was stopped goes on where it was.
+    #[arg(long, value_name = "MINUTES", default_value_t = 10.0)]
+    pub minutes: f64,
+    /// Optimiser steps in place of minutes: the result is then a function of the seed.
+    #[arg(long, value_name = "N", conflicts_with = "minutes")]
+    pub steps: Option<u64>,
+    /// Seed of weights and samples.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Threads; the result does not depend on them.
+    #[arg(long, default_value_t = 2)]
+    pub threads: usize,
+    /// Highest learning rate.
+    #[arg(long, default_value_t = 1e-3)]
+    pub rate: f32,
+    /// Directory of all-MiniLM-L6-v2, which the encoder is distilled from.
+    #[arg(long, value_name = "DIR", required_if_eq("what", "encoder"))]
+    pub teacher: Option<PathBuf>,
+    /// Blocks of the decoder.
+    #[arg(long, default_value_t = 4)]
+    pub layers: usize,
+    /// Values inside the decoder's feed-forward block.
+    #[arg(long, default_value_t = 768)]
+    pub inner: usize,
+}
+
+/// What can be trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Trainable {
+    /// The encoder, distilled from a larger one; makes the tokenizer that all share.
+    Encoder,
+    /// The cross-encoder, from the encoder.
+    CrossEncoder,
+    /// The decoder's base.
+    Decoder,
+    /// The decoder's adapter for themes.
+    Themes,
+    /// The decoder's adapter for keywords.
+    Keywords,
+}
+
+impl Trainable {
+    /// Its name, as the command line writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Trainable::Encoder => "encoder",
+            Trainable::CrossEncoder => "cross-encoder",
+            Trainable::Decoder => "decoder",
+            Trainable::Themes => "themes",
+            Trainable::Keywords => "keywords",
+        }
+    }
 }

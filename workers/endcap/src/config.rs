@@ -21,8 +21,23 @@ pub const TABLES: [&str; 5] = ["context", "themes", "keywords", "dedup", "aiqa"]
 
 /// Every key, in the order of the documentation.
 pub const KEYS: [&str; 17] = [
-    "data", "market", "models", "decoder", "encoder", "cross_encoder", "device", "shoppers", "rate", "events", "seed", "bind", "token", "debounce", "retention",
-    "log_format", "batch_tokens",
+    "data",
+    "market",
+    "models",
+    "decoder",
+    "encoder",
+    "cross_encoder",
+    "device",
+    "shoppers",
+    "rate",
+    "events",
+    "seed",
+    "bind",
+    "token",
+    "debounce",
+    "retention",
+    "log_format",
+    "batch_tokens",
 ];
 
 /// What `endcap up` runs with.
@@ -175,7 +190,8 @@ impl Layer {
     pub fn of_env(vars: impl Iterator<Item = (String, String)>) -> Self {
         let mut layer = Self { name: "environment".to_owned(), ..Self::default() };
         for (name, value) in vars {
-            if let Some(key) = name.strip_prefix("ENDCAP_").filter(|key| !key.starts_with("SERVICE_") && !key.starts_with("PORT")) {
+            if let Some(key) = name.strip_prefix("ENDCAP_").filter(|key| !key.starts_with("SERVICE_") && !key.starts_with("PORT"))
+            {
                 layer.set(key.to_lowercase(), value);
             }
         }
@@ -186,9 +202,18 @@ impl Layer {
     pub fn of_flags(args: &UpArgs, log_format: Option<&String>) -> Self {
         let mut layer = Self { name: "command line".to_owned(), ..Self::default() };
         let flags = [
-            ("data", &args.data.data), ("market", &args.market), ("models", &args.models), ("device", &args.device),
-            ("shoppers", &args.shoppers), ("rate", &args.rate), ("events", &args.events), ("seed", &args.seed),
-            ("bind", &args.bind), ("token", &args.token), ("debounce", &args.debounce), ("retention", &args.retention),
+            ("data", &args.data.data),
+            ("market", &args.market),
+            ("models", &args.models),
+            ("device", &args.device),
+            ("shoppers", &args.shoppers),
+            ("rate", &args.rate),
+            ("events", &args.events),
+            ("seed", &args.seed),
+            ("bind", &args.bind),
+            ("token", &args.token),
+            ("debounce", &args.debounce),
+            ("retention", &args.retention),
         ];
         for (key, value) in flags.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
             layer.set(key.to_owned(), value.clone());
@@ -344,7 +369,7 @@ mod tests {
         Layer::of_file(Path::new("endcap.toml"), text)
     }
 
-    fn config(layers: &[Layer]) -> Result<Config, Faults> {
+    fn resolved(layers: &[Layer]) -> Result<Config, Faults> {
         Settings::resolve(layers).map(|settings| settings.config)
     }
 
@@ -364,15 +389,15 @@ mod tests {
             env(&[("ENDCAP_SEED", "2"), ("ENDCAP_BIND", "[::1]:2"), ("PATH", "/bin"), ("ENDCAP_SERVICE_HOST", "10.0.0.1")]),
             flags,
         ];
-        let config = config(&layers).unwrap();
+        let config = resolved(&layers).unwrap();
         assert_eq!((config.seed, config.shoppers, config.bind.to_string()), (3, 7, "[::1]:2".to_owned()));
     }
 
     #[test]
     fn a_bounded_run_has_neither_rate_limit_nor_debounce() {
-        let config = config(&[env(&[("ENDCAP_EVENTS", "300")])]).unwrap();
+        let config = resolved(&[env(&[("ENDCAP_EVENTS", "300")])]).unwrap();
         assert_eq!((config.rate, config.debounce, config.shoppers), (None, Duration::ZERO, 100));
-        let config = config(&[]).unwrap();
+        let config = resolved(&[]).unwrap();
         assert_eq!((config.rate, config.debounce), (Some(2.0), Duration::from_secs(2)));
     }
 
@@ -382,16 +407,19 @@ mod tests {
             &[file("colour = \"red\"\nseed = [1]\nrate = 0"), env(&[("ENDCAP_DEVICE", "abacus"), ("ENDCAP_BIND", "0.0.0.0:80")])],
             &["unknown key `colour`", "`seed` is a array", "`device` must be", "`rate` must be", "a `token` is needed"],
         );
-        check(&[file("[aiqa]\nfloor = 4\nbeauty = 7\n[weather]\nx = 1")], &["`weather` is a table", "table `aiqa`: unknown field `beauty`"]);
+        check(
+            &[file("[aiqa]\nfloor = 4\nbeauty = 7\n[weather]\nx = 1")],
+            &["`weather` is a table", "table `aiqa`: unknown field `beauty`"],
+        );
         check(&[file("seed = ")], &["not a TOML file"]);
         check(&[env(&[("ENDCAP_DEBOUNCE", "2 parsecs"), ("ENDCAP_EVENTS", "0")])], &["`events` must be", "`debounce` must be"]);
     }
 
     #[test]
     fn a_token_is_never_shown() {
-        let faults = config(&[env(&[("ENDCAP_TOKEN", "hunter2")])]).unwrap_err().to_string();
+        let faults = resolved(&[env(&[("ENDCAP_TOKEN", "hunter2")])]).unwrap_err().to_string();
         assert!(!faults.contains("hunter2"), "{faults}");
-        let config = config(&[env(&[("ENDCAP_TOKEN", "0123456789abcdef")])]).unwrap();
+        let config = resolved(&[env(&[("ENDCAP_TOKEN", "0123456789abcdef")])]).unwrap();
         assert!(!format!("{config:?}").contains("0123456789"));
     }
 }

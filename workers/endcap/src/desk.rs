@@ -199,7 +199,9 @@ impl Desk {
                         outgoing.push(record);
                         (Some(event.id), None)
                     }
-                    Err(error) => (Some(event.id.clone()), Some((error.to_string(), serde_json::to_string(&event).unwrap_or_default()))),
+                    Err(error) => {
+                        (Some(event.id.clone()), Some((error.to_string(), serde_json::to_string(&event).unwrap_or_default())))
+                    }
                 },
                 Received::Unfit { id, reason, original } => (id, Some((reason, original))),
             };
@@ -232,7 +234,8 @@ impl Desk {
         let filter = DeadLetterFilter { kind: reason.map(str::to_owned), limit, ..DeadLetterFilter::default() };
         let letters = self.file.dead_letters(&filter).context("cannot read dead letters")?;
         let counts = self.file.dead_letter_counts().context("cannot read dead letters")?;
-        let total = counts.iter().filter(|((_, kind), _)| reason.is_none_or(|reason| reason == kind)).map(|(_, count)| count).sum();
+        let total =
+            counts.iter().filter(|((_, kind), _)| reason.is_none_or(|reason| reason == kind)).map(|(_, count)| count).sum();
         let letters = letters
             .into_iter()
             .map(|letter| {
@@ -255,7 +258,8 @@ impl Desk {
         let stalled = |alive_ms: i64| alive_ms > 0 && now_ms - alive_ms > STALLED_MS;
         let troubles = self.stages.iter().filter_map(|(name, stats)| {
             let snapshot = stats.snapshot();
-            stalled(snapshot.alive_ms).then(|| format!("stage {name} has not gone round for {} s", (now_ms - snapshot.alive_ms) / 1_000))
+            stalled(snapshot.alive_ms)
+                .then(|| format!("stage {name} has not gone round for {} s", (now_ms - snapshot.alive_ms) / 1_000))
         });
         let troubles: Vec<String> = troubles.collect();
         Health { ok: troubles.is_empty(), troubles }
@@ -374,8 +378,12 @@ fn append(producer: &Producer, records: &[Outgoing]) -> Result<()> {
 /// What keeps an event that was refused at the door.
 fn refusal(id: Option<&str>, reason: &str, original: String, now_ms: i64) -> DeadLetter {
     let event: serde_json::Value = serde_json::from_str(&original).unwrap_or_default();
-    let part = |key: &str| event.get(key).and_then(|value| value.as_str()).filter(|text| text.len() <= ShopperEvent::TEXT_MAX_BYTES);
-    let key = UserKey { tenant: part("tenant").unwrap_or(UserKey::DEFAULT_TENANT).to_owned(), user: part("user").unwrap_or_default().to_owned() };
+    let part =
+        |key: &str| event.get(key).and_then(|value| value.as_str()).filter(|text| text.len() <= ShopperEvent::TEXT_MAX_BYTES);
+    let key = UserKey {
+        tenant: part("tenant").unwrap_or(UserKey::DEFAULT_TENANT).to_owned(),
+        user: part("user").unwrap_or_default().to_owned(),
+    };
     DeadLetter {
         record: Record {
             topic: Topic::EVENTS,

@@ -38,7 +38,11 @@ pub fn command(command: &DlqCommand, config: impl Fn(&DataArgs) -> Result<Config
                 bail!("no dead letter {id}: `endcap dlq ls` lists them");
             };
             writeln!(out, "{}", DeadLetterRow::of(&letter))?;
-            writeln!(out, "topic {} partition {} offset {} group {}", letter.topic, letter.partition, letter.offset, letter.group)?;
+            writeln!(
+                out,
+                "topic {} partition {} offset {} group {}",
+                letter.topic, letter.partition, letter.offset, letter.group
+            )?;
             writeln!(out, "headers {}", serde_json::to_string(&letter.headers)?)?;
             writeln!(out, "{}", original_text(&letter))?;
             Ok(())

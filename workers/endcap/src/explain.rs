@@ -82,8 +82,8 @@ impl StageStory {
     /// # Errors
     /// When it is not what this version stores.
     pub fn of(result: &StageResult) -> Result<Self> {
-        let mut told: Map<String, Value> =
-            serde_json::from_str(&result.explanation).with_context(|| format!("cannot read what stage {} stored", result.stage))?;
+        let mut told: Map<String, Value> = serde_json::from_str(&result.explanation)
+            .with_context(|| format!("cannot read what stage {} stored", result.stage))?;
         let mut text = |key: &str| told.remove(key).and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
         let (verdict, reason) = (text("verdict"), text("reason"));
         let number = |key: &str| told.get(key).and_then(Value::as_f64).unwrap_or_default();
@@ -114,8 +114,10 @@ impl Story {
             line(&mut text, 0, &format!("event {} accepted at {} ms", event.id, event.accepted_ms));
         }
         for stage in &self.stages {
-            let after = self.event.as_ref().filter(|_| self.page.as_ref().is_some_and(|page| page.context_ms == stage.context_ms));
-            let after = after.map_or_else(String::new, |event| format!(", {} ms after the event", stage.at_ms - event.accepted_ms));
+            let after =
+                self.event.as_ref().filter(|_| self.page.as_ref().is_some_and(|page| page.context_ms == stage.context_ms));
+            let after =
+                after.map_or_else(String::new, |event| format!(", {} ms after the event", stage.at_ms - event.accepted_ms));
             text.push('\n');
             line(&mut text, 0, &format!("── {} ── {}{}{after}", stage.stage, stage.verdict, bracket(&stage.reason)));
             let timing = format!(
@@ -130,7 +132,11 @@ impl Story {
             line(&mut text, 0, &format!("── page ── {}, readable {} ms after the event", page.persona, page.freshness_ms));
             for (position, placement) in page.placements.iter().enumerate() {
                 let keywords: Vec<&str> = placement.keywords.iter().map(|keyword| keyword.text.as_str()).collect();
-                line(&mut text, 1, &format!("{}. {} ({:?}): {}", position + 1, placement.title, placement.origin, placement.intent));
+                line(
+                    &mut text,
+                    1,
+                    &format!("{}. {} ({:?}): {}", position + 1, placement.title, placement.origin, placement.intent),
+                );
                 line(&mut text, 2, &format!("keywords: {}", keywords.join(", ")));
                 line(&mut text, 2, &format!("{} products of {} retrieved", placement.products.len(), placement.retrieved));
             }
@@ -176,7 +182,9 @@ fn tell(text: &mut String, depth: usize, value: &Value) {
 fn flat(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Array(items) if items.iter().all(|item| !item.is_object()) => items.iter().map(flat).collect::<Vec<_>>().join(", "),
+        Value::Array(items) if items.iter().all(|item| !item.is_object()) => {
+            items.iter().map(flat).collect::<Vec<_>>().join(", ")
+        }
         other => other.to_string(),
     }
 }
@@ -205,7 +213,8 @@ mod tests {
         let stage = StageStory::of(&result).unwrap();
         assert_eq!((stage.context_ms, stage.batch_records, stage.verdict.as_str()), (7, 4, "passed"));
         let text = Story { user: "u".into(), event: None, stages: vec![stage], page: None }.to_text();
-        for part in ["── themes ── passed", "waited 3 ms, worked 12 ms in a batch of 4", "prompt: <themes>", "title: Tea time"] {
+        for part in ["── themes ── passed", "waited 3 ms, worked 12 ms in a batch of 4", "prompt: <themes>", "title: Tea time"]
+        {
             assert!(text.contains(part), "{text}");
         }
     }

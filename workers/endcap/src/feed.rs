@@ -82,7 +82,14 @@ impl FeedState {
 ///
 /// # Errors
 /// When the source or the log fail for good.
-pub fn feed(source: &mut dyn Source, producer: &Producer, pace: Pace, clock: &dyn Clock, state: &FeedState, shutdown: &Shutdown) -> Result<()> {
+pub fn feed(
+    source: &mut dyn Source,
+    producer: &Producer,
+    pace: Pace,
+    clock: &dyn Clock,
+    state: &FeedState,
+    shutdown: &Shutdown,
+) -> Result<()> {
     let name = source.name();
     let noted = producer.progress(&name).context("cannot read how far the feed is")?;
     let mut next: u64 = match noted {
@@ -93,7 +100,9 @@ pub fn feed(source: &mut dyn Source, producer: &Producer, pace: Pace, clock: &dy
     let (first, start) = (next, clock.monotonic());
     while !shutdown.is_triggered() {
         let left = pace.events.map_or(u64::MAX, |events| events.saturating_sub(next));
-        let due = pace.rate.map_or(BATCH, |rate| due_events(rate, clock.monotonic().saturating_sub(start)).saturating_sub(next - first));
+        let due = pace
+            .rate
+            .map_or(BATCH, |rate| due_events(rate, clock.monotonic().saturating_sub(start)).saturating_sub(next - first));
         if left == 0 {
             break;
         }
@@ -164,7 +173,14 @@ impl Simulated {
     ///
     /// # Errors
     /// When the log does not answer.
-    pub fn new(market: Arc<endcap_market::Market>, seed: u64, count: u32, pace: Pace, producer: &Producer, clock: &dyn Clock) -> Result<Self> {
+    pub fn new(
+        market: Arc<endcap_market::Market>,
+        seed: u64,
+        count: u32,
+        pace: Pace,
+        producer: &Producer,
+        clock: &dyn Clock,
+    ) -> Result<Self> {
         if count == 0 {
             bail!("no shoppers to simulate");
         }
@@ -258,13 +274,16 @@ mod tests {
             let state = run(&file, bound);
             assert_eq!((state.fed(), state.is_done()), (fed, true));
         }
-        let ids: Vec<String> = file.records(Topic::EVENTS, 0, 1_000).unwrap().into_iter().map(|record| record.headers.id).collect();
+        let ids: Vec<String> =
+            file.records(Topic::EVENTS, 0, 1_000).unwrap().into_iter().map(|record| record.headers.id).collect();
         assert_eq!(ids, (0..250).map(|n| format!("e{n}")).collect::<Vec<_>>());
     }
 
     #[test]
     fn a_rate_makes_events_due_one_by_one() {
-        for (rate, ms, due) in [(2.0, 0, 1), (2.0, 499, 1), (2.0, 500, 2), (0.5, 1_999, 1), (0.5, 2_000, 2), (1_000.0, 1_000, 1_001)] {
+        for (rate, ms, due) in
+            [(2.0, 0, 1), (2.0, 499, 1), (2.0, 500, 2), (0.5, 1_999, 1), (0.5, 2_000, 2), (1_000.0, 1_000, 1_001)]
+        {
             assert_eq!(due_events(rate, Duration::from_millis(ms)), due, "{rate} a second after {ms} ms");
         }
     }

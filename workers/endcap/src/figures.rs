@@ -66,7 +66,12 @@ impl Freshness {
     pub fn of(mut seconds: Vec<f64>) -> Self {
         seconds.sort_by(f64::total_cmp);
         let rank = |share: f64| {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a rank within the list")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss,
+                reason = "a rank within the list"
+            )]
             let at = (share * seconds.len() as f64).ceil() as usize;
             seconds.get(at.max(1) - 1).copied()
         };

@@ -66,7 +66,8 @@ fn demo(path: &Path) -> Result<MarketDir> {
 
 fn version_of(market: &endcap_market::Market) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
-    serde_json::to_writer(&mut hasher, &(&market.products, &market.categories, &market.terms)).context("cannot hash the demo market")?;
+    serde_json::to_writer(&mut hasher, &(&market.products, &market.categories, &market.terms))
+        .context("cannot hash the demo market")?;
     Ok(hasher.finalize().to_hex()[..16].to_owned())
 }
 

@@ -22,6 +22,7 @@ pub mod progress;
 pub mod replay;
 pub mod report;
 pub mod send;
+pub mod train;
 pub mod up;
 pub mod view;
 pub mod web;
@@ -33,7 +34,7 @@ use clap::Parser;
 
 use crate::{
     cli::{Cli, Command, DataArgs, UpArgs},
-    config::{Config, Faults, Layer},
+    config::{Faults, Layer},
 };
 
 /// Small allocations by many threads are what models and indexes do: measured up to 1.4 times faster than the system's allocator.
@@ -52,7 +53,10 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Whoever reads us has seen enough: `endcap dlq ls | head` is no failure.
-            if error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)) {
+            if error
+                .chain()
+                .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
+            {
                 return ExitCode::SUCCESS;
             }
             eprintln!("error: {error:#}");
@@ -72,6 +76,7 @@ fn run(cli: &Cli) -> Result<()> {
             import::import(args, &settings(cli, &args_of_models)?.config)
         }
         Command::Explain(args) => explain::command(args, &settings(cli, &of_data(&args.data))?.config),
+        Command::Train(args) => train::train(args),
         Command::Dlq(args) => dlq::command(&args.command, |data| Ok(settings(cli, &of_data(data))?.config)),
     }
 }
@@ -87,7 +92,9 @@ fn settings(cli: &Cli, args: &UpArgs) -> Result<config::Settings> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
         layers.push(Layer::of_file(path, &text));
     }
-    layers.push(Layer::of_env(env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))));
+    layers.push(Layer::of_env(
+        env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+    ));
     layers.push(Layer::of_flags(args, cli.log_format.as_ref()));
     let settings = config::Settings::resolve(&layers)?;
     logging::start(settings.config.log_format);

@@ -51,7 +51,8 @@ impl Monitor {
         self.read_pages()?;
         let tallies = self.file.tallies().context("cannot read the tallies")?;
         let groups = self.file.groups().context("cannot read the positions")?;
-        let waiting = |stage: &str| groups.iter().filter(|group| group.group == group_of(stage)).map(|group| group.backlog.waiting).sum();
+        let waiting =
+            |stage: &str| groups.iter().filter(|group| group.group == group_of(stage)).map(|group| group.backlog.waiting).sum();
         let published = u64::try_from(self.file.end(Topic::PAGES).context("cannot read the log")?).unwrap_or(0);
         let none = Tally::default();
         let mut tokens_now = BTreeMap::new();
@@ -79,7 +80,11 @@ impl Monitor {
             accepted: u64::try_from(self.file.end(Topic::EVENTS).context("cannot read the log")?).unwrap_or(0),
             stages,
             freshness: Freshness::of(self.fresh.iter().copied().collect()),
-            pages: PageFigures { published, shoppers: self.file.pages_count().context("cannot count the pages")?, per_second: pages_per_second },
+            pages: PageFigures {
+                published,
+                shoppers: self.file.pages_count().context("cannot count the pages")?,
+                per_second: pages_per_second,
+            },
             cache: cache_figures(&tallies),
             feeder,
         })
@@ -107,7 +112,9 @@ impl Monitor {
         if self.past.len() > READINGS {
             self.past.pop_front();
         }
-        let (Some((from, before, pages_before)), Some((to, after, _))) = (self.past.front(), self.past.back()) else { return 0.0 };
+        let (Some((from, before, pages_before)), Some((to, after, _))) = (self.past.front(), self.past.back()) else {
+            return 0.0;
+        };
         let seconds = (*to - *from).as_secs_f64();
         if seconds <= 0.0 {
             return 0.0;
@@ -127,7 +134,12 @@ pub fn group_of(stage: &str) -> String {
 
 /// Seconds in which a stage did something.
 pub fn busy_seconds(tally: &Tally) -> f64 {
-    tally.spent.iter().filter(|(phase, _)| phase.as_str() != endcap_runtime::Phase::Idle.label()).map(|(_, time)| time.as_secs_f64()).sum()
+    tally
+        .spent
+        .iter()
+        .filter(|(phase, _)| phase.as_str() != endcap_runtime::Phase::Idle.label())
+        .map(|(_, time)| time.as_secs_f64())
+        .sum()
 }
 
 /// Tokens of a stage's model; `None` for a stage that counts none.

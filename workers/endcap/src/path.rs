@@ -24,8 +24,6 @@ use crate::monitor::group_of;
 
 /// Number of this pipeline's manifest. One deployment, one manifest: it grows when pages are to be made again by a better one.
 const GENERATION: i32 = 1;
-/// Between two attempts to read the catalogue.
-const CATALOGUE_WAIT: Duration = Duration::from_secs(1);
 
 /// The models of the path, each on a thread of its own.
 pub struct Fleet<T, K, E, X>
@@ -107,17 +105,23 @@ impl Path {
         E: Model<Request = Embed, Answer = Embedding>,
         X: Model<Request = Pair, Answer = Relevance>,
     {
-        let versions = [("themes", fleet.themes.version()), ("keywords", fleet.keywords.version()), ("encoder", fleet.encoder.version())];
+        let versions =
+            [("themes", fleet.themes.version()), ("keywords", fleet.keywords.version()), ("encoder", fleet.encoder.version())];
         let versions = versions.into_iter().map(|(name, version)| (name.to_owned(), version.to_owned())).collect();
         let store: Arc<dyn Store> = Arc::new(ground.file.clone());
         let market = || ground.market.clone();
         let aiqa = config.aiqa.unwrap_or_else(|| AiqaConfig { threshold: fleet.threshold, ..AiqaConfig::default() });
-        let lookup = product_lookup(market(), ground.shutdown.clone());
+        let lookup = product_lookup(market());
         let mut path = Self { stages: Vec::new(), threads: Vec::new() };
         let context = ContextStage::new(config.context, GENERATION, store.clone(), lookup);
         path.add(context, LoopConfig { batch_records_max: 256, ..LoopConfig::default() }, ground, ended)?;
         let themes = ThemesStage::new(config.themes, market(), fleet.themes);
-        path.add(themes, LoopConfig { debounce: config.debounce, batch_records_max: 32, ..LoopConfig::default() }, ground, ended)?;
+        path.add(
+            themes,
+            LoopConfig { debounce: config.debounce, batch_records_max: 32, ..LoopConfig::default() },
+            ground,
+            ended,
+        )?;
         let keywords =
             KeywordsStage::new(config.keywords, market(), store.clone(), fleet.encoder.clone(), fleet.keywords, fleet.count);
         path.add(keywords, LoopConfig { batch_records_max: 32, ..LoopConfig::default() }, ground, ended)?;
@@ -128,7 +132,13 @@ impl Path {
         Ok(path)
     }
 
-    fn add<S: Stage + 'static>(&mut self, mut stage: S, config: LoopConfig, ground: &Ground, ended: &Sender<Ended>) -> Result<()> {
+    fn add<S: Stage + 'static>(
+        &mut self,
+        mut stage: S,
+        config: LoopConfig,
+        ground: &Ground,
+        ended: &Sender<Ended>,
+    ) -> Result<()> {
         let mut consumer =
             ground.file.consumer(&group_of(S::NAME), S::In::TOPIC).with_context(|| format!("cannot start stage {}", S::NAME))?;
         let stats = Arc::new(StageStats::default());
@@ -159,19 +169,7 @@ impl Path {
     }
 }
 
-/// Looks products up. A catalogue that cannot be read now is asked again: an event must not become a dead letter for that.
-fn product_lookup(market: Market, shutdown: Shutdown) -> ProductLookup {
-    Box::new(move |id| {
-        loop {
-            match market.snapshot().product(id) {
-                Ok(product) => return product,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot read the catalogue, trying again");
-                    if shutdown.wait(CATALOGUE_WAIT) {
-                        return None;
-                    }
-                }
-            }
-        }
-    })
+/// Looks products up. While the catalogue cannot be read the stage's batch is retried: an event must not become a dead letter for that.
+fn product_lookup(market: Market) -> ProductLookup {
+    Box::new(move |id| market.snapshot().product(id).map_err(|error| error.to_string()))
 }

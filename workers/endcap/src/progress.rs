@@ -52,7 +52,8 @@ impl Drop for LogWriter {
 
 /// A bar over `total` steps of some preparation; invisible where nobody watches.
 pub fn steps(what: &str, total: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:28} {bar:32.green/dim} {human_pos:>9} of {human_len}  {elapsed}").expect("a valid template");
+    let style = ProgressStyle::with_template("{msg:28} {bar:32.green/dim} {human_pos:>9} of {human_len}  {elapsed}")
+        .expect("a valid template");
     let bar = if is_watched() { bars().add(ProgressBar::new(total)) } else { ProgressBar::hidden() };
     bar.set_style(style);
     bar.set_message(what.to_owned());

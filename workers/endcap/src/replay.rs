@@ -139,7 +139,8 @@ mod tests {
 
     #[test]
     fn about_a_fifth_of_the_households_gets_a_diet_and_keeps_it() {
-        let diets = |seed| (0..2_000).filter_map(|n| seeded_diet(seed, &UserKey::of(format!("household-{n}")))).collect::<Vec<_>>();
+        let diets =
+            |seed| (0..2_000).filter_map(|n| seeded_diet(seed, &UserKey::of(format!("household-{n}")))).collect::<Vec<_>>();
         assert!((340..460).contains(&diets(1).len()), "{}", diets(1).len());
         assert_eq!(diets(1), diets(1));
         assert_ne!(diets(1), diets(2));

@@ -183,7 +183,8 @@ fn read_published(file: &Embedded, market: &Snapshot) -> Result<Published> {
             let message: PagePublished = wire::decode(&record.value).context("cannot read a published page")?;
             published.pages += 1;
             published.placements += message.page.placements.len() as u64;
-            published.fallbacks += message.page.placements.iter().filter(|placement| placement.theme.origin.is_fallback()).count() as u64;
+            published.fallbacks +=
+                message.page.placements.iter().filter(|placement| placement.theme.origin.is_fallback()).count() as u64;
             published.contradictions += facts.contradictions(&message.page)?;
             published.freshness.push(seconds_between(message.head.cause.accepted_ms, record.appended_ms));
         }
@@ -220,7 +221,8 @@ impl Facts<'_> {
             return Ok(*violates);
         }
         // A product that was withdrawn since is no contradiction of today's catalogue.
-        let violates = self.market.product(id).context("cannot read the catalogue")?.map_or(DietSet::NONE, |product| product.violates);
+        let violates =
+            self.market.product(id).context("cannot read the catalogue")?.map_or(DietSet::NONE, |product| product.violates);
         self.products.insert(id.to_owned(), violates);
         Ok(violates)
     }
@@ -229,7 +231,8 @@ impl Facts<'_> {
         if let Some(violates) = self.terms.get(&keyword.id) {
             return Ok(*violates);
         }
-        let violates = self.market.term(keyword.id).context("cannot read the keyword corpus")?.map_or(DietSet::NONE, |term| term.violates);
+        let violates =
+            self.market.term(keyword.id).context("cannot read the keyword corpus")?.map_or(DietSet::NONE, |term| term.violates);
         self.terms.insert(keyword.id, violates);
         Ok(violates)
     }
@@ -280,7 +283,10 @@ fn keywords_outside(file: &Embedded, market: &Snapshot, user: &UserKey, publishe
         for keyword in &placement.keywords {
             let inside = match listed {
                 Some(terms) => terms.contains(&endcap_inference::prompts::plain(&keyword.text)),
-                None => market.term(keyword.id).context("cannot read the keyword corpus")?.is_some_and(|term| term.text == keyword.text),
+                None => market
+                    .term(keyword.id)
+                    .context("cannot read the keyword corpus")?
+                    .is_some_and(|term| term.text == keyword.text),
             };
             outside += u64::from(!inside);
         }
@@ -294,7 +300,8 @@ fn candidates_by_title(explanation: &Value) -> HashMap<String, HashSet<String>> 
     themes
         .filter_map(|theme| {
             let groups = theme["candidates"].as_array()?.iter().flat_map(|group| group["terms"].as_array().into_iter().flatten());
-            let terms: HashSet<String> = groups.filter_map(|term| Some(endcap_inference::prompts::plain(term.as_str()?))).collect();
+            let terms: HashSet<String> =
+                groups.filter_map(|term| Some(endcap_inference::prompts::plain(term.as_str()?))).collect();
             (!terms.is_empty()).then(|| Some((theme["title"].as_str()?.to_owned(), terms)))?
         })
         .collect()

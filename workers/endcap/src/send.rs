@@ -42,7 +42,11 @@ pub fn send(args: &SendArgs) -> Result<()> {
                 sent.accepted += 1;
             } else {
                 sent.rejected += 1;
-                eprintln!("rejected {}: {}", result["id"].as_str().unwrap_or("(no id)"), result["reason"].as_str().unwrap_or("no reason given"));
+                eprintln!(
+                    "rejected {}: {}",
+                    result["id"].as_str().unwrap_or("(no id)"),
+                    result["reason"].as_str().unwrap_or("no reason given")
+                );
             }
         }
         Ok(())
@@ -57,7 +61,8 @@ pub fn send(args: &SendArgs) -> Result<()> {
 
 /// Hands batches of events to `post`: lines as they are, an array as its members.
 fn each_event(input: &mut dyn BufRead, post: &mut dyn FnMut(&[String]) -> Result<()>) -> Result<()> {
-    let starts_array = input.fill_buf().context("cannot read the events")?.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+    let starts_array =
+        input.fill_buf().context("cannot read the events")?.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
     let mut batch = Batch { events: Vec::new(), bytes: 0 };
     if starts_array {
         let mut text = String::new();

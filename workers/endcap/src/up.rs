@@ -17,7 +17,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use endcap_inference::{ChooseKeywords, ChosenKeywords, Embed, Embedding, Model, Pair, Relevance, WriteThemes, WrittenThemes};
 use endcap_market::DEMO_SEED;
 use endcap_runtime::{
-    Clock, Clocks, Embedded, EmbeddedConfig, Shutdown, StageStats, SystemClock, embedded::{Producer, Retention}, metric,
+    Clock, Clocks, Embedded, EmbeddedConfig, Shutdown, StageStats, SystemClock,
+    embedded::{Producer, Retention},
+    metric,
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
 use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
@@ -41,6 +43,8 @@ use crate::{
 
 /// How often figures are read and shown.
 const READ_EVERY: Duration = Duration::from_millis(500);
+/// Always 1; its label says which program this is.
+const BUILD_INFO: &str = "endcap_build_info";
 /// Exit code of a process that was told twice to end.
 const INTERRUPTED: i32 = 130;
 
@@ -56,7 +60,11 @@ enum Event {
 ///
 /// # Errors
 /// When it cannot start, a stage stops, or the report cannot be written; with the remedy.
-pub fn up<T, K, E, X>(settings: Settings, args: &UpArgs, load: impl FnOnce(&Config, &DataDir) -> Result<Fleet<T, K, E, X>>) -> Result<()>
+pub fn up<T, K, E, X>(
+    settings: Settings,
+    args: &UpArgs,
+    load: impl FnOnce(&Config, &DataDir) -> Result<Fleet<T, K, E, X>>,
+) -> Result<()>
 where
     T: Model<Request = WriteThemes, Answer = WrittenThemes>,
     K: Model<Request = ChooseKeywords, Answer = ChosenKeywords>,
@@ -69,6 +77,7 @@ where
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let prometheus = PrometheusBuilder::new().install_recorder().context("cannot keep metrics")?;
     metric::describe();
+    metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     // Bound early: an address that is taken ends the start before any work is done.
     let listener = std::net::TcpListener::bind(config.bind)
         .with_context(|| format!("cannot serve at {}: name another address with --bind", config.bind))?;
@@ -76,7 +85,8 @@ where
     let market = grounds::open(&config, &data, &fleet.encoder)?;
     let file = open_file(&config, &data, clock.clone())?;
     let shutdown = Shutdown::new();
-    let ground = Ground { file: file.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };
+    let ground =
+        Ground { file: file.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };
     let (events, heard) = channel();
     let path = Path::start(fleet, path_config, &ground, &forward(&events))?;
     let monitor = Monitor::new(file.clone(), path.stages.clone())?;
@@ -141,10 +151,16 @@ struct Feeder {
     words: String,
 }
 
-fn start_feeder(config: &Config, args: &UpArgs, ground: &Ground, clock: &Arc<dyn Clock>, events: &Sender<Event>) -> Result<Option<Feeder>> {
+fn start_feeder(
+    config: &Config,
+    args: &UpArgs,
+    ground: &Ground,
+    clock: &Arc<dyn Clock>,
+    events: &Sender<Event>,
+) -> Result<Option<Feeder>> {
     let pace = Pace { rate: config.rate, events: config.events.map(u64::from) };
     let producer = ground.file.producer();
-    let Some(mut source) = source(config, args, ground, pace, &producer, clock.as_ref())? else { return Ok(None) };
+    let Some(mut source) = source(config, args, pace, &producer, clock.as_ref())? else { return Ok(None) };
     let state = Arc::new(FeedState::default());
     let feeder = Feeder { state: state.clone(), words: source.describe() };
     let (clock, shutdown, events) = (clock.clone(), ground.shutdown.clone(), events.clone());
@@ -158,16 +174,12 @@ fn start_feeder(config: &Config, args: &UpArgs, ground: &Ground, clock: &Arc<dyn
     Ok(Some(feeder))
 }
 
-fn source(
-    config: &Config,
-    args: &UpArgs,
-    ground: &Ground,
-    pace: Pace,
-    producer: &Producer,
-    clock: &dyn Clock,
-) -> Result<Option<Box<dyn Source>>> {
+fn source(config: &Config, args: &UpArgs, pace: Pace, producer: &Producer, clock: &dyn Clock) -> Result<Option<Box<dyn Source>>> {
     if args.replay_events {
-        let dir = config.market.as_ref().ok_or_else(|| anyhow!("--replay-events needs the market that they were imported into: name it with --market"))?;
+        let dir = config
+            .market
+            .as_ref()
+            .ok_or_else(|| anyhow!("--replay-events needs the market that they were imported into: name it with --market"))?;
         return Ok(Some(Box::new(Imported::open(dir, config.seed)?)));
     }
     if config.shoppers == 0 {
@@ -262,8 +274,12 @@ impl Running {
     /// What an event means; `None` to go on.
     fn hear(&self, event: Event) -> Option<Result<()>> {
         match event {
-            Event::Ended(Ended { stage, result: Err(cause) }) => Some(Err(anyhow!(cause).context(format!("stage {stage} has stopped")))),
-            Event::Ended(Ended { stage, result: Ok(()) }) => Some(Err(anyhow!("stage {stage} has ended although nobody asked it to"))),
+            Event::Ended(Ended { stage, result: Err(cause) }) => {
+                Some(Err(anyhow!(cause).context(format!("stage {stage} has stopped"))))
+            }
+            Event::Ended(Ended { stage, result: Ok(()) }) => {
+                Some(Err(anyhow!("stage {stage} has ended although nobody asked it to")))
+            }
             Event::Fed(Err(error)) => Some(Err(error.context("the feeder has failed"))),
             Event::Served(Err(error)) => Some(Err(error)),
             Event::Served(Ok(())) => Some(Err(anyhow!("the web server has ended although nobody asked it to"))),
@@ -302,7 +318,8 @@ impl Running {
 /// # Errors
 /// With the remedy.
 fn check(args: &UpArgs, config: &Config) -> Result<()> {
-    if args.exit_when_drained && config.events.is_none() && !args.replay_events && config.shoppers > 0 && config.market.is_none() {
+    if args.exit_when_drained && config.events.is_none() && !args.replay_events && config.shoppers > 0 && config.market.is_none()
+    {
         bail!("--exit-when-drained would never come true: simulated shoppers do not end without --events");
     }
     Ok(())

@@ -133,7 +133,10 @@ fn show_placement(placement: &Placement, because: Option<String>, market: &Snaps
     let ids: Vec<&str> = placement.products.iter().map(|shown| shown.product.as_str()).collect();
     let found = market.products(&ids).context("cannot read the catalogue")?;
     let by_id: HashMap<&str, &Product> = found.iter().map(|product| (product.id.as_str(), product)).collect();
-    let products = placement.products.iter().filter_map(|shown| Some(ProductView::of(by_id.get(shown.product.as_str())?, Some(shown.score))));
+    let products = placement
+        .products
+        .iter()
+        .filter_map(|shown| Some(ProductView::of(by_id.get(shown.product.as_str())?, Some(shown.score))));
     Ok(PlacementView {
         title: placement.theme.title.clone(),
         intent: placement.theme.intent.clone(),

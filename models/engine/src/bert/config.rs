@@ -3,7 +3,10 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{EngineError, Result, ops::Gelu};
+use crate::{
+    EngineError, Result,
+    ops::{Gelu, kernels::HEAD_MAX},
+};
 
 /// How an encoder's rows become one row per text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -95,6 +98,9 @@ impl BertConfig {
         }
         if raw.num_attention_heads == 0 || !raw.hidden_size.is_multiple_of(raw.num_attention_heads) {
             return Err(EngineError::model("encoder config: hidden_size is not a multiple of num_attention_heads"));
+        }
+        if raw.hidden_size / raw.num_attention_heads > HEAD_MAX {
+            return Err(EngineError::model(format!("encoder config: heads of more than {HEAD_MAX} values are not supported")));
         }
         Ok(Self {
             vocab: raw.vocab_size,

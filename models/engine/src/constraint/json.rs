@@ -68,12 +68,14 @@ impl JsonGrammar {
     /// [`ConstraintError::Grammar`] when the vocabulary is refused.
     pub fn new(tokenizer: Arc<Tokenizer>, limits: TextLimits) -> Result<Self, ConstraintError> {
         if [limits.persona, limits.title, limits.intent, limits.concept].iter().any(|&chars| chars < 2) {
-            return Err(ConstraintError::Request("a text of less than two characters has no room behind its leading space".into()));
+            return Err(ConstraintError::Request(
+                "a text of less than two characters has no room behind its leading space".into(),
+            ));
         }
         let env: TokEnv = Arc::new(Vocabulary::new(tokenizer.clone()));
         let capabilities = InferenceCapabilities { ff_tokens: true, ..InferenceCapabilities::default() };
-        let mut factory =
-            ParserFactory::new(&env, capabilities, &SlicedBiasComputer::json_slices()).map_err(|e| ConstraintError::Grammar(e.to_string()))?;
+        let mut factory = ParserFactory::new(&env, capabilities, &SlicedBiasComputer::json_slices())
+            .map_err(|e| ConstraintError::Grammar(e.to_string()))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
         let shared = Shared { fits: Fits::new(&tokenizer), tokenizer, limits, masks: Default::default() };
@@ -115,7 +117,8 @@ fn schema(themes: usize) -> serde_json::Value {
             properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).clone())).collect();
         serde_json::json!({"type": "object", "properties": properties, "required": names, "additionalProperties": false})
     };
-    let list = |item: &serde_json::Value, n: usize| serde_json::json!({"type": "array", "items": item, "minItems": n, "maxItems": n});
+    let list =
+        |item: &serde_json::Value, n: usize| serde_json::json!({"type": "array", "items": item, "minItems": n, "maxItems": n});
     let theme = object(&[("title", &text), ("intent", &text), ("concepts", &list(&text, CONCEPTS))]);
     let mut document = object(&[("persona", &text), ("themes", &list(&theme, themes))]);
     document["x-guidance"] = serde_json::json!({"whitespace_flexible": false});

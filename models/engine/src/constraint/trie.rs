@@ -85,7 +85,10 @@ impl TrieConstraint {
         };
         for (index, tokens) in candidates.iter().chain([&end]).enumerate() {
             if tokens.is_empty() || tokens.len() > CANDIDATE_TOKENS_MAX {
-                return refuse(format!("candidate {index} has {} tokens, where 1 to {CANDIDATE_TOKENS_MAX} are expected", tokens.len()));
+                return refuse(format!(
+                    "candidate {index} has {} tokens, where 1 to {CANDIDATE_TOKENS_MAX} are expected",
+                    tokens.len()
+                ));
             }
             trie.insert(index, tokens)?;
         }
@@ -119,7 +122,10 @@ impl TrieConstraint {
             self.nodes[at].leaf = Some(index);
             self.leaves.push(Some(at));
         } else if is_end {
-            return Err(ConstraintError::Request(format!("candidate {} is the end mark", self.nodes[at].leaf.unwrap_or_default())));
+            return Err(ConstraintError::Request(format!(
+                "candidate {} is the end mark",
+                self.nodes[at].leaf.unwrap_or_default()
+            )));
         } else {
             self.leaves.push(None);
         }
@@ -189,7 +195,8 @@ impl TrieConstraint {
     }
 
     fn only_end_below(&self, node: usize) -> bool {
-        self.nodes[node].open == 1 && self.leaves[self.end()].is_some_and(|end| self.nodes[end].open == 1 && self.is_below(end, node))
+        self.nodes[node].open == 1
+            && self.leaves[self.end()].is_some_and(|end| self.nodes[end].open == 1 && self.is_below(end, node))
     }
 
     fn is_below(&self, mut node: usize, above: usize) -> bool {

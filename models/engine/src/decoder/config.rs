@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::{EngineError, Result};
+use crate::{EngineError, Result, ops::kernels::HEAD_MAX};
 
 /// Positions that rotary tables are made for, at most; longer contexts are refused.
 pub const POSITIONS_MAX: usize = 16_384;
@@ -140,7 +140,7 @@ impl DecoderConfig {
 
     fn checked(self) -> Result<Self> {
         let zero = [self.vocab, self.hidden, self.inner, self.heads, self.kv_heads, self.head, self.positions].contains(&0);
-        if zero || !self.heads.is_multiple_of(self.kv_heads) || !self.head.is_multiple_of(2) {
+        if zero || self.head > HEAD_MAX || !self.heads.is_multiple_of(self.kv_heads) || !self.head.is_multiple_of(2) {
             return Err(EngineError::model(format!("decoder config: sizes do not fit each other: {self:?}")));
         }
         Ok(self)

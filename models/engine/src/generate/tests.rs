@@ -129,9 +129,14 @@ fn run(jobs: Vec<Job<Box<dyn Constraint>>>, limits: GenerateLimits) -> (Vec<Plai
 #[test]
 fn an_answer_is_the_same_alone_and_in_any_company() {
     let alone: Vec<Plain> = jobs().into_iter().flat_map(|job| run(vec![job], GenerateLimits::default()).0).collect();
-    for (step_tokens_max, cache_tokens_max, sequences_max, masks_beside) in
-        [(512, 65_536, 64, false), (512, 65_536, 64, true), (7, 65_536, 64, false), (1, 65_536, 3, false), (64, 200, 64, true), (33, 500, 1, false)]
-    {
+    for (step_tokens_max, cache_tokens_max, sequences_max, masks_beside) in [
+        (512, 65_536, 64, false),
+        (512, 65_536, 64, true),
+        (7, 65_536, 64, false),
+        (1, 65_536, 3, false),
+        (64, 200, 64, true),
+        (33, 500, 1, false),
+    ] {
         let limits = GenerateLimits { step_tokens_max, cache_tokens_max, sequences_max, masks_beside };
         let (together, toy) = run(jobs(), limits);
         assert_eq!(together, alone, "{limits:?}");

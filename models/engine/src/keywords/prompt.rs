@@ -120,7 +120,10 @@ mod tests {
         };
         ChooseKeywords {
             prompt: "<keywords><diet> vegan;<season> winter<budget> low<persona> busy cook<title> winter warmers".into(),
-            candidates: vec![group("Oat Milk", &["oat milk", "Barista oat; milk", "寿司 rice"]), group("soups", &["lentil soup"])],
+            candidates: vec![
+                group("Oat Milk", &["oat milk", "Barista oat; milk", "寿司 rice"]),
+                group("soups", &["lentil soup"]),
+            ],
             keywords_min: 1,
             keywords_max: 3,
         }
@@ -144,6 +147,35 @@ mod tests {
         let answer = prompt.answer(&[3, 0], encoder.end());
         assert_eq!(tokenizer.decode(&answer), " lentil soup; oat milk;<end>");
         assert_eq!(encoder.prompt(&request).unwrap(), prompt, "kept tokens are the same");
+    }
+
+    #[test]
+    fn a_tokenizer_without_the_marks_spells_them_and_candidates_stay_apart() {
+        let tokenizer = Arc::new(crate::tokenizer::tests::byte_level());
+        let mut encoder = KeywordEncoder::new(tokenizer.clone()).unwrap();
+        assert!(encoder.end().len() > 1);
+        let prompt = encoder.prompt(&request()).unwrap();
+        assert!(tokenizer.decode(&prompt.tokens).ends_with("<concept> soups; lentil soup;<out>"));
+        for (&end, term) in prompt.ends.iter().zip(&prompt.terms) {
+            assert_eq!(prompt.tokens[end + 1 - term.len()..=end], **term);
+        }
+        let terms: Vec<&[u32]> = prompt.terms.iter().map(Arc::as_ref).collect();
+        let mut trie = crate::TrieConstraint::new(&terms, encoder.end(), crate::KeywordLimits { min: 1, max: 3 }, 1.0).unwrap();
+        let mut said = Vec::new();
+        use crate::{Allowed, Constraint};
+        while !trie.finished() {
+            said.extend(trie.forced().unwrap());
+            let Allowed::Few { tokens, .. } = trie.allowed().unwrap() else { panic!("a trie allows a few tokens") };
+            let Some(&last) = tokens.last() else { break };
+            trie.advance(last).unwrap();
+            said.push(last);
+        }
+        assert_eq!(trie.picks().len(), 1, "the end mark is the last child and ends the list");
+        assert!(
+            tokenizer.decode(&said).starts_with(" 寿司 rice;") || tokenizer.decode(&said).starts_with(" lentil soup;"),
+            "{:?}",
+            tokenizer.decode(&said)
+        );
     }
 
     #[test]

@@ -45,8 +45,9 @@ impl Rope {
         let (cos, sin) = self.row(position);
         let half = self.half;
         let sign = if back { -scale } else { scale };
-        let (first, second) = head.split_at(half);
-        let (out_first, out_second) = out.split_at_mut(half);
+        let (cos, sin) = (&cos[..half], &sin[..half]);
+        let (first, second) = (&head[..half], &head[half..2 * half]);
+        let (out_first, out_second) = out[..2 * half].split_at_mut(half);
         for i in 0..half {
             out_first[i] = first[i] * cos[i] * scale - second[i] * sin[i] * sign;
             out_second[i] = second[i] * cos[i] * scale + first[i] * sin[i] * sign;

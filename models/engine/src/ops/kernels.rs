@@ -1,8 +1,12 @@
-//! Inference kernels on plain slices, for one core.
+//! Attention for inference on plain slices, for one core.
+//!
+//! A query's result is made of chains of multiply-adds whose order depends on the query's own position alone, so that its bits are the same
+//! alone, in a chunk and in a batch.
 
 use super::{
     attention::Rope,
-    simd::{self, multiply_add, vectorised},
+    lanes::{Lanes, Plain},
+    simd::{self, Width},
 };
 
 pub(crate) use super::{
@@ -13,174 +17,334 @@ pub(crate) use super::{
 
 /// Positions whose keys lie together.
 pub(crate) const BLOCK: usize = 32;
-/// Sums over positions that are kept apart, so that they need not wait for each other; a position's sum depends on the position alone.
-const CHAINS: usize = 4;
-/// Values of a head that are summed at a time.
-const SPAN: usize = 32;
-
-/// Turns `key[head]` to `position` and puts it into `keys`, `[blocks, head, BLOCK]`.
-pub(crate) fn put_key(rope: &Rope, key: &[f32], position: usize, keys: &mut [f32]) {
-    let head = key.len();
-    let mut turned = [0.0; HEAD_MAX];
-    rope.turn(key, position, 1.0, false, &mut turned[..head]);
-    let block = &mut keys[position / BLOCK * BLOCK * head..][..BLOCK * head];
-    for (to, value) in block[position % BLOCK..].iter_mut().step_by(BLOCK).zip(turned) {
-        *to = value;
-    }
-}
-
 /// Largest head.
 pub(crate) const HEAD_MAX: usize = 256;
+/// Queries that share a pass over the keys.
+pub(crate) const QUERIES: usize = 4;
+/// Sums over positions that are kept apart, so that they need not wait for each other; a value's chain depends on its position alone.
+const CHAINS: usize = 4;
 
-vectorised! {
-    /// Attention of one query at `position` over the keys and values up to and with it: `out[head]`.
-    ///
-    /// `keys` is `[blocks, head, BLOCK]`, `values` is `[positions, head]`; `scores` is memory to work in.
-    pub(crate) fn attend_row(
-        rope: &Rope, query: &[f32], position: usize, keys: &[f32], values: &[f32], scores: &mut Vec<f32>, out: &mut [f32],
-    ) -> () {
-        let head = query.len();
-        let seen = position + 1;
-        let mut turned = [0.0; HEAD_MAX];
-        let turned = &mut turned[..head];
-        rope.turn(query, position, 1.0 / (head as f32).sqrt(), false, turned);
-        let wide = seen.next_multiple_of(BLOCK);
-        if scores.len() < wide {
-            scores.resize(wide, 0.0);
+/// Turns `key[head]` to `position` and puts it into `keys`, `[blocks, head, BLOCK]`.
+pub(crate) fn put_turned_key(rope: &Rope, key: &[f32], position: usize, keys: &mut [f32]) {
+    let mut turned = [0.0; HEAD_MAX];
+    let turned = &mut turned[..key.len()];
+    rope.turn(key, position, 1.0, false, turned);
+    put_key(turned, position, keys);
+}
+
+/// Puts `key[head]` into `keys`, `[blocks, head, BLOCK]`.
+pub(crate) fn put_key(key: &[f32], position: usize, keys: &mut [f32]) {
+    let block = &mut keys[position / BLOCK * BLOCK * key.len()..][..BLOCK * key.len()];
+    for (to, value) in block[position % BLOCK..].iter_mut().step_by(BLOCK).zip(key) {
+        *to = *value;
+    }
+}
+
+/// Up to [`QUERIES`] queries of one key-value head, and memory to work in.
+pub(crate) struct Queries {
+    head: usize,
+    n: usize,
+    /// `[QUERIES, head]`, scaled (and turned).
+    queries: Vec<f32>,
+    /// Keys that each query sees.
+    seen: [usize; QUERIES],
+    /// `[QUERIES, keys]`.
+    scores: Vec<f32>,
+    /// `[QUERIES, head]`.
+    out: Vec<f32>,
+}
+
+/// One head's keys and values.
+#[derive(Clone, Copy)]
+pub(crate) struct KeysValues<'a> {
+    /// `[blocks, head, BLOCK]`.
+    pub(crate) keys: &'a [f32],
+    /// Rows of `head` values, `row` values apart.
+    pub(crate) values: &'a [f32],
+    /// Distance of two rows of `values`.
+    pub(crate) row: usize,
+}
+
+impl Queries {
+    /// # Panics
+    /// When a head is larger than [`HEAD_MAX`].
+    pub(crate) fn new(head: usize) -> Self {
+        assert!(head <= HEAD_MAX, "heads of {head} values are too large");
+        let rows = || vec![0.0; QUERIES * head];
+        Self { head, n: 0, queries: rows(), seen: [0; QUERIES], scores: Vec::new(), out: rows() }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.n = 0;
+    }
+
+    /// Adds a query, turned to `position` where there is a `rope`, that sees the first `seen` keys.
+    pub(crate) fn push(&mut self, query: &[f32], seen: usize, rope: Option<(&Rope, usize)>) {
+        let scale = 1.0 / (self.head as f32).sqrt();
+        let to = &mut self.queries[self.n * self.head..(self.n + 1) * self.head];
+        match rope {
+            Some((rope, position)) => rope.turn(query, position, scale, false, to),
+            None => to.iter_mut().zip(query).for_each(|(to, x)| *to = x * scale),
         }
-        let scores = &mut scores[..wide];
-        for (scores, keys) in scores.as_chunks_mut::<BLOCK>().0.iter_mut().zip(keys.chunks_exact(head * BLOCK)) {
-            let mut sums = [0.0f32; BLOCK];
-            for (q, keys) in turned.iter().zip(keys.as_chunks::<BLOCK>().0) {
-                for i in 0..BLOCK {
-                    sums[i] = multiply_add::<FUSED>(*q, keys[i], sums[i]);
-                }
-            }
-            *scores = sums;
+        self.seen[self.n] = seen;
+        self.n += 1;
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.n == QUERIES
+    }
+
+    /// What the queries see: their results `[head]`, in the order of [`Self::push`].
+    pub(crate) fn attend(&mut self, to: KeysValues<'_>) -> impl Iterator<Item = &[f32]> {
+        let most = self.seen[..self.n].iter().copied().max().unwrap_or(0);
+        let wide = most.next_multiple_of(BLOCK);
+        assert!(to.keys.len() >= wide * self.head, "keys do not cover {most} positions");
+        assert!(most == 0 || to.values.len() >= (most - 1) * to.row + self.head, "values do not cover {most} positions");
+        if self.scores.len() < QUERIES * wide {
+            self.scores.resize(QUERIES * wide, 0.0);
         }
-        simd::softmax(&mut scores[..seen]);
-        let scores = &scores[..seen];
-        for (span, out) in out.chunks_mut(SPAN).enumerate() {
-            let width = out.len();
-            let mut chains = [[0.0f32; SPAN]; CHAINS];
-            let (fours, rest) = scores.as_chunks::<CHAINS>();
-            let value = |p: usize| &values[p * head + span * SPAN..][..width];
-            if width == SPAN {
-                for (four, p) in fours.iter().enumerate() {
-                    for chain in 0..CHAINS {
-                        let v: &[f32; SPAN] = value(four * CHAINS + chain).try_into().expect("a whole span");
-                        for i in 0..SPAN {
-                            chains[chain][i] = multiply_add::<FUSED>(p[chain], v[i], chains[chain][i]);
-                        }
-                    }
-                }
-            } else {
-                for (four, p) in fours.iter().enumerate() {
-                    for chain in 0..CHAINS {
-                        for (sum, v) in chains[chain].iter_mut().zip(value(four * CHAINS + chain)) {
-                            *sum = multiply_add::<FUSED>(p[chain], *v, *sum);
-                        }
-                    }
-                }
+        if wide > 0 {
+            self.run(to, wide);
+        }
+        self.out.chunks_exact(self.head).take(self.n)
+    }
+
+    fn run(&mut self, to: KeysValues<'_>, wide: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{__m256, __m512};
+            #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+            fn avx512(queries: &mut Queries, to: KeysValues<'_>, wide: usize) {
+                // SAFETY: the instructions are those of this function.
+                unsafe { queries.work::<__m512>(to, wide) }
             }
-            for (chain, p) in rest.iter().enumerate() {
-                for (sum, v) in chains[chain].iter_mut().zip(value(fours.len() * CHAINS + chain)) {
-                    *sum = multiply_add::<FUSED>(*p, *v, *sum);
-                }
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2(queries: &mut Queries, to: KeysValues<'_>, wide: usize) {
+                // SAFETY: as above.
+                unsafe { queries.work::<__m256>(to, wide) }
             }
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = (chains[0][i] + chains[1][i]) + (chains[2][i] + chains[3][i]);
+            match simd::width() {
+                // SAFETY: `width` has seen these instructions on this machine.
+                Width::Avx512 => return unsafe { avx512(self, to, wide) },
+                // SAFETY: as above.
+                Width::Avx2 => return unsafe { avx2(self, to, wide) },
+                Width::Base => {}
+            }
+        }
+        // SAFETY: plain lanes need no special instructions.
+        unsafe { self.work::<Plain>(to, wide) }
+    }
+
+    /// # Safety
+    /// The machine has `L`'s instructions; `to` covers `wide` positions of keys, and of values those that are seen.
+    #[inline(always)]
+    unsafe fn work<L: Lanes>(&mut self, to: KeysValues<'_>, wide: usize) {
+        let (head, queries, keys) = (self.head, self.queries.as_ptr(), to.keys.as_ptr());
+        let scores = self.scores.as_mut_ptr();
+        // SAFETY: `scores` has QUERIES rows of `wide`, `queries` QUERIES rows of `head`.
+        unsafe {
+            match self.n {
+                1 => all_scores::<L, 1, 4>(queries, keys, head, wide, scores),
+                2 => all_scores::<L, 2, 2>(queries, keys, head, wide, scores),
+                3 => all_scores::<L, 3, 1>(queries, keys, head, wide, scores),
+                _ => all_scores::<L, 4, 1>(queries, keys, head, wide, scores),
+            }
+        }
+        for (row, seen) in self.scores.chunks_exact_mut(wide).zip(&self.seen[..self.n]) {
+            let (seen, unseen) = row.split_at_mut(*seen);
+            simd::softmax(seen);
+            unseen.fill(0.0);
+        }
+        let (scores, values, out) = (self.scores.as_ptr(), to.values.as_ptr(), self.out.as_mut_ptr());
+        let mut first = 0;
+        while first < self.n {
+            // A query that sees less than its neighbour has zeros there: they change nothing.
+            // SAFETY: rows `first` (and the next) exist in `scores` and `out`; `values` covers what is seen.
+            unsafe {
+                let (scores, out) = (scores.add(first * wide), out.add(first * head));
+                if L::ROWS == 2 && first + 1 < self.n {
+                    let seen = self.seen[first].max(self.seen[first + 1]);
+                    weigh::<L, 2>(scores, wide, seen, values, to.row, head, out);
+                    first += 2;
+                } else {
+                    weigh::<L, 1>(scores, wide, self.seen[first], values, to.row, head, out);
+                    first += 1;
+                }
             }
         }
     }
 }
 
-/// Memory and method of attention in which every row of a sequence sees every other.
-pub(crate) struct Full {
+/// Scores of `Q` queries for all blocks, `B` of them at a time.
+///
+/// # Safety
+/// As [`Queries::work`].
+#[inline(always)]
+unsafe fn all_scores<L: Lanes, const Q: usize, const B: usize>(
+    queries: *const f32,
+    keys: *const f32,
     head: usize,
+    wide: usize,
+    scores: *mut f32,
+) {
+    let blocks = wide / BLOCK;
+    let mut block = 0;
+    // SAFETY: blocks lie within `wide`.
+    unsafe {
+        while block + B <= blocks {
+            some_scores::<L, Q, B>(queries, keys.add(block * BLOCK * head), head, wide, scores.add(block * BLOCK));
+            block += B;
+        }
+        while block < blocks {
+            some_scores::<L, Q, 1>(queries, keys.add(block * BLOCK * head), head, wide, scores.add(block * BLOCK));
+            block += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As [`Queries::work`], for `B` blocks.
+#[inline(always)]
+unsafe fn some_scores<L: Lanes, const Q: usize, const B: usize>(
+    queries: *const f32,
+    keys: *const f32,
+    head: usize,
+    wide: usize,
+    scores: *mut f32,
+) {
+    for at in (0..BLOCK).step_by(2 * L::N) {
+        // SAFETY: within a block of BLOCK positions, `head` rows of them, `Q` queries.
+        unsafe {
+            let mut sums = [[[L::splat(0.0); 2]; B]; Q];
+            for d in 0..head {
+                for b in 0..B {
+                    let keys = keys.add((b * head + d) * BLOCK + at);
+                    let (low, high) = (L::load(keys), L::load(keys.add(L::N)));
+                    for (q, sums) in sums.iter_mut().enumerate() {
+                        let query = L::splat(*queries.add(q * head + d));
+                        sums[b][0] = query.multiply_add(low, sums[b][0]);
+                        sums[b][1] = query.multiply_add(high, sums[b][1]);
+                    }
+                }
+            }
+            for (q, sums) in sums.iter().enumerate() {
+                for (b, sums) in sums.iter().enumerate() {
+                    let scores = scores.add(q * wide + b * BLOCK + at);
+                    sums[0].store(scores);
+                    sums[1].store(scores.add(L::N));
+                }
+            }
+        }
+    }
+}
+
+/// Sums of `seen` values weighted by the scores of `Q` queries.
+///
+/// # Safety
+/// As [`Queries::work`].
+#[inline(always)]
+unsafe fn weigh<L: Lanes, const Q: usize>(
+    scores: *const f32,
+    wide: usize,
+    seen: usize,
+    values: *const f32,
+    row: usize,
+    head: usize,
+    out: *mut f32,
+) {
+    let mut column = 0;
+    // SAFETY: columns lie within `head`, positions within `seen`.
+    unsafe {
+        while column + 2 * L::N <= head {
+            let mut sums = [[[L::splat(0.0); 2]; CHAINS]; Q];
+            let mut p = 0;
+            while p + CHAINS <= seen {
+                for chain in 0..CHAINS {
+                    weigh_one(scores, wide, p + chain, values.add((p + chain) * row + column), &mut sums, chain);
+                }
+                p += CHAINS;
+            }
+            for (chain, p) in (p..seen).enumerate() {
+                weigh_one(scores, wide, p, values.add(p * row + column), &mut sums, chain);
+            }
+            for (q, sums) in sums.iter().enumerate() {
+                for half in 0..2 {
+                    let pairs = (sums[0][half].add(sums[1][half]), sums[2][half].add(sums[3][half]));
+                    pairs.0.add(pairs.1).store(out.add(q * head + column + half * L::N));
+                }
+            }
+            column += 2 * L::N;
+        }
+        for column in column..head {
+            for q in 0..Q {
+                let mut sums = [0.0; CHAINS];
+                for p in 0..seen {
+                    sums[p % CHAINS] += *scores.add(q * wide + p) * *values.add(p * row + column);
+                }
+                *out.add(q * head + column) = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`weigh`].
+#[inline(always)]
+unsafe fn weigh_one<L: Lanes, const Q: usize>(
+    scores: *const f32,
+    wide: usize,
+    p: usize,
+    value: *const f32,
+    sums: &mut [[[L; 2]; CHAINS]; Q],
+    chain: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (low, high) = (L::load(value), L::load(value.add(L::N)));
+        for (q, sums) in sums.iter_mut().enumerate() {
+            let weight = L::splat(*scores.add(q * wide + p));
+            sums[chain][0] = weight.multiply_add(low, sums[chain][0]);
+            sums[chain][1] = weight.multiply_add(high, sums[chain][1]);
+        }
+    }
+}
+
+/// Attention in which every row of a sequence sees every other.
+pub(crate) struct Full {
+    queries: Queries,
     /// `[blocks, head, BLOCK]`.
     keys: Vec<f32>,
-    /// `[QUERIES, longest]`.
-    scores: Vec<f32>,
 }
 
 impl Full {
     pub(crate) fn new(longest: usize, head: usize) -> Self {
-        let longest = longest.next_multiple_of(BLOCK);
-        Self { head, keys: vec![0.0; longest * head], scores: vec![0.0; QUERIES * longest] }
+        Self { queries: Queries::new(head), keys: vec![0.0; longest.next_multiple_of(BLOCK) * head] }
     }
 
     /// One sequence's rows `[queries | keys | values]` → `out[rows, heads · head]`.
     pub(crate) fn attend(&mut self, qkv: &[f32], heads: usize, out: &mut [f32]) {
-        attend_full(qkv, heads, self.head, &mut self.keys, &mut self.scores, out);
-    }
-}
-
-/// Query rows that share a pass over the keys.
-const QUERIES: usize = 4;
-
-vectorised! {
-    fn attend_full(qkv: &[f32], heads: usize, head: usize, keys: &mut [f32], scores: &mut [f32], out: &mut [f32]) -> () {
+        let head = self.queries.head;
         let hidden = heads * head;
         let t = qkv.len() / (3 * hidden);
-        let wide = t.next_multiple_of(BLOCK);
-        let scale = 1.0 / (head as f32).sqrt();
         for h in 0..heads {
             let column = |row: usize, part: usize| &qkv[row * 3 * hidden + part * hidden + h * head..][..head];
             for p in 0..t {
-                let block = &mut keys[p / BLOCK * BLOCK * head..][..BLOCK * head];
-                for (to, key) in block[p % BLOCK..].iter_mut().step_by(BLOCK).zip(column(p, 1)) {
-                    *to = key * scale;
-                }
+                put_key(column(p, 1), p, &mut self.keys);
             }
             for first in (0..t).step_by(QUERIES) {
-                // Rows beyond the last repeat it and are not written.
-                let queries: [&[f32]; QUERIES] = std::array::from_fn(|r| column((first + r).min(t - 1), 0));
-                for (b, keys) in keys[..wide * head].chunks_exact(BLOCK * head).enumerate() {
-                    let mut sums = [[0.0f32; BLOCK]; QUERIES];
-                    for (d, keys) in keys.as_chunks::<BLOCK>().0.iter().enumerate() {
-                        for r in 0..QUERIES {
-                            let q = queries[r][d];
-                            for i in 0..BLOCK {
-                                sums[r][i] = multiply_add::<FUSED>(q, keys[i], sums[r][i]);
-                            }
-                        }
-                    }
-                    for (r, sums) in sums.iter().enumerate() {
-                        scores[r * wide + b * BLOCK..][..BLOCK].copy_from_slice(sums);
-                    }
-                }
-                for r in 0..QUERIES {
-                    simd::softmax(&mut scores[r * wide..][..t]);
-                }
-                for span in (0..head).step_by(SPAN) {
-                    let width = SPAN.min(head - span);
-                    let mut sums = [[0.0f32; SPAN]; QUERIES];
-                    for p in 0..t {
-                        let value = &column(p, 2)[span..span + width];
-                        for r in 0..QUERIES {
-                            let weight = scores[r * wide + p];
-                            if let Ok(value) = <&[f32; SPAN]>::try_from(value) {
-                                for i in 0..SPAN {
-                                    sums[r][i] = multiply_add::<FUSED>(weight, value[i], sums[r][i]);
-                                }
-                            } else {
-                                for (sum, v) in sums[r].iter_mut().zip(value) {
-                                    *sum = multiply_add::<FUSED>(weight, *v, *sum);
-                                }
-                            }
-                        }
-                    }
-                    for (r, sums) in sums.iter().enumerate().take(t - first) {
-                        out[(first + r) * hidden + h * head + span..][..width].copy_from_slice(&sums[..width]);
-                    }
+                let rows = first..(first + QUERIES).min(t);
+                self.queries.clear();
+                rows.clone().for_each(|row| self.queries.push(column(row, 0), t, None));
+                let values = KeysValues { keys: &self.keys, values: &qkv[2 * hidden + h * head..], row: 3 * hidden };
+                for (row, result) in rows.zip(self.queries.attend(values)) {
+                    out[row * hidden + h * head..][..head].copy_from_slice(result);
                 }
             }
         }
     }
 }
 
-vectorised! {
+simd::vectorised! {
     /// Softmax of every row of `scores[rows, wide]`, in place.
     pub(crate) fn softmax_rows(scores: &mut [f32], wide: usize) -> () {
         for row in scores.chunks_exact_mut(wide) {

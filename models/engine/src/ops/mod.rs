@@ -6,6 +6,7 @@
 mod activation;
 mod attention;
 pub(crate) mod kernels;
+mod lanes;
 mod linear;
 mod loss;
 mod norm;

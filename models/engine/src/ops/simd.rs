@@ -35,24 +35,24 @@ pub(crate) fn width() -> Width {
     })
 }
 
-/// Writes a function whose body is compiled once per [`Width`]. The body sees `FUSED`, true where fused multiply-adds are instructions
-/// (elsewhere they would be library calls): see [`multiply_add`].
+/// Writes a function whose body is compiled once per [`Width`]. The body must not use fused multiply-adds (at the base width they would be
+/// library calls), so that every width computes the same bits.
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
         $(#[$meta])*
         $vis fn $name($($arg: $type),*) $(-> $out)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body<const FUSED: bool>($($arg: $type),*) $(-> $out)? $body
+            fn body($($arg: $type),*) $(-> $out)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
                 fn avx512($($arg: $type),*) $(-> $out)? {
-                    body::<true>($($arg),*)
+                    body($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $type),*) $(-> $out)? {
-                    body::<true>($($arg),*)
+                    body($($arg),*)
                 }
                 match $crate::ops::simd::width() {
                     // SAFETY: `width` has seen these instructions on this machine.
@@ -62,17 +62,11 @@ macro_rules! vectorised {
                     $crate::ops::simd::Width::Base => {}
                 }
             }
-            body::<false>($($arg),*)
+            body($($arg),*)
         }
     };
 }
 pub(crate) use vectorised;
-
-/// `a · b + c`, in one instruction where there is one.
-#[inline(always)]
-pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
-}
 
 /// `e^x` to about 1e-7 relative for −87 ≤ x ≤ 88, clamped beyond; loops over it vectorise.
 #[inline(always)]
@@ -95,7 +89,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * f + 1.0;
     // SAFETY: `r` lies within ±128 after the clamp, far inside i32.
     let exponent = unsafe { r.to_int_unchecked::<i32>() };
-    f32::from_bits(((exponent + 127) << 23) as u32) * p
+    f32::from_bits((exponent.wrapping_add(127) << 23).cast_unsigned()) * p
 }
 
 /// The error function to 5e-7 absolute.

@@ -32,7 +32,9 @@ pub fn demo_tokenizer<'a>(
     let fixed = fixed_entries();
     if vocabulary_max < fixed.len() + LEARNED_MIN {
         let needed = fixed.len() + LEARNED_MIN;
-        return Err(TokenizerError::Format(format!("a vocabulary of {vocabulary_max} entries, where at least {needed} are needed")));
+        return Err(TokenizerError::Format(format!(
+            "a vocabulary of {vocabulary_max} entries, where at least {needed} are needed"
+        )));
     }
     let failed = |e: tokenizers::Error| TokenizerError::Format(e.to_string());
     let mut trainer = BpeTrainer::builder()

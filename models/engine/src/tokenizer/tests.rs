@@ -76,12 +76,13 @@ fn a_vocabulary_without_room_and_a_broken_file_are_refused() {
     assert!(matches!(demo().encode(&"a".repeat(TEXT_MAX_BYTES + 1)), Err(TokenizerError::TooLong { .. })));
 }
 
-/// A byte-level BPE like Llama 3's, with a handful of merges.
-fn byte_level() -> Tokenizer {
+/// A byte-level BPE like Llama 3's, with a handful of merges, some of which reach over the borders of a JSON document's texts.
+pub(crate) fn byte_level() -> Tokenizer {
     let mut characters: Vec<char> = byte_level_alphabet().into_keys().collect();
     characters.sort_unstable();
     let mut entries: Vec<String> = characters.into_iter().map(String::from).collect();
-    let merges = ["Ġ o", "Ġo a", "Ġoa t", "Ġ m", "Ġm i", "Ġmi l", "Ġmil k"];
+    let merges =
+        ["Ġ o", "Ġo a", "Ġoa t", "Ġ m", "Ġm i", "Ġmi l", "Ġmil k", "\" :", "\": \"", "\" ,", "\", \"", "{ \"", "] }", "a t"];
     entries.extend(merges.iter().map(|merge| merge.replace(' ', "")));
     let vocab: serde_json::Map<_, _> = entries.into_iter().enumerate().map(|(i, entry)| (entry, i.into())).collect();
     let end = vocab.len();
@@ -133,7 +134,9 @@ fn encoders_read_framed_texts_without_the_file_s_padding() {
 
 #[test]
 fn the_longer_text_of_a_pair_is_cut_first() {
-    for (a, b, room, kept) in [(3, 4, 7, (3, 4)), (2, 9, 8, (2, 6)), (9, 2, 8, (6, 2)), (9, 9, 8, (4, 4)), (9, 9, 7, (3, 4)), (1, 1, 0, (0, 0))] {
+    for (a, b, room, kept) in
+        [(3, 4, 7, (3, 4)), (2, 9, 8, (2, 6)), (9, 2, 8, (6, 2)), (9, 9, 8, (4, 4)), (9, 9, 7, (3, 4)), (1, 1, 0, (0, 0))]
+    {
         assert_eq!(shares(a, b, room), kept, "{a} and {b} in {room}");
     }
 }

@@ -155,7 +155,7 @@ impl Source {
 
     /// Reports progress every now and then.
     pub(crate) fn report(&self, progress: &mut dyn FnMut(&Progress)) {
-        if self.rows % REPORT_ROWS == 0 {
+        if self.rows.is_multiple_of(REPORT_ROWS) {
             progress(&self.progress());
         }
     }

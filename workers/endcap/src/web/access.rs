@@ -36,16 +36,21 @@ impl Access {
             Some(token) => match given(headers) {
                 Some(text) if same(text, token) => Ok(()),
                 Some(_) => Err(ApiError::new(StatusCode::UNAUTHORIZED, "the token is not the right one")),
-                None => Err(ApiError::new(StatusCode::UNAUTHORIZED, "a token is needed: `Authorization: Bearer …`, or `/?token=…` in a browser")),
+                None => Err(ApiError::new(
+                    StatusCode::UNAUTHORIZED,
+                    "a token is needed: `Authorization: Bearer …`, or `/?token=…` in a browser",
+                )),
             },
             None if text(headers, header::HOST).is_some_and(is_loopback) => Ok(()),
-            None => Err(ApiError::new(StatusCode::FORBIDDEN, "only loopback names are served without a token: start with --token")),
+            None => {
+                Err(ApiError::new(StatusCode::FORBIDDEN, "only loopback names are served without a token: start with --token"))
+            }
         }
     }
 }
 
 /// Lets through what may pass, and gives every answer its headers.
-pub async fn guard(State(access): State<Access>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(access): State<Access>, request: Request, next: Next) -> Response {
     let mut response = match enter(&access, &request) {
         Some(response) => response,
         None => match access.admits(request.headers()).and_then(|()| same_site(&request)) {

@@ -26,7 +26,7 @@ const FILES: [(&str, &str, &str); 9] = [
 ];
 
 /// Routes to every file.
-pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
+pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     FILES.into_iter().fold(Router::new(), |router, (path, kind, text)| router.route(path, file(kind, text)))
 }
 

@@ -9,19 +9,19 @@ use serde_json::json;
 
 /// A failed request: a status and one sentence for the caller.
 #[derive(Debug)]
-pub struct ApiError {
+pub(super) struct ApiError {
     status: StatusCode,
     message: String,
 }
 
 impl ApiError {
     /// An error for the caller.
-    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
     }
 
     /// Nothing there.
-    pub fn absent(what: &str) -> Self {
+    pub(super) fn absent(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, what)
     }
 }

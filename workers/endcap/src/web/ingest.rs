@@ -10,9 +10,9 @@ use serde_json::value::RawValue;
 use super::error::ApiError;
 
 /// Most bytes of one body.
-pub const BODY_MAX_BYTES: usize = 1 << 20;
+pub(super) const BODY_MAX_BYTES: usize = 1 << 20;
 /// Most events of one body.
-pub const EVENTS_MAX: usize = 5_000;
+pub(super) const EVENTS_MAX: usize = 5_000;
 
 /// One event of a body.
 #[derive(Debug, PartialEq)]
@@ -34,11 +34,14 @@ pub enum Received {
 ///
 /// # Errors
 /// `415` for any other type.
-pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+pub(super) fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match kind.split(';').next().unwrap_or_default().trim() {
         "application/json" | "application/x-ndjson" | "application/jsonl" => Ok(()),
-        _ => Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json` or `application/x-ndjson`")),
+        _ => Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "send `content-type: application/json` or `application/x-ndjson`",
+        )),
     }
 }
 
@@ -46,9 +49,9 @@ pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
 ///
 /// # Errors
 /// `400` when the body is not JSON, is empty or has too many events.
-pub fn read(body: &[u8]) -> Result<Vec<Received>, ApiError> {
-    let text = std::str::from_utf8(body)
-        .map_err(|error| bad(format!("the body is not UTF-8 at byte {}", error.valid_up_to())))?;
+pub(super) fn read(body: &[u8]) -> Result<Vec<Received>, ApiError> {
+    let text =
+        std::str::from_utf8(body).map_err(|error| bad(format!("the body is not UTF-8 at byte {}", error.valid_up_to())))?;
     let mut events: Vec<&RawValue> = Vec::new();
     if text.trim_start().starts_with('[') {
         events = serde_json::from_str(text).map_err(|error| bad(format!("the body is not JSON: {error}")))?;
@@ -117,7 +120,8 @@ mod tests {
         let no_lines = r#"{"id":"e2","user":"u","at_ms":1,"kind":"purchase"}"#;
         let unknown = r#"{"id":"e3","user":"u","at_ms":1,"kind":"dance"}"#;
         let extra = r#"{"id":"e4","user":"u","at_ms":1,"kind":"erase","colour":"red"}"#;
-        let expected = [Ok("e1"), Err("needs `lines`"), Err("unknown variant"), Err("unknown field `colour`"), Err("not a shopper event")];
+        let expected =
+            [Ok("e1"), Err("needs `lines`"), Err("unknown variant"), Err("unknown field `colour`"), Err("not a shopper event")];
         check(&format!("[{GOOD},{no_lines},{unknown},{extra},7]"), &expected);
     }
 

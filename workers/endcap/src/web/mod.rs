@@ -31,10 +31,7 @@ pub(crate) struct Web {
 
 impl Web {
     /// Does `work`, which may block, on a thread for that.
-    async fn ask<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Desk) -> Result<T> + Send + 'static,
-    ) -> Result<T, error::ApiError> {
+    async fn ask<T: Send + 'static>(&self, work: impl FnOnce(&Desk) -> Result<T> + Send + 'static) -> Result<T, error::ApiError> {
         let _turn = self.turns.clone().acquire_owned().await.context("the server is ending")?;
         let desk = self.desk.clone();
         Ok(tokio::task::spawn_blocking(move || work(&desk)).await.context("a request broke off")??)

@@ -81,7 +81,10 @@ async fn journey(State(web): State<Web>, Path(user): Path<String>) -> Result<Jso
 
 async fn explain(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<Story>, ApiError> {
     let user = user_of(&user)?;
-    web.ask(move |desk| desk.explain(&user)).await?.map(Json).ok_or_else(|| ApiError::absent("nothing is known of this shopper yet"))
+    web.ask(move |desk| desk.explain(&user))
+        .await?
+        .map(Json)
+        .ok_or_else(|| ApiError::absent("nothing is known of this shopper yet"))
 }
 
 /// Answers when the events are durable. `200` also where some were rejected: each event has its own result.

@@ -12,7 +12,10 @@ use crate::{
         cache::{LayerStore, Store},
     },
     layer::{pack, values},
-    ops::{self, PackedMatrix, kernels},
+    ops::{
+        self, PackedMatrix,
+        kernels::{self, KeysValues, QUERIES, Queries},
+    },
 };
 
 /// A decoder's weights as the CPU kernels read them.
@@ -81,12 +84,13 @@ impl Decoder {
         let mut x = self.embed(inputs)?;
         let mut tapped = None;
         let mut buffers = Buffers::default();
+        let mut queries = Queries::new(c.head);
         for layer in 0..=c.layers {
             if let Some((_, rows)) = want.tap.filter(|(tap, _)| *tap == layer) {
                 tapped = Some(tensor_of(&x, rows, h)?);
             }
             let Some(weights) = packed.layers.get(layer) else { break };
-            self.layer_cpu(weights, layer, caches, &mut work, &mut x, &mut buffers)?;
+            self.layer_cpu(weights, layer, caches, &mut work, &mut x, &mut buffers, &mut queries)?;
         }
         let wanted: Vec<f32> = want.rows.iter().flat_map(|row| &x[row * h..(row + 1) * h]).copied().collect();
         let mut hidden = vec![0.0; wanted.len()];
@@ -111,6 +115,7 @@ impl Decoder {
         work: &mut [Work],
         x: &mut [f32],
         buffers: &mut Buffers,
+        queries: &mut Queries,
     ) -> Result<()> {
         let c = &self.config;
         let rows = x.len() / c.hidden;
@@ -124,7 +129,7 @@ impl Decoder {
                 return Err(EngineError::model("a cache of another device was given to the cpu"));
             };
             self.append(&mut store[layer], part, qkv);
-            self.attend_cpu(&store[layer], part, qkv, attended, &mut buffers.scores);
+            self.attend_cpu(&store[layer], part, qkv, attended, queries);
         }
         weights.out.rows_added(attended, x);
         kernels::rms_rows(x, &weights.mlp_norm, c.eps as f32, normed);
@@ -146,24 +151,33 @@ impl Decoder {
                 let at = part.first + i;
                 let (key, value) = (&row[(c.heads + kv) * c.head..], &row[(c.heads + c.kv_heads + kv) * c.head..]);
                 let keys = &mut store.keys[kv * capacity * c.head..(kv + 1) * capacity * c.head];
-                kernels::put_key(&self.rope, &key[..c.head], at, keys);
+                kernels::put_turned_key(&self.rope, &key[..c.head], at, keys);
                 store.values[(kv * capacity + at) * c.head..][..c.head].copy_from_slice(&value[..c.head]);
             }
         }
     }
 
-    fn attend_cpu(&self, store: &LayerStore, part: &Work, qkv: &[f32], out: &mut [f32], scores: &mut Vec<f32>) {
+    /// Attention of one sequence's new rows over its cache; rows, and heads that share keys, go together.
+    fn attend_cpu(&self, store: &LayerStore, part: &Work, qkv: &[f32], out: &mut [f32], queries: &mut Queries) {
         let c = &self.config;
         let size = store.values.len() / c.kv_heads;
         let group = c.heads / c.kv_heads;
         let wide = c.heads * c.head;
         for kv in 0..c.kv_heads {
-            let (keys, values) = (&store.keys[kv * size..(kv + 1) * size], &store.values[kv * size..(kv + 1) * size]);
-            for (i, row) in part.rows.clone().enumerate() {
-                for h in kv * group..(kv + 1) * group {
-                    let query = &qkv[row * c.qkv_columns() + h * c.head..][..c.head];
-                    let out = &mut out[row * wide + h * c.head..][..c.head];
-                    kernels::attend_row(&self.rope, query, part.first + i, keys, values, scores, out);
+            let range = kv * size..(kv + 1) * size;
+            let seen = KeysValues { keys: &store.keys[range.clone()], values: &store.values[range], row: c.head };
+            let all = part.rows.len() * group;
+            for first in (0..all).step_by(QUERIES) {
+                // A row of this part and a head of this group.
+                let places = (first..(first + QUERIES).min(all)).map(|i| (i / group, kv * group + i % group));
+                queries.clear();
+                for (row, h) in places.clone() {
+                    let query = &qkv[(part.rows.start + row) * c.qkv_columns() + h * c.head..][..c.head];
+                    let position = part.first + row;
+                    queries.push(query, position + 1, Some((&self.rope, position)));
+                }
+                for ((row, h), result) in places.zip(queries.attend(seen)) {
+                    out[(part.rows.start + row) * wide + h * c.head..][..c.head].copy_from_slice(result);
                 }
             }
         }
@@ -177,7 +191,6 @@ struct Buffers {
     wide: Vec<f32>,
     attended: Vec<f32>,
     inner: Vec<f32>,
-    scores: Vec<f32>,
 }
 
 fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {

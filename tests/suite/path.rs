@@ -1,0 +1,97 @@
+//! The whole path over twins of the models: everything but weights is real.
+
+use std::{
+    collections::BTreeMap,
+    path::Path as Dir,
+    sync::{Arc, mpsc::channel},
+    time::Duration,
+};
+
+use endcap::{
+    desk,
+    feed::{self, FeedState, Pace, Simulated},
+    monitor::Monitor,
+    path::{Ground, Path, PathConfig},
+    report::{self, Report},
+};
+use endcap_market::{DEMO_SEED, Market};
+use endcap_retrieval::{IndexOptions, MarketDir, build_index, write_demo};
+use endcap_runtime::{Clock, Clocks, Embedded, EmbeddedConfig, Shutdown, SystemClock};
+use endcap_schemas::Page;
+use endcap_tests::twins;
+
+const SHOPPERS: u32 = 12;
+
+/// A demo market with an index by the twin encoder.
+fn market(dir: &Dir) -> endcap_retrieval::Market {
+    let market = Market::generate(DEMO_SEED);
+    let out = MarketDir::create(dir).unwrap();
+    write_demo(&out, &market.products, &market.categories, &market.terms).unwrap();
+    let encoder = twins::fleet().unwrap().encoder;
+    let mut embed = |texts: &[String]| Ok(texts.iter().map(|text| twins::embed(text)).collect());
+    build_index(&out, encoder.version(), &mut embed, &IndexOptions::default(), &mut |_| {}).unwrap();
+    endcap_retrieval::Market::over(out).unwrap()
+}
+
+/// Runs the path on `data` until the simulation's first `events` events are worked off, or (with `cut`) only until it is under way.
+fn run(market: &endcap_retrieval::Market, data: &Dir, events: u64, cut: bool) -> (Embedded, Report) {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let file = Embedded::open(data, EmbeddedConfig::default(), clock.clone()).unwrap();
+    let shutdown = Shutdown::new();
+    let ground =
+        Ground { file: file.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };
+    let (ended, heard) = channel();
+    let path = Path::start(twins::fleet().unwrap(), PathConfig::default(), &ground, &ended).unwrap();
+    let pace = Pace { rate: None, events: Some(events) };
+    let demo = Arc::new(Market::generate(DEMO_SEED));
+    let mut source = Simulated::new(demo, 5, SHOPPERS, pace, &file.producer(), clock.as_ref()).unwrap();
+    feed::feed(&mut source, &file.producer(), pace, clock.as_ref(), &FeedState::default(), &shutdown).unwrap();
+    let mut monitor = Monitor::new(file.clone(), path.stages.clone()).unwrap();
+    loop {
+        let figures = monitor.read(clock.monotonic(), None).unwrap();
+        let under_way = figures.stages[2].received > 0;
+        if figures.stages.iter().all(|stage| stage.waiting == 0) || (cut && under_way) {
+            break;
+        }
+        assert!(heard.recv_timeout(Duration::from_millis(20)).is_err(), "no stage ends by itself");
+    }
+    shutdown.trigger();
+    path.join();
+    let report = report::make(&file, market).unwrap();
+    (file, report)
+}
+
+fn pages(file: &Embedded) -> BTreeMap<String, Page> {
+    let stored = file.pages_after(None, 1_000).unwrap();
+    stored.into_iter().map(|(user, row)| (user.to_string(), desk::decode(&row.page.unwrap()).unwrap().page)).collect()
+}
+
+#[test]
+fn events_become_pages_and_a_run_that_was_cut_ends_in_the_same_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let market = market(&dir.path().join("market"));
+    let (whole, report) = run(&market, &dir.path().join("whole"), 60, false);
+    check(&report);
+
+    run(&market, &dir.path().join("cut"), 25, true);
+    run(&market, &dir.path().join("cut"), 60, true);
+    let (cut, again) = run(&market, &dir.path().join("cut"), 60, false);
+    assert_eq!(again.events_accepted, 60, "no event is lost or repeated");
+    assert_eq!(pages(&whole), pages(&cut));
+}
+
+fn check(report: &Report) {
+    assert_eq!(report.events_accepted, 60);
+    assert_eq!(report.shoppers_changed, u64::from(SHOPPERS));
+    assert_eq!(report.shoppers_with_page, u64::from(SHOPPERS));
+    assert_eq!((report.keywords_outside_candidates, report.dietary_contradictions), (0, 0));
+    assert!(report.pages_published >= u64::from(SHOPPERS) && report.placements_published >= 5 * report.pages_published);
+    assert_eq!(report.freshness_seconds.count as u64, report.pages_published);
+    assert!(report.dead_letters.is_empty() && !report.log_trimmed);
+    let json = serde_json::to_value(report).unwrap();
+    for (stage, counts) in json["stages"].as_object().unwrap() {
+        let dropped: u64 = counts["dropped"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+        let settled = counts["passed"].as_u64().unwrap() + dropped + counts["dead_lettered"].as_u64().unwrap();
+        assert_eq!(counts["in"].as_u64().unwrap(), settled, "{stage}");
+    }
+}

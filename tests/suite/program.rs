@@ -1,0 +1,231 @@
+//! The program from outside: what it takes, refuses, keeps and tells. Its models are tiny and random here, so pages are the merchandiser's.
+
+use std::{fs, path::Path};
+
+use endcap_engine::fixture;
+use endcap_tests::{Endcap, Run};
+use serde_json::{Value, json};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_endcap-under-test");
+
+/// A place with models for the program.
+struct Place {
+    dir: tempfile::TempDir,
+    models: String,
+}
+
+fn place() -> Place {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let models = dir.path().join("models");
+    fixture::write_decoder(&models.join("decoder"), 1).expect("a decoder");
+    fixture::write_encoder(&models.join("encoder"), 2).expect("an encoder");
+    fixture::write_cross_encoder(&models.join("cross-encoder"), 3).expect("a cross-encoder");
+    Place { models: models.display().to_string(), dir }
+}
+
+impl Place {
+    fn program(&self) -> Run {
+        Run::new(PROGRAM, &self.dir.path().join("data"))
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.dir.path().join(name);
+        fs::write(&path, text).expect("a file");
+        path.display().to_string()
+    }
+}
+
+fn purchase(id: &str, user: &str, product: &str) -> Value {
+    json!({ "id": id, "user": user, "at_ms": 1_750_000_000_000_i64, "kind": "purchase", "lines": [{ "product": product }] })
+}
+
+/// What stands in the dead letters once `count` of them are there.
+fn dead_letters(up: &Endcap, count: usize) -> Vec<Value> {
+    up.wait_for(&format!("/v1/dead-letters?limit={}", count * 2), |answer| {
+        let letters = answer["letters"].as_array()?;
+        (letters.len() >= count).then(|| letters.clone())
+    })
+    .expect("dead letters")
+}
+
+#[test]
+fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
+    let place = place();
+    let up = place.program().up(&["--models", &place.models, "--shoppers", "0", "--debounce", "0s"]).expect("a running endcap");
+    let hostile = "<img src=x onerror=alert(1)> '; DROP TABLE pages; --";
+    let body = json!([
+        purchase("good", "ada", "d00001"),
+        purchase("unknown", "ada", "no-such-product"),
+        { "id": "future", "user": "ada", "at_ms": 4_000_000_000_000_i64, "kind": "purchase", "lines": [{ "product": "d00001" }] },
+        { "id": "absurd", "user": "ada", "at_ms": 1, "kind": "purchase", "lines": [{ "product": "d00001", "quantity": 2_000_000_000 }] },
+        { "id": "shape", "user": 7, "at_ms": "yesterday" },
+        { "id": "hostile", "user": hostile, "at_ms": 1_750_000_000_000_i64, "kind": "preference", "preference": { "dislikes": [hostile] } },
+    ]);
+    let (status, answer) = up.post("/v1/events", &body.to_string()).unwrap();
+    let statuses: Vec<&str> =
+        answer["results"].as_array().unwrap().iter().map(|result| result["status"].as_str().unwrap()).collect();
+    assert_eq!((status, statuses), (200, vec!["accepted", "accepted", "accepted", "rejected", "rejected", "accepted"]));
+
+    let letters = dead_letters(&up, 4);
+    let mut reasons: Vec<&str> = letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
+    reasons.sort_unstable();
+    assert_eq!(reasons, ["future", "malformed", "malformed", "unknown_product"]);
+    assert!(letters.iter().all(|letter| !letter["message"].as_str().unwrap().is_empty()), "{letters:?}");
+
+    let page = up.wait_for("/v1/pages/ada", |page| page["placements"].as_array().map(|_| page.clone())).expect("a page");
+    assert!(page["placements"].as_array().unwrap().len() >= 5, "{page}");
+    let path = hostile.replace(' ', "%20").replace('<', "%3C").replace('>', "%3E").replace(';', "%3B");
+    up.wait_for(&format!("/v1/pages/{path}"), |page| page["persona"].as_str().map(|_| ())).expect("a page for a hostile name");
+
+    let metrics = up.text("/metrics").unwrap().1;
+    for name in ["endcap_stage_records_total", "endcap_dead_letters_total", "endcap_page_freshness_seconds", "endcap_stage_seconds_total"] {
+        assert!(metrics.contains(name), "{name} is not in {metrics}");
+    }
+
+    let (status, answer) = up.post("/v1/events", "{\"id\": ").unwrap();
+    assert_eq!(status, 400);
+    assert!(answer["error"].as_str().unwrap().contains("line 1 column"), "{answer}");
+    let (status, _) = up.post("/v1/events", &"x".repeat(2 << 20)).unwrap();
+    assert_eq!(status, 413);
+    up.kill().unwrap();
+    check_offline(&place);
+}
+
+/// What the data directory tells when the program has ended.
+fn check_offline(place: &Place) {
+    let program = place.program();
+    let listed = program.succeed(&["dlq", "ls"], &["--json"]).unwrap();
+    assert_eq!(listed.lines().count(), 4);
+    let first: Value = serde_json::from_str(listed.lines().last().unwrap()).unwrap();
+    let shown = program.succeed(&["dlq", "show", &first["id"].to_string()], &[]).unwrap();
+    assert!(shown.contains("headers"), "{shown}");
+    let story = program.succeed(&["explain", "ada"], &[]).unwrap();
+    for stage in ["context", "themes", "keywords", "dedup", "aiqa", "page"] {
+        assert!(story.contains(&format!("── {stage} ──")), "{story}");
+    }
+    let story: Value = serde_json::from_str(&program.succeed(&["explain", "ada"], &["--json"]).unwrap()).unwrap();
+    assert_eq!(story["stages"].as_array().unwrap().len(), 5);
+    let output = program.output(&["explain", "nobody"], &[]).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_bounded_run_ends_by_itself_with_a_report_and_starts_again_where_it_was() {
+    let place = place();
+    let report = place.dir.path().join("report.json");
+    let target = report.display().to_string();
+    for events in [10, 24, 24] {
+        let events = events.to_string();
+        let args =
+            ["--models", &place.models, "--shoppers", "6", "--events", &events, "--exit-when-drained", "--report", &target];
+        place.program().up(&args).unwrap().wait().unwrap();
+        let report: Value = serde_json::from_str(&fs::read_to_string(&report).unwrap()).unwrap();
+        assert_eq!(report["events_accepted"].to_string(), events);
+        check_report(&report);
+    }
+}
+
+fn check_report(report: &Value) {
+    for field in
+        ["shoppers_changed", "shoppers_with_page", "pages_published", "placements_published", "fallback_share", "seconds"]
+    {
+        assert!(report[field].as_f64().unwrap() > 0.0, "{field}: {report}");
+    }
+    for field in ["keywords_outside_candidates", "dietary_contradictions"] {
+        assert_eq!(report[field], 0, "{field}: {report}");
+    }
+    for field in
+        ["themes_rejected", "placements_pruned", "dead_letters", "freshness_seconds", "tokens", "candidates", "cache", "models"]
+    {
+        assert!(report[field].is_object(), "{field}: {report}");
+    }
+    assert!(report["peak_memory_bytes"].as_u64().unwrap() > 1_000_000);
+}
+
+#[test]
+fn the_page_and_its_interface_are_guarded() {
+    let place = place();
+    let program = place.program();
+    let args = ["--models", &place.models, "--shoppers", "0", "--token", "correct-horse-battery"];
+    let up = program.up(&args).unwrap();
+    for path in ["/", "/app.js", "/v1/shoppers", "/v1/pipeline", "/metrics", "/health/live"] {
+        assert_eq!(up.text(path).unwrap().0, 401, "{path}");
+    }
+    let second = program.output(&["up"], &["--models", &place.models, "--bind", "127.0.0.1:0"]).unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another `endcap up` uses the data directory"), "{second:?}");
+    up.kill().unwrap();
+
+    let up = program.up(&["--models", &place.models, "--shoppers", "0"]).unwrap();
+    for (path, part) in
+        [("/", "<!doctype html>"), ("/app.js", "startPicker"), ("/metrics", "endcap_build_info{version="), ("/health/live", "\"ok\":true")]
+    {
+        let (status, text) = up.text(path).unwrap();
+        assert!(status == 200 && text.contains(part), "{path}: {status} {text}");
+    }
+    assert_eq!(up.get("/v1/pages/nobody").unwrap().0, 404);
+    assert_eq!(up.get("/nothing").unwrap().0, 404);
+    let (_, control) = up.get("/v1/control/anybody").unwrap();
+    assert_eq!(control["placements"].as_array().unwrap().len(), 8, "{control}");
+}
+
+#[test]
+fn wrong_usage_and_wrong_files_are_one_clear_error() {
+    let place = place();
+    let program = place.program();
+    let config = place.file("endcap.toml", "colour = \"red\"\nrate = -1\n[aiqa]\nbeauty = 9\n");
+    let broken = Path::new(&place.models).join("decoder").join("model.safetensors");
+    for (subcommand, args, code, parts) in [
+        (vec!["up"], vec!["--bind", "0.0.0.0:0"], 2, vec!["`token` is needed"]),
+        (vec!["up"], vec!["--config", &config], 2, vec!["unknown key `colour`", "`rate` must be", "unknown field `beauty`"]),
+        (vec!["up"], vec!["--exit-when-drained"], 1, vec!["--events"]),
+        (vec!["up"], vec!["--models", "/nowhere"], 1, vec!["/nowhere"]),
+        (
+            vec!["up"],
+            vec!["--market", "/nowhere", "--models", &place.models, "--bind", "127.0.0.1:0"],
+            1,
+            vec!["no market in /nowhere"],
+        ),
+        (vec!["dlq", "ls"], vec![], 1, vec!["holds no log"]),
+        (vec!["frobnicate"], vec![], 2, vec!["unrecognized subcommand"]),
+    ] {
+        let output = program.output(&subcommand, &args).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{subcommand:?} {args:?}: {said}");
+        assert!(parts.iter().all(|part| said.contains(part)), "{subcommand:?} {args:?}: {said}");
+    }
+    let whole = fs::read(&broken).unwrap();
+    fs::write(&broken, &whole[..whole.len() / 2]).unwrap();
+    let output = program.output(&["up"], &["--models", &place.models, "--bind", "127.0.0.1:0"]).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("model.safetensors"), "{said}");
+}
+
+#[test]
+fn products_that_are_imported_and_withdrawn_are_followed_without_a_restart() {
+    let place = place();
+    let market = place.dir.path().join("market").display().to_string();
+    let product = |id: &str, name: &str| {
+        json!({ "id": id, "name": name, "brand": "", "size": "", "price_cents": 100, "category_path": ["pantry", "tea"], "violates": [],
+                "age_restricted": false, "popularity": 0.5, "in_stock": true })
+        .to_string()
+    };
+    let import = |what: &str, file: &str| {
+        let args = ["import", what, file, "--format", "endcap-json", "--market", &market, "--models", &place.models];
+        Run::new(PROGRAM, place.dir.path()).plain(&args).unwrap()
+    };
+    let first = place.file("first.jsonl", &format!("{}\nnot json\n{}\n", product("p1", "green tea"), product("p2", "black tea")));
+    let output = import("catalog", &first);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("2 rows taken, 1 rejected") && said.contains("rejects-first"), "{output:?}");
+
+    let up = place.program().up(&["--models", &place.models, "--market", &market, "--shoppers", "0"]).unwrap();
+    let post = |id: &str, product: &str| up.post("/v1/events", &purchase(id, "ada", product).to_string()).unwrap();
+    post("e1", "p3");
+    assert_eq!(dead_letters(&up, 1)[0]["reason"], "unknown_product");
+    let second = place.file("second.jsonl", &format!("{}\n", product("p3", "white tea")));
+    assert!(import("catalog", &second).status.success());
+    post("e2", "p3");
+    let changed = |answer: &Value| answer["stages"].as_array()?.iter().find(|stage| stage["stage"] == "context").map(|_| ());
+    up.wait_for("/v1/journey/ada", changed).expect("an event on a product that came later");
+}
