@@ -69,6 +69,7 @@ const TITLES: &str = "[...document.querySelectorAll('#personal .placement')].map
                       [...row.querySelectorAll('.card')].map((card) => card.dataset.product)).join('\\n')";
 
 fn check_control(browser: &Browser) {
+    browser.value("scrollTo({ top: 0, behavior: 'instant' })").unwrap(); // the click before was at the page's end
     browser.click(".segmented label:nth-child(2)").unwrap();
     browser.wait_for("document.querySelectorAll('#control .placement').length >= 5").unwrap();
     assert_eq!(browser.value("document.querySelector('#personal').hidden").unwrap(), false);

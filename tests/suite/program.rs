@@ -1,8 +1,11 @@
 //! The program from outside: what it takes, refuses, keeps and tells. Its models are tiny and random here, so pages are the merchandiser's.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
+use endcap::desk;
 use endcap_engine::fixture;
+use endcap_runtime::{Embedded, EmbeddedConfig, SystemClock};
+use endcap_schemas::Page;
 use endcap_tests::{Endcap, Run};
 use serde_json::{Value, json};
 
@@ -78,7 +81,9 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
     up.wait_for(&format!("/v1/pages/{path}"), |page| page["persona"].as_str().map(|_| ())).expect("a page for a hostile name");
 
     let metrics = up.text("/metrics").unwrap().1;
-    for name in ["endcap_stage_records_total", "endcap_dead_letters_total", "endcap_page_freshness_seconds", "endcap_stage_seconds_total"] {
+    for name in
+        ["endcap_stage_records_total", "endcap_dead_letters_total", "endcap_page_freshness_seconds", "endcap_stage_seconds_total"]
+    {
         assert!(metrics.contains(name), "{name} is not in {metrics}");
     }
 
@@ -157,9 +162,12 @@ fn the_page_and_its_interface_are_guarded() {
     up.kill().unwrap();
 
     let up = program.up(&["--models", &place.models, "--shoppers", "0"]).unwrap();
-    for (path, part) in
-        [("/", "<!doctype html>"), ("/app.js", "startPicker"), ("/metrics", "endcap_build_info{version="), ("/health/live", "\"ok\":true")]
-    {
+    for (path, part) in [
+        ("/", "<!doctype html>"),
+        ("/app.js", "startPicker"),
+        ("/metrics", "endcap_build_info{version="),
+        ("/health/live", "\"ok\":true"),
+    ] {
         let (status, text) = up.text(path).unwrap();
         assert!(status == 200 && text.contains(part), "{path}: {status} {text}");
     }
@@ -228,4 +236,75 @@ fn products_that_are_imported_and_withdrawn_are_followed_without_a_restart() {
     post("e2", "p3");
     let changed = |answer: &Value| answer["stages"].as_array()?.iter().find(|stage| stage["stage"] == "context").map(|_| ());
     up.wait_for("/v1/journey/ada", changed).expect("an event on a product that came later");
+}
+
+/// Events of a run that is killed over and over.
+const EVENTS: &str = "48";
+
+#[test]
+fn a_run_that_is_killed_over_and_over_ends_in_the_pages_of_an_undisturbed_one() {
+    check_kills(4);
+}
+
+/// The long form: about a minute.
+#[test]
+#[ignore = "takes minutes; `cargo test -p endcap-tests --test suite -- --ignored` runs it"]
+fn a_run_that_is_killed_twenty_times_ends_in_the_pages_of_an_undisturbed_one() {
+    check_kills(20);
+}
+
+/// Kills a run when it has done so many more pieces of work, `kills` times, then lets it end.
+fn check_kills(kills: u64) {
+    let place = place();
+    let (whole, cut) = (place.dir.path().join("whole"), place.dir.path().join("cut"));
+    let report = place.dir.path().join("report.json");
+    let target = report.display().to_string();
+    let base = ["--models", &place.models, "--shoppers", "9", "--events", EVENTS];
+    let to_the_end = [&base[..], &["--exit-when-drained", "--report", &target]].concat();
+    Run::new(PROGRAM, &whole).up(&to_the_end).unwrap().wait().unwrap();
+
+    copy_market(&whole, &cut);
+    for kill in 0..kills {
+        let up = Run::new(PROGRAM, &cut).up(&base).unwrap();
+        // An uneven step, so that the kills fall on different stages and moments.
+        let wanted = work_of(&up.get("/v1/pipeline").unwrap().1) + 1 + kill * 7 % 11;
+        let all = EVENTS.parse::<u64>().unwrap();
+        let reached = |figures: &Value| {
+            let drained = figures["accepted"] == all && waiting_of(figures) == 0;
+            (work_of(figures) >= wanted || drained).then_some(())
+        };
+        up.wait_for("/v1/pipeline", reached).unwrap();
+        up.kill().unwrap();
+    }
+    Run::new(PROGRAM, &cut).up(&to_the_end).unwrap().wait().unwrap();
+    let report: Value = serde_json::from_str(&fs::read_to_string(&report).unwrap()).unwrap();
+    assert_eq!(report["events_accepted"].to_string(), EVENTS);
+    assert_eq!(report["stages"]["context"]["in"].to_string(), EVENTS, "every event is folded exactly once");
+    check_report(&report);
+    assert_eq!(pages(&whole), pages(&cut));
+}
+
+/// Records whose fate is decided, of all stages.
+fn work_of(figures: &Value) -> u64 {
+    figures["stages"].as_array().into_iter().flatten().map(|stage| stage["in"].as_u64().unwrap_or(0)).sum()
+}
+
+fn waiting_of(figures: &Value) -> u64 {
+    figures["stages"].as_array().into_iter().flatten().map(|stage| stage["waiting"].as_u64().unwrap_or(1)).sum()
+}
+
+/// Gives `to` the market of `from`, so that it need not be made again.
+fn copy_market(from: &Path, to: &Path) {
+    fs::create_dir_all(to.join("market")).unwrap();
+    for entry in fs::read_dir(from.join("market")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join("market").join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+fn pages(data: &Path) -> BTreeMap<String, Page> {
+    let file = endcap::data::file_in(data);
+    let file = Embedded::open(file, EmbeddedConfig::default(), Arc::new(SystemClock::default())).unwrap();
+    let stored = file.pages_after(None, 1_000).unwrap();
+    stored.into_iter().map(|(user, row)| (user.to_string(), desk::decode(&row.page.unwrap()).unwrap().page)).collect()
 }

@@ -73,9 +73,10 @@ impl Linear {
     /// When an update does not fit.
     pub fn merged(&self) -> Result<Self> {
         let outputs = self.weight.dim(1)?;
-        let weight = self.low_rank.iter().try_fold(self.weight.clone(), |sum, part| -> Result<Tensor> {
-            Ok((sum + part.delta(outputs)?)?)
-        })?;
+        let weight = self
+            .low_rank
+            .iter()
+            .try_fold(self.weight.clone(), |sum, part| -> Result<Tensor> { Ok((sum + part.delta(outputs)?)?) })?;
         Ok(Self { weight, bias: self.bias.clone(), low_rank: Vec::new() })
     }
 }

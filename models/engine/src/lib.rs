@@ -1,32 +1,33 @@
 //! (being written)
 
 mod bert;
+mod constraint;
 mod cross_encoder;
 mod deberta;
 mod decoder;
-mod error;
-mod layer;
-mod load;
-mod random;
-mod segments;
-mod constraint;
 mod embed;
+mod error;
+#[cfg(any(test, feature = "fixture"))]
+pub mod fixture;
 mod generate;
 mod keywords;
+mod layer;
+mod load;
+pub mod ops;
+mod random;
 mod reader;
 mod relevance;
+mod segments;
 mod themes;
 mod tokenizer;
 mod writer;
-#[cfg(any(test, feature = "fixture"))]
-pub mod fixture;
-pub mod ops;
 
 pub use bert::{Bert, BertConfig, BertCrossEncoder, BertLayer, BertWeights, Norm, Pooling};
 pub use cross_encoder::CrossEncoder;
 pub use deberta::{Deberta, DebertaConfig};
 pub use decoder::{
-    Adapter, AdapterConfig, Decoder, DecoderConfig, DecoderLayer, DecoderWeights, KvCache, RopeScaling, StepInput, StepOutput, Want,
+    Adapter, AdapterConfig, Decoder, DecoderConfig, DecoderLayer, DecoderWeights, KvCache, RopeScaling, StepInput, StepOutput,
+    Want,
 };
 pub use error::{EngineError, Result};
 pub use layer::{Linear, LowRank};
@@ -34,11 +35,13 @@ pub use load::{ModelDir, compute_dtype, parse_device, read_json, read_tensors, v
 pub use random::Random;
 pub use segments::Segments;
 
-pub use tokenizer::{PairEncoding, TEXT_MAX_BYTES, Tokenizer, TokenizerError, demo_tokenizer};
-pub use constraint::{Allowed, Constraint, ConstraintError, JsonConstraint, JsonGrammar, KeywordLimits, TextLimits, TrieConstraint};
+pub use constraint::{
+    Allowed, Constraint, ConstraintError, JsonConstraint, JsonGrammar, KeywordLimits, TextLimits, TrieConstraint,
+};
 pub use embed::EmbedModel;
 pub use generate::{GenerateError, GenerateLimits, Generated, Job};
 pub use keywords::{CANDIDATE_HEAD, KeywordEncoder, KeywordModel, KeywordPrompt, KeywordPromptError};
 pub use reader::EncodeLimits;
 pub use relevance::RelevanceModel;
 pub use themes::ThemeModel;
+pub use tokenizer::{PairEncoding, TEXT_MAX_BYTES, Tokenizer, TokenizerError, demo_tokenizer};

@@ -146,7 +146,8 @@ pub fn version_of(files: &[PathBuf]) -> Result<String> {
 /// [`EngineError::File`] when it is missing or something else.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(|error| EngineError::file(path, error, "give the directory of a model"))?;
-    serde_json::from_str(&text).map_err(|error| EngineError::file(path, format!("not the JSON it should be: {error}"), "fetch it again"))
+    serde_json::from_str(&text)
+        .map_err(|error| EngineError::file(path, format!("not the JSON it should be: {error}"), "fetch it again"))
 }
 
 /// All tensors of a safetensors file, as they are stored, on `device`.
@@ -192,7 +193,8 @@ fn map(path: &Path) -> Result<Mmap> {
 /// # Errors
 /// [`EngineError::File`] when the file cannot be written.
 pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
-    candle_core::safetensors::save(tensors, path).map_err(|error| EngineError::file(path, error, "check the directory and its space"))
+    candle_core::safetensors::save(tensors, path)
+        .map_err(|error| EngineError::file(path, error, "check the directory and its space"))
 }
 
 #[cfg(test)]

@@ -57,9 +57,7 @@ pub fn judge(policy: &str, pages: &[JudgedPage]) -> PolicyMetrics {
         pages.iter().flat_map(|page| page.placements.iter().map(|placement| (&page.household, placement))).collect();
     let keywords: Vec<bool> = placements
         .iter()
-        .flat_map(|(household, placement)| {
-            placement.keywords.iter().map(|term| truth::keyword_fits_household(term, household))
-        })
+        .flat_map(|(household, placement)| placement.keywords.iter().map(|term| truth::keyword_fits_household(term, household)))
         .collect();
     let over_placements = |value: &dyn Fn(&JudgedPlacement) -> f64| mean(placements.iter().map(|(_, p)| value(p)));
     PolicyMetrics {

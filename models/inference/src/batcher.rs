@@ -1,6 +1,12 @@
 //! The thread that owns a model: gathers requests into batches by tokens, answers them, sends the answers back.
 
-use std::{collections::HashMap, hash::Hash, sync::Arc, thread, time::{Duration, Instant}};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
@@ -165,10 +171,7 @@ mod tests {
 
         fn answer(&mut self, batch: Vec<usize>) -> Result<Vec<Result<(usize, usize), ModelError>>, ModelError> {
             let size = batch.len();
-            Ok(batch
-                .into_iter()
-                .map(|n| if n == 0 { Err(ModelError::Request("zero".into())) } else { Ok((n, size)) })
-                .collect())
+            Ok(batch.into_iter().map(|n| if n == 0 { Err(ModelError::Request("zero".into())) } else { Ok((n, size)) }).collect())
         }
 
         fn version(&self) -> &str {

@@ -4,8 +4,8 @@
 //! (or a twin in tests) implements [`Model`].
 
 mod batcher;
-mod requests;
 pub mod prompts;
+mod requests;
 
 pub use batcher::{Handle, Limits, spawn};
 pub use requests::{

@@ -67,9 +67,8 @@ pub mod mark {
     /// Ends an answer.
     pub const END: &str = "<end>";
     /// All of them.
-    pub const ALL: [&str; 14] = [
-        THEMES, KEYWORDS, FACT, DIET, SEASON, BUDGET, FAVOURITES, RECENT, PERSONA, TITLE, CONCEPT, OUT, ITEM, END,
-    ];
+    pub const ALL: [&str; 14] =
+        [THEMES, KEYWORDS, FACT, DIET, SEASON, BUDGET, FAVOURITES, RECENT, PERSONA, TITLE, CONCEPT, OUT, ITEM, END];
 }
 
 /// What a shopper or a catalogue wrote, made harmless: lower case, letters, digits and `' & % - .` only, single spaces, at most

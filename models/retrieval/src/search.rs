@@ -15,7 +15,7 @@ use crate::{
 /// Fewer products than this, and a query gives up words.
 const FEW: usize = 4;
 /// Most matches of one step that pass the filter and are compared, in order of popularity.
-const COMPARED_MAX: usize = 100;
+const COMPARED_MAX: usize = 80;
 /// Most words of a query; later ones are the specific ones, so earlier ones are cut.
 const WORDS_MAX: usize = 8;
 

@@ -61,6 +61,14 @@ pub struct Counts {
 impl Snapshot {
     /// Takes the market as it is; what did not change is shared with `last`.
     pub(crate) fn take(dir: &MarketDir, last: Option<&Snapshot>) -> Result<Self, MarketError> {
+        match Self::take_once(dir, last) {
+            // The index was replaced between reading its name and opening it: read the new name.
+            Err(MarketError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Self::take_once(dir, last),
+            taken => taken,
+        }
+    }
+
+    fn take_once(dir: &MarketDir, last: Option<&Snapshot>) -> Result<Self, MarketError> {
         let pool = Pool::open(dir)?;
         let (categories, numbers, index_version) = pool.with(|db| {
             let (numbers, categories) = load_categories(db)?;

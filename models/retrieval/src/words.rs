@@ -1,77 +1,103 @@
 //! Words as the catalogue compares them: folded to plain lower-case letters and brought to the singular.
 
+use std::borrow::Cow;
+
 /// Longest text that is split into words, in bytes; the rest is ignored.
 pub const TEXT_MAX_BYTES: usize = 2_000;
 
-/// Words that say nothing about a product.
-const STOP_WORDS: [&str; 22] = [
-    "a", "an", "and", "as", "at", "by", "de", "for", "from", "in", "it", "la", "le", "made", "of", "on", "or", "style", "the",
-    "to", "type", "with",
-];
+/// Whether a word says nothing about a product.
+fn is_stop_word(word: &str) -> bool {
+    matches!(
+        word,
+        "a" | "an"
+            | "and"
+            | "as"
+            | "at"
+            | "by"
+            | "de"
+            | "for"
+            | "from"
+            | "in"
+            | "it"
+            | "la"
+            | "le"
+            | "made"
+            | "of"
+            | "on"
+            | "or"
+            | "style"
+            | "the"
+            | "to"
+            | "type"
+            | "with"
+    )
+}
 
-/// Endings that stay: words that look like a plural and are none.
-const SINGULAR: [&str; 24] = [
-    "asparagus",
-    "bass",
-    "bias",
-    "bus",
-    "citrus",
-    "couscous",
-    "gas",
-    "glass",
-    "grass",
-    "hibiscus",
-    "houmous",
-    "hummus",
-    "lens",
-    "les",
-    "less",
-    "molasses",
-    "octopus",
-    "plus",
-    "sans",
-    "swiss",
-    "tapas",
-    "this",
-    "us",
-    "is",
-];
+/// Whether a word looks like a plural and is none.
+fn is_singular(word: &str) -> bool {
+    matches!(
+        word,
+        "asparagus"
+            | "bass"
+            | "bias"
+            | "bus"
+            | "citrus"
+            | "couscous"
+            | "gas"
+            | "glass"
+            | "grass"
+            | "hibiscus"
+            | "houmous"
+            | "hummus"
+            | "lens"
+            | "les"
+            | "less"
+            | "molasses"
+            | "octopus"
+            | "plus"
+            | "sans"
+            | "swiss"
+            | "tapas"
+            | "this"
+            | "us"
+            | "is"
+    )
+}
 
-/// One spelling for words that are written in two ways.
-const SPELLINGS: [(&str, &str); 26] = [
-    ("yoghurt", "yogurt"),
-    ("yoghourt", "yogurt"),
-    ("flavour", "flavor"),
-    ("flavoured", "flavored"),
-    ("colour", "color"),
-    ("doughnut", "donut"),
-    ("chilli", "chili"),
-    ("chile", "chili"),
-    ("chily", "chili"),
-    ("cooky", "cookie"),
-    ("browny", "brownie"),
-    ("veggy", "veggie"),
-    ("smoothy", "smoothie"),
-    ("wholewheat", "whole wheat"),
-    ("barbecue", "bbq"),
-    ("barbeque", "bbq"),
-    ("catsup", "ketchup"),
-    ("houmous", "hummus"),
-    ("leave", "leaf"),
-    ("loave", "loaf"),
-    ("halve", "half"),
-    ("knive", "knife"),
-    ("quich", "quiche"),
-    ("brioch", "brioche"),
-    ("mouss", "mousse"),
-    ("sho", "shoe"),
-];
+/// One spelling for words that are written in two ways, and for singulars that lost a letter.
+fn spelling(word: &str) -> &str {
+    match word {
+        "yoghurt" | "yoghourt" => "yogurt",
+        "flavour" => "flavor",
+        "flavoured" => "flavored",
+        "colour" => "color",
+        "doughnut" => "donut",
+        "chilli" | "chile" | "chily" => "chili",
+        "cooky" => "cookie",
+        "browny" => "brownie",
+        "veggy" => "veggie",
+        "smoothy" => "smoothie",
+        "wholewheat" => "whole wheat",
+        "barbecue" | "barbeque" => "bbq",
+        "catsup" => "ketchup",
+        "houmous" => "hummus",
+        "leave" => "leaf",
+        "loave" => "loaf",
+        "halve" => "half",
+        "knive" => "knife",
+        "quich" => "quiche",
+        "brioch" => "brioche",
+        "mouss" => "mousse",
+        "sho" => "shoe",
+        _ => word,
+    }
+}
 
 /// Splits `text` into comparable words: diacritics folded, lower case, singular, one spelling, stop words left out.
 ///
 /// `-` and `'` within words: `sugar-free` is two words, `reese's` is `reese`. Numbers stay words.
 pub fn words(text: &str) -> Vec<String> {
-    all_words(text).into_iter().filter(|word| !STOP_WORDS.contains(&word.as_str())).collect()
+    all_words(text).into_iter().filter(|word| !is_stop_word(word)).collect()
 }
 
 /// As [`words`], stop words included.
@@ -94,7 +120,11 @@ pub fn all_words(text: &str) -> Vec<String> {
                 if let Some(at) = apostrophe.take().filter(|at| word.len() - at <= 1) {
                     word.truncate(at);
                 }
-                found.extend(spelling(&singular(&word)).split(' ').map(str::to_owned));
+                let one = singular(&word);
+                match spelling(&one).split_once(' ') {
+                    Some((first, second)) => found.extend([first.to_owned(), second.to_owned()]),
+                    None => found.push(spelling(&one).to_owned()),
+                }
                 word.clear();
             }
             _ => {}
@@ -106,26 +136,26 @@ pub fn all_words(text: &str) -> Vec<String> {
     found
 }
 
-fn spelling(word: &str) -> String {
-    SPELLINGS.iter().find(|(from, _)| *from == word).map_or(word, |(_, to)| to).to_owned()
-}
-
 /// The singular of a folded English word; words that are none come back as they are.
-pub fn singular(word: &str) -> String {
-    if word.len() < 4 || !word.ends_with('s') || !word.is_ascii() || SINGULAR.contains(&word) {
-        return word.to_owned();
+pub fn singular(word: &str) -> Cow<'_, str> {
+    if word.len() < 4 || !word.ends_with('s') || !word.is_ascii() || is_singular(word) {
+        return word.into();
     }
     let cut = |n: usize| &word[..word.len() - n];
     match word {
-        _ if word.ends_with("ss") || word.ends_with("us") || word.ends_with("is") => word.to_owned(),
-        _ if word.ends_with("ies") && word.len() > 4 => format!("{}y", cut(3)),
-        _ if ["oes", "ches", "shes", "xes", "sses"].iter().any(|end| word.ends_with(end)) && word.len() > 4 => cut(2).to_owned(),
-        _ => cut(1).to_owned(),
+        _ if word.ends_with("ss") || word.ends_with("us") || word.ends_with("is") => word.into(),
+        _ if word.ends_with("ies") && word.len() > 4 => format!("{}y", cut(3)).into(),
+        _ if ["oes", "ches", "shes", "xes", "sses"].iter().any(|end| word.ends_with(end)) && word.len() > 4 => cut(2).into(),
+        _ => cut(1).into(),
     }
 }
 
 /// Appends `c` to `out` in lower case and without its diacritics, as far as Latin letters go.
 fn fold(c: char, out: &mut String) {
+    if c.is_ascii() {
+        out.push(c.to_ascii_lowercase());
+        return;
+    }
     for c in c.to_lowercase() {
         match c {
             'à'..='å' | 'ā' | 'ă' | 'ą' => out.push('a'),

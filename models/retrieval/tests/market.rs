@@ -167,7 +167,8 @@ fn encoders_that_answer_nonsense_are_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = MarketDir::create(scratch.path()).unwrap();
     demo(&dir);
-    let answers: [fn(usize) -> Vec<Vec<f32>>; 4] =
+    type Answer = fn(usize) -> Vec<Vec<f32>>;
+    let answers: [Answer; 4] =
         [|_| Vec::new(), |n| vec![vec![0.0; 8]; n], |n| vec![vec![f32::NAN; 8]; n], |n| vec![Vec::new(); n]];
     for answer in answers {
         let mut encoder = |texts: &[String]| Ok(answer(texts.len()));

@@ -13,11 +13,11 @@ use crate::{
     Result, RunReport, RunSettings, Surroundings, TrainError,
     bert::{BertShape, Packed},
     card::{Card, write_model},
-    encoder::read_encoder,
     params::Weights,
     run,
     source::Source,
     step::{Loss, Scores, Task, spread},
+    words::{Distilled, embedding},
 };
 
 /// How the cross-encoder is made.
@@ -37,6 +37,8 @@ const PLACE_HEAD: &str = "place_head";
 const PLACES: usize = 4;
 const CATEGORY_WEIGHT: f64 = 0.3;
 const PLACE_WEIGHT: f64 = 0.5;
+const LAYERS: usize = 2;
+const INNER: usize = 512;
 /// Longest pair in tokens.
 const TOKENS_MAX: usize = 96;
 /// Precision that the threshold is set for, and the lowest threshold: below even odds nothing passes.
@@ -57,16 +59,18 @@ pub fn train_cross_encoder(
     tokenizer: &Tokenizer,
     around: &mut Surroundings<'_>,
 ) -> Result<RunReport> {
-    let (shape, mut params) = read_encoder(&run.encoder, tokenizer.vocabulary_size())?;
     let mut rng = ChaCha8Rng::seed_from_u64(run.settings.seed);
+    // Words only: the encoder's blocks blend a text into one meaning, and here two texts must stay apart to be compared.
+    let encoder = Distilled::read(&run.encoder, tokenizer)?;
+    let shape = BertShape { layers: LAYERS, inner: INNER, ..encoder.shape };
+    let mut params = shape.init(&mut rng);
+    let words = params.get_mut("word").expect("an encoder has words");
+    words.value = embedding(&encoder, tokenizer, &mut rng)?;
     params.push_normal("classifier", &[1, shape.hidden], 0.05, &mut rng);
     params.push_full("classifier.bias", &[1], 0.0);
     // Two questions beside the real one, asked in training only: one bit per pair teaches slowly.
     params.push_normal(CATEGORY_HEAD, &[source.market.categories.len(), shape.hidden], 0.05, &mut rng);
     params.push_normal(PLACE_HEAD, &[PLACES, shape.hidden], 0.05, &mut rng);
-    // Both sides began with the same type; a small difference lets them part.
-    let types = params.get_mut("type").ok_or_else(|| TrainError::Setting("the encoder has no token types".into()))?;
-    types.value.iter_mut().for_each(|x| *x += 0.02 * crate::params::normal(&mut rng));
     let task = Relevance { shape, source, tokenizer, tokens: run.settings.micro_tokens, threads: run.settings.threads };
     let mut report = run::train(&task, &mut params, &run.settings, around)?;
     let weights = params.weights()?;
@@ -82,7 +86,7 @@ pub fn train_cross_encoder(
     let card = Card {
         title: "Cross-encoder of the embedded default",
         made: format!(
-            "The distilled encoder ({} layers × {}), trained on pairs of a theme and a product of the demo market; read at the mean of the product's tokens. \
+            "A BERT of {} layers × {}, its words from the distilled encoder, trained on pairs of a theme and a product of the demo market; read at the mean of the product's tokens. \
              Half of the products came without their category's name, so that their own name must carry it. One product in {HELD_OUT_ONE_IN} was never seen. \
              The threshold is the lowest from {THRESHOLD_MIN} on with a precision of {PRECISION} on held-out products.",
             shape.layers, shape.hidden

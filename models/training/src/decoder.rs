@@ -12,15 +12,14 @@ use crate::{
     candidates::{Group, Neighbourhood},
     card::{Card, write_model},
     checkpoint::replace,
-    encoder::{read_encoder, vectors},
     files::{Tensors, write_bf16, write_json},
-    linear_map::unit,
     llama::{CANDIDATE_HEAD, EPSILON, LlamaShape, LoraShape, MATRICES, ROPE_THETA},
-    params::{Params, Weights, normal},
+    params::{Params, Weights},
     run,
     source::Source,
     step::{Loss, Scores, Task},
     tasks::{Encoder, Micro, Sequence},
+    words::{Distilled, embedding},
 };
 
 /// How the decoder's base is made.
@@ -193,32 +192,6 @@ fn read_decoder(folder: &std::path::Path, vocabulary: usize) -> Result<(LlamaSha
     Ok((shape, params))
 }
 
-/// What the encoder gives to the decoder.
-struct Distilled {
-    shape: crate::BertShape,
-    weights: Weights,
-}
-
-/// The first embedding of every token: the encoder's vector of its text, centred, with some noise to tell neighbours apart.
-fn embedding(encoder: &Distilled, tokenizer: &Tokenizer, rng: &mut ChaCha8Rng) -> Result<Vec<f32>> {
-    const STD: f32 = 0.04;
-    const NOISE: f32 = 0.6;
-    let (count, hidden) = (tokenizer.vocabulary_size(), encoder.shape.hidden);
-    let texts: Vec<String> = (0..count as u32).map(|id| tokenizer.decode(&[id]).trim().to_owned()).collect();
-    let words: Vec<usize> = (0..count).filter(|i| texts[*i].len() > 1 && texts[*i].chars().all(char::is_alphabetic)).collect();
-    let known =
-        vectors(&encoder.shape, &encoder.weights, tokenizer, &words.iter().map(|i| texts[*i].as_str()).collect::<Vec<_>>(), 1)?;
-    let mut mean = vec![0f32; hidden];
-    known.iter().for_each(|vector| mean.iter_mut().zip(vector).for_each(|(m, x)| *m += x / known.len() as f32));
-    let mut rows: Vec<Vec<f32>> = (0..count).map(|_| unit((0..hidden).map(|_| normal(rng)).collect())).collect();
-    for (word, vector) in words.iter().zip(&known) {
-        let centred = unit(vector.iter().zip(&mean).map(|(x, m)| x - m).collect());
-        rows[*word] = unit(rows[*word].iter().zip(&centred).map(|(noise, x)| x + NOISE * noise).collect());
-    }
-    let scale = STD * (hidden as f32).sqrt();
-    Ok(rows.into_iter().flatten().map(|x| x * scale).collect())
-}
-
 /// Shares of the tasks.
 #[derive(Debug, Clone, Copy)]
 struct Mix {
@@ -256,9 +229,7 @@ impl<'a> Lessons<'a> {
         settings: &RunSettings,
         mix: Mix,
     ) -> Result<(Self, Distilled)> {
-        let (bert, mut params) = read_encoder(encoder, tokenizer.vocabulary_size())?;
-        params.freeze(|_| true);
-        let weights = params.weights()?;
+        let Distilled { shape: bert, weights } = Distilled::read(encoder, tokenizer)?;
         let lessons = Self {
             neighbourhood: Neighbourhood::new(source, &bert, &weights, tokenizer, settings.threads)?,
             encode: Encoder::new(tokenizer, &source.market.terms)?,

@@ -188,7 +188,7 @@ fn other_texts(run: &EncoderRun, source: &Source, terms: &[String]) -> Vec<Strin
         let mut pick = || &terms[rng.random_range(0..terms.len())];
         let (a, b) = (pick(), pick());
         let (first, last) = (a.split(' ').next().unwrap_or(a), b.rsplit(' ').next().unwrap_or(b));
-        texts.insert(if left % 3 == 0 { format!("{a} {b}") } else { format!("{first} {last}") });
+        texts.insert(if left.is_multiple_of(3) { format!("{a} {b}") } else { format!("{first} {last}") });
     }
     terms.iter().for_each(|term| {
         texts.remove(term);

@@ -24,6 +24,7 @@ mod source;
 mod step;
 mod tasks;
 mod teacher;
+mod words;
 
 pub use bert::BertShape;
 pub use cross_encoder::{CrossEncoderRun, train_cross_encoder};

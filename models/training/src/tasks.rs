@@ -202,3 +202,75 @@ impl<'a> Encoder<'a> {
         Ok(Some(Sequence { prompt, answer, candidates: Vec::new() }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use endcap_market::{DEMO_SEED, Market};
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// The demo market with a small tokenizer over its terms: enough to compare ids with texts.
+    fn demo() -> (Source, Tokenizer) {
+        let source = Source::new(Arc::new(Market::generate(DEMO_SEED)));
+        let texts: Vec<String> = source.market.terms.iter().take(2_000).map(|term| term.text.clone()).collect();
+        let tokenizer = endcap_engine::demo_tokenizer(texts.iter().map(String::as_str), 900).unwrap();
+        (source, tokenizer)
+    }
+
+    #[test]
+    fn a_keyword_task_is_the_prompt_that_the_stage_sends_and_heads_read_at_separators() {
+        let (source, tokenizer) = demo();
+        let encoder = Encoder::new(&tokenizer, &source.market.terms).unwrap();
+        let (brief, persona, theme) = source.samples.keyword_theme(&mut ChaCha8Rng::seed_from_u64(1));
+        let groups: Vec<Group> =
+            vec![(prompts::plain(&theme.concepts[0]), vec![20, 700, 3]), (prompts::plain(&theme.concepts[1]), vec![5, 1_999])];
+        let sequence = encoder.keywords(&brief, &persona, &theme, &groups, &[1, 4]).unwrap();
+
+        let texts: Vec<(&str, Vec<String>)> = groups
+            .iter()
+            .map(|(concept, terms)| {
+                (concept.as_str(), terms.iter().map(|term| source.market.terms[*term].text.clone()).collect())
+            })
+            .collect();
+        let list = prompts::candidate_list(texts.iter().map(|(concept, terms)| (*concept, terms.as_slice())));
+        let whole = format!("{}{list}{}", prompts::keywords(&persona, &brief, &theme), mark::OUT);
+        assert_eq!(sequence.prompt, tokenizer.encode(&whole).unwrap());
+        let (first, second) = (&source.market.terms[700].text, &source.market.terms[1_999].text);
+        let answer: Vec<u32> = sequence.answer.iter().map(|token| token.0).collect();
+        assert_eq!(answer, tokenizer.encode(&format!(" {first}; {second};<end>")).unwrap());
+        let chosen: Vec<bool> = sequence.candidates.iter().map(|candidate| candidate.1).collect();
+        assert_eq!(chosen, [false, true, false, false, true]);
+        assert!(sequence.candidates.iter().all(|(place, _)| sequence.prompt[*place] == encoder.item));
+    }
+
+    #[test]
+    fn a_page_is_learned_from_behind_its_forced_beginning_and_its_concepts_can_be_read_back() {
+        let (source, tokenizer) = demo();
+        let encoder = Encoder::new(&tokenizer, &source.market.terms).unwrap();
+        let sample = source.samples.theme(&mut ChaCha8Rng::seed_from_u64(2));
+        let sequence = encoder.themes(&sample).unwrap();
+        let whole = format!("{}{}", prompts::themes(&sample.context), sample.document().to_training_text());
+        let ids: Vec<u32> = sequence.prompt.iter().copied().chain(sequence.answer.iter().map(|token| token.0)).collect();
+        assert_eq!(ids, tokenizer.encode(&whole).unwrap());
+        let answer: Vec<u32> = sequence.answer.iter().map(|token| token.0).collect();
+        let concepts: Vec<Vec<String>> = sample.page.themes.iter().map(|theme| theme.concepts.clone()).collect();
+        assert_eq!(encoder.concepts_of(&answer), concepts);
+    }
+
+    #[test]
+    fn a_packed_sequence_predicts_each_weighted_token_from_the_row_before_it() {
+        let sequence =
+            Sequence { prompt: vec![7, 8, 9], answer: vec![(4, 1.0), (5, 0.0), (6, 0.5)], candidates: vec![(1, true)] };
+        let mut micro = Micro::default();
+        micro.push(&sequence, 1.0);
+        micro.push(&sequence, 0.5);
+        assert_eq!(micro.ids, [7, 8, 9, 4, 5, 7, 8, 9, 4, 5]);
+        assert_eq!(micro.lengths, [5, 5]);
+        assert_eq!((micro.rows, micro.targets, micro.weights), (vec![2, 4, 7, 9], vec![4, 6, 4, 6], vec![1.0, 0.5, 0.5, 0.25]));
+        assert_eq!((micro.candidate_rows, micro.chosen), (vec![1, 6], vec![1.0, 1.0]));
+    }
+}

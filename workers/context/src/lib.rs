@@ -38,7 +38,7 @@ impl ContextStage {
 
     fn known(&self, user: &UserKey) -> Result<Known, StageError> {
         let state = match self.store.state(user).map_err(store_error)? {
-            Some(bytes) => Some(FoldState::decode(&bytes).map_err(|error| StageError::Failed(format!("{error} (user {user})")))?),
+            Some(bytes) => Some(FoldState::decode(&bytes).map_err(|error| StageError::Failed(error.to_string()))?),
             None => None,
         };
         let erased = if state.is_none() { self.store.erased_until(user).map_err(store_error)? } else { None };

@@ -35,6 +35,8 @@ pub enum Command {
     Dlq(DlqArgs),
     /// Trains the demo models, one by one: encoder, cross-encoder, decoder, themes, keywords.
     Train(TrainArgs),
+    /// Measures quality against a market whose truth is known, beside baselines.
+    Eval(EvalArgs),
 }
 
 /// Where the data lies: shared by commands that open a data directory.
@@ -191,6 +193,32 @@ pub enum DlqCommand {
         #[command(flatten)]
         data: DataArgs,
     },
+}
+
+/// `endcap eval`.
+#[derive(Debug, Clone, Args)]
+pub struct EvalArgs {
+    /// What is measured on.
+    pub market: EvalMarket,
+    /// Where the data lies.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Directory of the models [default: the small ones inside this binary].
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<String>,
+    /// Held-out households.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub households: usize,
+    /// Writes the figures to a JSON file, too.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+/// Markets whose truth is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EvalMarket {
+    /// The demo market.
+    Demo,
 }
 
 /// `endcap train`.

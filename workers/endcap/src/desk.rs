@@ -19,6 +19,7 @@ use crate::{
     control::{self, ControlView},
     explain::{EventRef, StageStory, Story},
     figures::Figures,
+    logging::Anonymiser,
     names,
     view::{self, PageView},
     web::Received,
@@ -47,6 +48,8 @@ pub struct Desk {
     pub stages: Vec<(&'static str, Arc<StageStats>)>,
     /// The latest reading of the job.
     pub figures: Arc<Mutex<Arc<Figures>>>,
+    /// Names users in log lines.
+    pub names: Anonymiser,
     /// The control page of a catalogue version: it is asked for often and changes rarely.
     pub control: Mutex<Option<(String, ControlView)>>,
 }
@@ -196,6 +199,7 @@ impl Desk {
             let (id, refused) = match event {
                 Received::Fit(event) => match outgoing_of(&event) {
                     Ok(record) => {
+                        tracing::debug!(user = self.names.name(&record.key), kind = ?event.kind, "event taken");
                         outgoing.push(record);
                         (Some(event.id), None)
                     }
@@ -206,7 +210,9 @@ impl Desk {
                 Received::Unfit { id, reason, original } => (id, Some((reason, original))),
             };
             let reason = refused.map(|(reason, original)| {
-                letters.push(refusal(id.as_deref(), &reason, original, accepted_ms));
+                let letter = refusal(id.as_deref(), &reason, original, accepted_ms);
+                tracing::warn!(user = self.names.name_of(&letter.record.key), "event refused");
+                letters.push(letter);
                 reason
             });
             results.push(EventResult { id, status: if reason.is_none() { "accepted" } else { "rejected" }, reason });

@@ -145,7 +145,8 @@ impl Bench {
             after.push(judge(policy, &self.published(&cases, pages)?));
         }
         let written = cases.iter().flat_map(|case| &case.written.themes);
-        let (by_model, all) = written.fold((0, 0), |(ours, all), theme| (ours + usize::from(theme.origin == Origin::Model), all + 1));
+        let (by_model, all) =
+            written.fold((0, 0), |(ours, all), theme| (ours + usize::from(theme.origin == Origin::Model), all + 1));
         Ok(Evaluation {
             households,
             agreement: self.agreement(&cases, &questions, &picks),
@@ -186,7 +187,11 @@ impl Bench {
         let mut known: HashMap<String, Vec<Found>> = HashMap::new();
         for (i, case) in cases.iter().enumerate() {
             for theme in case.written.themes.iter().filter(|theme| theme.origin == Origin::Model) {
-                questions.push(Question { case: i, theme: theme.clone(), list: self.list(theme, &case.context.brief, &mut known)? });
+                questions.push(Question {
+                    case: i,
+                    theme: theme.clone(),
+                    list: self.list(theme, &case.context.brief, &mut known)?,
+                });
             }
         }
         Ok(questions)
@@ -211,14 +216,21 @@ impl Bench {
         let near = self.snapshot.near(&vector.0, count)?;
         let cosines: HashMap<i64, f32> = near.iter().map(|near| (near.term, near.cosine)).collect();
         let terms = self.snapshot.terms(&near.iter().map(|near| near.term).collect::<Vec<_>>())?;
-        Ok(terms.into_iter().map(|(id, term)| Found { concept: 0, id, cosine: cosines[&id], age_restricted: false, term }).collect())
+        Ok(terms
+            .into_iter()
+            .map(|(id, term)| Found { concept: 0, id, cosine: cosines[&id], age_restricted: false, term })
+            .collect())
     }
 
     /// What each policy picks for every question: indices into its shortlist.
     fn picks(&self, cases: &[Case], questions: &[Question]) -> Result<BTreeMap<&'static str, Vec<Vec<usize>>>> {
         let config = KeywordsConfig::default();
         let requests = questions.iter().map(|question| ChooseKeywords {
-            prompt: prompts::keywords(&cases[question.case].written.persona, &cases[question.case].context.brief, &question.theme),
+            prompt: prompts::keywords(
+                &cases[question.case].written.persona,
+                &cases[question.case].context.brief,
+                &question.theme,
+            ),
             candidates: question.list.groups.clone(),
             keywords_min: config.keywords_min,
             keywords_max: config.keywords_max,
@@ -233,7 +245,10 @@ impl Bench {
         let (least, most) = (config.keywords_min, config.keywords_max);
         Ok(BTreeMap::from([
             ("student", student),
-            ("teacher", by(&|_, question, brief, terms| merchandiser.choose_keywords(brief, &question.theme, terms, least, most))),
+            (
+                "teacher",
+                by(&|_, question, brief, terms| merchandiser.choose_keywords(brief, &question.theme, terms, least, most)),
+            ),
             ("popularity", by(&|_, _, brief, terms| popular_keywords(brief, terms, COMPARED))),
             ("random", by(&|i, _, _, terms| random_keywords(terms, COMPARED, i as u64))),
             ("nearest", by(&|_, _, _, terms| (0..terms.len().min(COMPARED)).collect())),
@@ -258,7 +273,11 @@ impl Bench {
         };
         debug_assert_eq!(questions.len(), picks["student"].len());
         vec![
-            Agreement { policy: "student".into(), themes: Some(themes(&|_, case| by_model(case))), keywords: Some(keywords("student")) },
+            Agreement {
+                policy: "student".into(),
+                themes: Some(themes(&|_, case| by_model(case))),
+                keywords: Some(keywords("student")),
+            },
             Agreement {
                 policy: "popularity".into(),
                 themes: Some(themes(&|_, case| popular_themes(categories, count(case)))),
@@ -321,13 +340,16 @@ impl Bench {
             .zip(pages)
             .map(|(case, drafts)| {
                 let written = &case.written;
-                (case, ThemesDeduped {
-                    head: written.head.clone(),
-                    brief: written.brief.clone(),
-                    persona: written.persona.clone(),
-                    drafts,
-                    dropped: Vec::new(),
-                })
+                (
+                    case,
+                    ThemesDeduped {
+                        head: written.head.clone(),
+                        brief: written.brief.clone(),
+                        persona: written.persona.clone(),
+                        drafts,
+                        dropped: Vec::new(),
+                    },
+                )
             })
             .collect();
         for chunk in deduped.chunks(BATCH) {

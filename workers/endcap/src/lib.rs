@@ -8,6 +8,7 @@ pub mod control;
 pub mod data;
 pub mod desk;
 pub mod dlq;
+pub mod eval;
 pub mod explain;
 pub mod feed;
 pub mod figures;
@@ -77,6 +78,10 @@ fn run(cli: &Cli) -> Result<()> {
         }
         Command::Explain(args) => explain::command(args, &settings(cli, &of_data(&args.data))?.config),
         Command::Train(args) => train::train(args),
+        Command::Eval(args) => {
+            let up = UpArgs { data: args.data.clone(), models: args.models.clone(), ..none };
+            eval::demo(&settings(cli, &up)?.config, args.households, args.report.as_deref())
+        }
         Command::Dlq(args) => dlq::command(&args.command, |data| Ok(settings(cli, &of_data(data))?.config)),
     }
 }

@@ -55,7 +55,12 @@ impl Anonymiser {
 
     /// Twelve hex digits that stand for `user` in this data directory's logs.
     pub fn name(&self, user: &UserKey) -> String {
-        blake3::keyed_hash(&self.key, user.to_string().as_bytes()).to_hex()[..12].to_owned()
+        self.name_of(&user.to_string())
+    }
+
+    /// As [`Anonymiser::name`], of a record's key.
+    pub fn name_of(&self, key: &str) -> String {
+        blake3::keyed_hash(&self.key, key.as_bytes()).to_hex()[..12].to_owned()
     }
 }
 

@@ -33,6 +33,7 @@ use crate::{
     feed::{self, FeedState, Pace, Simulated, Source},
     figures::Figures,
     grounds,
+    logging::Anonymiser,
     monitor::Monitor,
     path::{Ended, Fleet, Ground, Path},
     progress::Board,
@@ -91,7 +92,7 @@ where
     let path = Path::start(fleet, path_config, &ground, &forward(&events))?;
     let monitor = Monitor::new(file.clone(), path.stages.clone())?;
     let feeder = start_feeder(&config, args, &ground, &clock, &events)?;
-    let desk = Arc::new(desk(&ground, &clock, prometheus, path.stages.clone()));
+    let desk = Arc::new(desk(&ground, &clock, prometheus, path.stages.clone(), Anonymiser::of(data.path())?));
     let (end_web, web_ended) = watch::channel(false);
     let web = start_web(listener, desk.clone(), Access::new(config.token.clone()), web_ended, &events)?;
     listen_to_signals(&events)?;
@@ -126,6 +127,7 @@ fn desk(
     clock: &Arc<dyn Clock>,
     prometheus: metrics_exporter_prometheus::PrometheusHandle,
     stages: Vec<(&'static str, Arc<StageStats>)>,
+    names: Anonymiser,
 ) -> Desk {
     Desk {
         file: ground.file.clone(),
@@ -134,6 +136,7 @@ fn desk(
         prometheus,
         stages,
         figures: Arc::new(Mutex::new(Arc::new(Figures::default()))),
+        names,
         control: Mutex::new(None),
     }
 }

@@ -1,7 +1,5 @@
 //! The encoder on one CPU core, without tensors in between.
 
-use candle_core::Tensor;
-
 use super::{Bert, BertLayer, Norm};
 use crate::{
     Result, Segments,

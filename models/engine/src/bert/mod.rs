@@ -13,8 +13,8 @@ use std::{
 
 use candle_core::{DType, Device, Tensor};
 
-pub use config::{BertConfig, Pooling};
 pub(crate) use config::activation;
+pub use config::{BertConfig, Pooling};
 pub use cross::BertCrossEncoder;
 pub use weights::{BertLayer, BertWeights, Norm};
 pub(crate) use weights::{missing, optional_linear, plain_names};
@@ -157,12 +157,7 @@ impl Bert {
 }
 
 /// Refuses rows that a model with `[vocab, types, positions]` cannot read.
-pub(crate) fn check_rows(
-    ids: &[u32],
-    types: &[u32],
-    segments: &Segments,
-    [vocab, kinds, positions]: [usize; 3],
-) -> Result<()> {
+pub(crate) fn check_rows(ids: &[u32], types: &[u32], segments: &Segments, [vocab, kinds, positions]: [usize; 3]) -> Result<()> {
     if ids.len() != segments.rows() || types.len() != ids.len() {
         let what = format!("{} tokens and {} types in segments of {} rows", ids.len(), types.len(), segments.rows());
         return Err(EngineError::model(what));

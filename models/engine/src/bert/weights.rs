@@ -127,12 +127,7 @@ impl BertWeights {
     ///
     /// # Errors
     /// [`EngineError::Model`] when a tensor is missing or has another shape than `config` asks for.
-    pub fn from_hf(
-        config: &BertConfig,
-        tensors: &mut HashMap<String, Tensor>,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self> {
+    pub fn from_hf(config: &BertConfig, tensors: &mut HashMap<String, Tensor>, device: &Device, dtype: DType) -> Result<Self> {
         plain_names(tensors, "bert.");
         let (h, inner) = (config.hidden, config.inner);
         let taker = &mut Taker { tensors, device, dtype };

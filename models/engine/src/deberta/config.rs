@@ -168,7 +168,9 @@ impl Raw {
     /// `pos_att_type` as a list: checkpoints write a list or words joined by `|`.
     fn looks(&self) -> Vec<String> {
         match &self.pos_att_type {
-            Some(Value::String(words)) => words.split('|').map(|word| word.trim().to_lowercase()).filter(|w| !w.is_empty()).collect(),
+            Some(Value::String(words)) => {
+                words.split('|').map(|word| word.trim().to_lowercase()).filter(|w| !w.is_empty()).collect()
+            }
             Some(Value::Array(words)) => words.iter().filter_map(Value::as_str).map(str::to_lowercase).collect(),
             _ => Vec::new(),
         }

@@ -25,9 +25,7 @@ pub(super) fn run(c: &DebertaConfig, layers: &[Layer], mut x: Tensor, segments: 
 /// Attention of one text's `[t, 3 · hidden]` → `[t, hidden]`.
 fn attend(c: &DebertaConfig, layer: &Layer, qkv: &Tensor) -> Result<Tensor> {
     let (t, head) = (qkv.dim(0)?, c.hidden / c.heads);
-    let by_head = |x: &Tensor| -> Result<Tensor> {
-        Ok(x.reshape((x.dim(0)?, c.heads, head))?.transpose(0, 1)?.contiguous()?)
-    };
+    let by_head = |x: &Tensor| -> Result<Tensor> { Ok(x.reshape((x.dim(0)?, c.heads, head))?.transpose(0, 1)?.contiguous()?) };
     let part = |n: usize| by_head(&qkv.narrow(1, n * c.hidden, c.hidden)?.contiguous()?);
     let (q, k, v) = (part(0)?, part(1)?, part(2)?);
     let mut scores = q.matmul(&k.t()?)?.to_dtype(DType::F32)?;

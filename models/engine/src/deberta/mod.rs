@@ -73,12 +73,7 @@ impl Deberta {
     ///
     /// # Errors
     /// [`crate::EngineError::Model`] when a tensor is missing or has the wrong shape.
-    pub fn from_hf(
-        config: DebertaConfig,
-        tensors: &mut HashMap<String, Tensor>,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self> {
+    pub fn from_hf(config: DebertaConfig, tensors: &mut HashMap<String, Tensor>, device: &Device, dtype: DType) -> Result<Self> {
         plain_names(tensors, "deberta.");
         let taker = &mut Taker { tensors, device, dtype };
         let (c, h) = (&config, config.hidden);
@@ -153,13 +148,12 @@ impl Layer {
     fn take(c: &DebertaConfig, taker: &mut Taker<'_>, layer: usize, relative: &Tensor) -> Result<Self> {
         let h = c.hidden;
         let at = |part: &str| format!("encoder.layer.{layer}.{part}");
-        let mut one = |taker: &mut Taker<'_>, part: &str, inputs: usize, outputs: usize| {
-            taker.fused(&[(at(part), outputs)], inputs, true)
-        };
+        let one =
+            |taker: &mut Taker<'_>, part: &str, inputs: usize, outputs: usize| taker.fused(&[(at(part), outputs)], inputs, true);
         let query = one(taker, "attention.self.query_proj", h, h)?;
         let key = one(taker, "attention.self.key_proj", h, h)?;
         let value = one(taker, "attention.self.value_proj", h, h)?;
-        let mut positions = |taker: &mut Taker<'_>, looks: bool, part: &str, shared: &Linear| -> Result<Option<Tensor>> {
+        let positions = |taker: &mut Taker<'_>, looks: bool, part: &str, shared: &Linear| -> Result<Option<Tensor>> {
             if !looks {
                 return Ok(None);
             }

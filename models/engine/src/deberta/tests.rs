@@ -81,7 +81,8 @@ impl Reference<'_> {
 
     fn dense(&self, x: &Rows, name: &str) -> Rows {
         let (w, b) = (&self.w[&format!("{name}.weight")], &self.w[&format!("{name}.bias")]);
-        let one = |x: &Vec<f64>| w.chunks(x.len()).zip(b).map(|(w, b)| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() + b).collect();
+        let one =
+            |x: &Vec<f64>| w.chunks(x.len()).zip(b).map(|(w, b)| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() + b).collect();
         x.iter().map(one).collect()
     }
 

@@ -14,6 +14,8 @@ pub(super) const BLOCK: usize = crate::ops::kernels::BLOCK;
 pub struct KvCache {
     length: usize,
     capacity: usize,
+    /// Layers, and key values of one token in one layer.
+    shape: [usize; 2],
     pub(super) store: Store,
 }
 
@@ -37,14 +39,18 @@ pub(super) struct LayerStore {
 impl KvCache {
     pub(super) fn new(config: &DecoderConfig, device: &Device, capacity: usize) -> Self {
         let capacity = capacity.min(config.positions).next_multiple_of(BLOCK);
-        let store = if device.is_cpu() {
-            let size = config.kv_heads * config.head * capacity;
-            let layer = || LayerStore { keys: vec![0.0; size], values: vec![0.0; size] };
-            Store::Cpu((0..config.layers).map(|_| layer()).collect())
-        } else {
-            Store::Device(vec![None; config.layers])
-        };
-        Self { length: 0, capacity, store }
+        if !device.is_cpu() {
+            return Self::of_tensors(config, capacity);
+        }
+        let size = config.kv_heads * config.head * capacity;
+        let layer = || LayerStore { keys: vec![0.0; size], values: vec![0.0; size] };
+        let store = Store::Cpu((0..config.layers).map(|_| layer()).collect());
+        Self { length: 0, capacity, shape: shape(config), store }
+    }
+
+    /// A cache for devices other than the CPU.
+    pub(super) fn of_tensors(config: &DecoderConfig, capacity: usize) -> Self {
+        Self { length: 0, capacity, shape: shape(config), store: Store::Device(vec![None; config.layers]) }
     }
 
     /// Tokens that it holds.
@@ -82,7 +88,11 @@ impl KvCache {
         Ok(())
     }
 
-    pub(super) fn check_room(&self, tokens: usize) -> Result<()> {
+    /// Refuses more tokens than there is room for, and another model's cache.
+    pub(super) fn check(&self, config: &DecoderConfig, tokens: usize) -> Result<()> {
+        if self.shape != shape(config) {
+            return Err(EngineError::model("a cache was made for another model"));
+        }
         if self.length + tokens > self.capacity {
             let (needed, capacity) = (self.length + tokens, self.capacity);
             return Err(EngineError::model(format!("{needed} tokens do not fit a cache of {capacity}")));
@@ -93,4 +103,8 @@ impl KvCache {
     pub(super) fn advance(&mut self, tokens: usize) {
         self.length += tokens;
     }
+}
+
+fn shape(config: &DecoderConfig) -> [usize; 2] {
+    [config.layers, config.kv_heads * config.head]
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::{EngineError, Result, ops::kernels::HEAD_MAX};
 
 /// Positions that rotary tables are made for, at most; longer contexts are refused.
-pub const POSITIONS_MAX: usize = 16_384;
+const POSITIONS_MAX: usize = 16_384;
 
 /// How a checkpoint stretches its rotary positions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

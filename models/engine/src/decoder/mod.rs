@@ -16,7 +16,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use adapter::{Adapter, AdapterConfig};
 pub use cache::KvCache;
-pub use config::{DecoderConfig, POSITIONS_MAX, RopeScaling};
+pub use config::{DecoderConfig, RopeScaling};
 pub use step::{StepInput, StepOutput, Want};
 pub use weights::{DecoderLayer, DecoderWeights};
 pub(crate) use weights::{Taker, split};
@@ -63,12 +63,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`EngineError::Model`] when a tensor is missing or has the wrong shape.
-    pub fn from_hf(
-        config: DecoderConfig,
-        tensors: &mut HashMap<String, Tensor>,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self> {
+    pub fn from_hf(config: DecoderConfig, tensors: &mut HashMap<String, Tensor>, device: &Device, dtype: DType) -> Result<Self> {
         let weights = DecoderWeights::from_hf(&config, tensors, device, dtype)?;
         Self::new(config, weights)
     }

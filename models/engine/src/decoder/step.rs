@@ -4,10 +4,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::{
-    Decoder, KvCache,
-    cache::Store,
-};
+use super::{Decoder, KvCache, cache::Store};
 use crate::{EngineError, Result, Segments, ops};
 
 mod cpu;
@@ -81,7 +78,7 @@ impl Decoder {
             if input.tokens.is_empty() || std::mem::replace(&mut seen[input.seq], true) {
                 return Err(EngineError::model(format!("cache {} needs exactly one input with tokens", input.seq)));
             }
-            cache.check_room(input.tokens.len())?;
+            cache.check(&self.config, input.tokens.len())?;
             if cache.len() + input.tokens.len() > self.config.positions {
                 return Err(EngineError::model(format!("a sequence is longer than {} tokens", self.config.positions)));
             }
@@ -99,7 +96,7 @@ impl Decoder {
     }
 
     /// The same pass with plain tensor operations, for other devices.
-    fn step_device(
+    pub(super) fn step_device(
         &self,
         caches: &mut [&mut KvCache],
         inputs: &[StepInput<'_>],

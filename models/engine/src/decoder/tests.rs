@@ -87,11 +87,8 @@ fn plain_logits(config: &DecoderConfig, w: &HashMap<String, Tensor>, ids: &[u32]
     for layer in 0..config.layers {
         let at = |part: &str| format!("model.layers.{layer}.{part}");
         let y = norm(&x, &at("input_layernorm.weight"))?;
-        let (q, k, v) = (
-            project(&y, &at("self_attn.q_proj"))?,
-            project(&y, &at("self_attn.k_proj"))?,
-            project(&y, &at("self_attn.v_proj"))?,
-        );
+        let (q, k, v) =
+            (project(&y, &at("self_attn.q_proj"))?, project(&y, &at("self_attn.k_proj"))?, project(&y, &at("self_attn.v_proj"))?);
         let mut heads = Vec::new();
         for h in 0..config.heads {
             let kv = h / (config.heads / config.kv_heads);
@@ -214,6 +211,34 @@ fn a_truncated_cache_continues_as_if_nothing_had_followed() {
     for cache in [&mut cache, &mut copy] {
         assert_eq!(step(cache, &tokens[30..]), whole[30 * 48..]);
     }
+}
+
+#[test]
+fn plain_tensor_operations_give_the_same_steps() {
+    for (bias, kv_heads) in [(false, 4), (true, 2)] {
+        let decoder = decoder(config(bias, kv_heads, true), 22);
+        let (a, b) = (ids(30, 23), ids(30, 24));
+        let mut ours = [decoder.cache(64), decoder.cache(64)];
+        let mut plain = [KvCache::of_tensors(decoder.config(), 64), KvCache::of_tensors(decoder.config(), 64)];
+        for range in [0..13, 13..14, 14..30] {
+            let inputs = [StepInput { seq: 1, tokens: &b[range.clone()] }, StepInput { seq: 0, tokens: &a[range.clone()] }];
+            let segments = Segments::of_lengths([range.len(), range.len()]);
+            let rows: Vec<usize> = (0..2 * range.len()).collect();
+            let want = Want { rows: &rows, tap: Some((1, &rows)) };
+            let expected = decoder.step(&mut ours.each_mut(), &inputs, &want).unwrap();
+            let output = decoder.step_device(&mut plain.each_mut(), &inputs, &segments, &want).unwrap();
+            plain.iter_mut().for_each(|cache| cache.advance(range.len()));
+            assert!(distance(&output.hidden, &expected.hidden) < 2e-5, "tokens {range:?}");
+            assert!(distance(&output.tapped.unwrap(), &expected.tapped.unwrap()) < 2e-5, "tokens {range:?}");
+        }
+    }
+}
+
+#[test]
+fn a_cache_of_another_model_is_refused() {
+    let decoder = decoder(config(false, 4, true), 25);
+    let mut other = KvCache::new(&config(false, 2, true), &Device::Cpu, 32);
+    assert!(decoder.step(&mut [&mut other], &[StepInput { seq: 0, tokens: &[1] }], &Want::default()).is_err());
 }
 
 #[test]

@@ -172,12 +172,7 @@ impl DecoderWeights {
     ///
     /// # Errors
     /// [`EngineError::Model`] when a tensor is missing or has another shape than `config` asks for.
-    pub fn from_hf(
-        config: &DecoderConfig,
-        tensors: &mut HashMap<String, Tensor>,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self> {
+    pub fn from_hf(config: &DecoderConfig, tensors: &mut HashMap<String, Tensor>, device: &Device, dtype: DType) -> Result<Self> {
         let (h, v) = (config.hidden, config.vocab);
         let mut taker = Taker { tensors, device, dtype };
         let embeddings = taker.take(EMBEDDINGS, &[v, h])?;

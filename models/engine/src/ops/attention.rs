@@ -57,8 +57,7 @@ impl Rope {
     /// Tables of `positions` on `device`, `[rows, half]`.
     fn tables(&self, positions: &[u32], dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
         let pick = |table: &[f32]| -> Result<Tensor> {
-            let rows: Vec<f32> =
-                positions.iter().flat_map(|p| &table[*p as usize * self.half..][..self.half]).copied().collect();
+            let rows: Vec<f32> = positions.iter().flat_map(|p| &table[*p as usize * self.half..][..self.half]).copied().collect();
             Tensor::from_vec(rows, (positions.len(), self.half), device)?.to_dtype(dtype)
         };
         Ok((pick(&self.cos)?, pick(&self.sin)?))
@@ -181,10 +180,11 @@ impl Attention {
         if self.segments.rows() != rows {
             bail!("segments of {} rows do not fit {rows} rows", self.segments.rows());
         }
-        if let Some(rope) = &self.rope {
-            if rope.half * 2 != head || rope.positions() < self.segments.longest() {
-                bail!("{} rotary positions are too few for {} rows", rope.positions(), self.segments.longest());
-            }
+        if self.rope.as_ref().is_some_and(|rope| rope.half * 2 != head) {
+            bail!("rotary tables are not made for heads of {head}");
+        }
+        if let Some(rope) = self.rope.as_ref().filter(|rope| rope.positions() < self.segments.longest()) {
+            bail!("{} rotary positions are too few for {} rows", rope.positions(), self.segments.longest());
         }
         Ok(Columns { width, head, heads, kv_heads })
     }
@@ -228,7 +228,16 @@ impl Attention {
                         self.probabilities(&buffers.q, &buffers.k, first, wide, p);
                         let (p, v) = (Matrix::of(p, wide), Matrix::of(&buffers.v, head));
                         // SAFETY: rows first..end of the segment's output, `head` columns each.
-                        unsafe { gemm([end - first, head, wide], out[first * wide_out + h * head..].as_mut_ptr(), wide_out, false, p, v) };
+                        unsafe {
+                            gemm(
+                                [end - first, head, wide],
+                                out[first * wide_out + h * head..].as_mut_ptr(),
+                                wide_out,
+                                false,
+                                p,
+                                v,
+                            )
+                        };
                     }
                 }
             }
@@ -380,8 +389,7 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Result
     let (q, k, v) = (q.transpose(0, 1)?.contiguous()?, spread(k)?, spread(v)?);
     let mut scores = q.matmul(&k.t()?)?.to_dtype(DType::F32)?;
     if causal && t > 1 {
-        let mask: Vec<f32> =
-            (0..t * s).map(|i| if i % s > i / s + (s - t) { f32::NEG_INFINITY } else { 0.0 }).collect();
+        let mask: Vec<f32> = (0..t * s).map(|i| if i % s > i / s + (s - t) { f32::NEG_INFINITY } else { 0.0 }).collect();
         scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, t, s), q.device())?)?;
     }
     let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;

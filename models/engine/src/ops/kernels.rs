@@ -90,10 +90,6 @@ impl Queries {
         self.n += 1;
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.n == QUERIES
-    }
-
     /// What the queries see: their results `[head]`, in the order of [`Self::push`].
     pub(crate) fn attend(&mut self, to: KeysValues<'_>) -> impl Iterator<Item = &[f32]> {
         let most = self.seen[..self.n].iter().copied().max().unwrap_or(0);
@@ -268,10 +264,10 @@ unsafe fn weigh<L: Lanes, const Q: usize>(
                 weigh_one(scores, wide, p, values.add(p * row + column), &mut sums, chain);
             }
             for (q, sums) in sums.iter().enumerate() {
-                for half in 0..2 {
-                    let pairs = (sums[0][half].add(sums[1][half]), sums[2][half].add(sums[3][half]));
-                    pairs.0.add(pairs.1).store(out.add(q * head + column + half * L::N));
-                }
+                let out = out.add(q * head + column);
+                let [a, b, c, d] = *sums;
+                a[0].add(b[0]).add(c[0].add(d[0])).store(out);
+                a[1].add(b[1]).add(c[1].add(d[1])).store(out.add(L::N));
             }
             column += 2 * L::N;
         }

@@ -35,14 +35,7 @@ impl Matrix {
 ///
 /// # Safety
 /// The matrices must cover the given sizes; `out` must cover `m` rows and overlap neither of them.
-pub(crate) unsafe fn gemm(
-    [m, n, k]: [usize; 3],
-    out: *mut f32,
-    out_row: usize,
-    add: bool,
-    a: Matrix,
-    b: Matrix,
-) {
+pub(crate) unsafe fn gemm([m, n, k]: [usize; 3], out: *mut f32, out_row: usize, add: bool, a: Matrix, b: Matrix) {
     // SAFETY: the caller's promise is the same as gemm's.
     unsafe {
         gemm::gemm(

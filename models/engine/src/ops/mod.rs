@@ -15,12 +15,12 @@ mod pool;
 pub(crate) mod simd;
 
 pub use activation::{Gelu, gelu, swiglu};
+pub(crate) use attention::attend;
 pub use attention::{Attention, Rope, attention};
 pub use linear::{linear, linear_t};
 pub use loss::{binary_cross_entropy, cosine_loss, cross_entropy, mse_loss};
 pub use norm::{layer_norm, rms_norm};
 pub(crate) use packed::PackedMatrix;
-pub(crate) use attention::attend;
 pub use pool::{l2_normalise, segment_mean, select_rows};
 
 use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor, bail};

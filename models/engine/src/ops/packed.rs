@@ -6,6 +6,8 @@ use super::simd;
 const PANEL: usize = 32;
 /// Rows that a kernel takes at once.
 const ROWS_MAX: usize = 12;
+/// Values of the rows that go over all panels together: 256 KiB.
+const CHUNK_VALUES: usize = 1 << 16;
 
 /// A matrix `[inputs, outputs]` in panels of [`PANEL`] columns, each `[inputs, PANEL]`, the last one filled up with zeros.
 ///
@@ -19,8 +21,7 @@ pub(crate) struct PackedMatrix {
     bias: Option<Vec<f32>>,
 }
 
-/// Results of one panel.
-type Block<const R: usize> = [[f32; PANEL]; R];
+const NO_BIAS: [f32; PANEL] = [0.0; PANEL];
 
 impl PackedMatrix {
     /// Packs `w[inputs, outputs]`.
@@ -50,16 +51,12 @@ impl PackedMatrix {
 
     /// `out[n, outputs] = x[n, inputs] · w + bias`.
     pub(crate) fn rows(&self, x: &[f32], out: &mut [f32]) {
-        self.each_block(x, out, |out, sum| out.copy_from_slice(sum));
+        self.multiply_rows::<false>(x, out);
     }
 
     /// `out[n, outputs] += x[n, inputs] · w + bias`.
     pub(crate) fn rows_added(&self, x: &[f32], out: &mut [f32]) {
-        self.each_block(x, out, |out, sum| {
-            for (out, sum) in out.iter_mut().zip(sum) {
-                *out += sum;
-            }
-        });
+        self.multiply_rows::<true>(x, out);
     }
 
     /// Outputs `ids` of one row `x[inputs]`: the same bits as [`Self::rows`] gives them, bias aside.
@@ -78,30 +75,38 @@ impl PackedMatrix {
                     *to = *from;
                 }
             }
-            let mut sums: Block<1> = [[0.0; PANEL]];
-            multiply::<1>(x, self.inputs, &gathered, &mut sums);
-            out.extend_from_slice(&sums[0][..ids.len()]);
+            let mut sums = [0.0; PANEL];
+            multiply::<1, false>(x, self.inputs, &gathered, &NO_BIAS, &mut sums, PANEL);
+            out.extend_from_slice(&sums[..ids.len()]);
         }
         out
     }
 
-    /// Panels outside, so that one stays in the cache while all rows pass by.
-    fn each_block(&self, x: &[f32], out: &mut [f32], write: impl Fn(&mut [f32], &[f32])) {
+    /// Row chunks outside, so that one stays in the second-level cache; panels inside, so that one stays near while the chunk's rows pass by.
+    fn multiply_rows<const ADD: bool>(&self, x: &[f32], out: &mut [f32]) {
         let n = x.len() / self.inputs;
         assert!(x.len() == n * self.inputs && out.len() == n * self.outputs, "sizes of a packed layer do not fit");
-        for (p, panel) in self.panels.chunks_exact(self.inputs * PANEL).enumerate() {
-            let columns = p * PANEL..((p + 1) * PANEL).min(self.outputs);
-            let bias = self.bias.as_ref().map(|bias| &bias[columns.clone()]);
-            let mut block: Block<ROWS_MAX> = [[0.0; PANEL]; ROWS_MAX];
-            for first in (0..n).step_by(ROWS_MAX) {
-                let rows = ROWS_MAX.min(n - first);
-                multiply_some(&x[first * self.inputs..(first + rows) * self.inputs], self.inputs, panel, &mut block);
-                for (r, sums) in block[..rows].iter_mut().enumerate() {
-                    let sums = &mut sums[..columns.len()];
-                    for (sum, b) in sums.iter_mut().zip(bias.unwrap_or(&[])) {
-                        *sum += b;
+        let chunk = (CHUNK_VALUES / self.inputs / ROWS_MAX).max(4) * ROWS_MAX;
+        for (x, out) in x.chunks(chunk * self.inputs).zip(out.chunks_mut(chunk * self.outputs)) {
+            for (p, panel) in self.panels.chunks_exact(self.inputs * PANEL).enumerate() {
+                let columns = p * PANEL..((p + 1) * PANEL).min(self.outputs);
+                let bias = self.bias.as_ref().map_or(NO_BIAS, |bias| {
+                    let mut filled = NO_BIAS;
+                    filled[..columns.len()].copy_from_slice(&bias[columns.clone()]);
+                    filled
+                });
+                for (x, out) in x.chunks(ROWS_MAX * self.inputs).zip(out.chunks_mut(ROWS_MAX * self.outputs)) {
+                    if columns.len() == PANEL {
+                        multiply_some::<ADD>(x, self.inputs, panel, &bias, &mut out[columns.start..], self.outputs);
+                        continue;
                     }
-                    write(&mut out[(first + r) * self.outputs..][columns.clone()], sums);
+                    let mut whole = [0.0; ROWS_MAX * PANEL];
+                    multiply_some::<false>(x, self.inputs, panel, &bias, &mut whole, PANEL);
+                    for (out, sums) in out.chunks_exact_mut(self.outputs).zip(whole.chunks_exact(PANEL)) {
+                        for (out, sum) in out[columns.clone()].iter_mut().zip(sums) {
+                            *out = if ADD { *out + sum } else { *sum };
+                        }
+                    }
                 }
             }
         }
@@ -109,11 +114,11 @@ impl PackedMatrix {
 }
 
 /// [`multiply`] for any number of rows up to [`ROWS_MAX`].
-fn multiply_some(x: &[f32], inputs: usize, panel: &[f32], out: &mut Block<ROWS_MAX>) {
+fn multiply_some<const ADD: bool>(x: &[f32], inputs: usize, panel: &[f32], bias: &[f32; PANEL], out: &mut [f32], row: usize) {
     macro_rules! rows {
         ($($n:literal)*) => {
             match x.len() / inputs {
-                $($n => multiply::<$n>(x, inputs, panel, out.first_chunk_mut().expect("at most as many rows")),)*
+                $($n => multiply::<$n, ADD>(x, inputs, panel, bias, out, row),)*
                 _ => unreachable!("rows come in chunks"),
             }
         };
@@ -121,24 +126,37 @@ fn multiply_some(x: &[f32], inputs: usize, panel: &[f32], out: &mut Block<ROWS_M
     rows!(1 2 3 4 5 6 7 8 9 10 11 12);
 }
 
-/// `out[R, PANEL] = x[R, inputs] · panel[inputs, PANEL]`.
-fn multiply<const R: usize>(x: &[f32], inputs: usize, panel: &[f32], out: &mut Block<R>) {
+/// `out[R, PANEL] (+)= x[R, inputs] · panel[inputs, PANEL] + bias[PANEL]`; `out`'s rows lie `row` values apart.
+fn multiply<const R: usize, const ADD: bool>(
+    x: &[f32],
+    inputs: usize,
+    panel: &[f32],
+    bias: &[f32; PANEL],
+    out: &mut [f32],
+    row: usize,
+) {
     assert!(x.len() == R * inputs && panel.len() == inputs * PANEL, "sizes of a panel do not fit");
+    assert!(out.len() >= (R - 1) * row + PANEL, "results of a panel do not fit");
     #[cfg(target_arch = "x86_64")]
-    match simd::width() {
-        // SAFETY: the machine has the instructions and the sizes have just been checked.
-        simd::Width::Avx512 => return unsafe { x86::multiply_avx512(x.as_ptr(), inputs, panel.as_ptr(), out) },
-        // SAFETY: as above.
-        simd::Width::Avx2 => return unsafe { x86::multiply_avx2(x.as_ptr(), inputs, panel.as_ptr(), out) },
-        simd::Width::Base => {}
+    {
+        let (x, panel, out) = (x.as_ptr(), panel.as_ptr(), out.as_mut_ptr());
+        match simd::width() {
+            // SAFETY: the machine has the instructions and the sizes have just been checked.
+            simd::Width::Avx512 => return unsafe { x86::multiply_avx512::<R, ADD>(x, inputs, panel, bias, out, row) },
+            // SAFETY: as above.
+            simd::Width::Avx2 => return unsafe { x86::multiply_avx2::<R, ADD>(x, inputs, panel, bias, out, row) },
+            simd::Width::Base => {}
+        }
     }
-    *out = [[0.0; PANEL]; R];
-    for (i, w) in panel.as_chunks::<PANEL>().0.iter().enumerate() {
-        for (r, out) in out.iter_mut().enumerate() {
-            let x = x[r * inputs + i];
+    for (x, out) in x.chunks_exact(inputs).zip(out.chunks_mut(row)) {
+        let mut sums = [0.0; PANEL];
+        for (x, w) in x.iter().zip(panel.as_chunks::<PANEL>().0) {
             for c in 0..PANEL {
-                out[c] += x * w[c];
+                sums[c] += x * w[c];
             }
+        }
+        for c in 0..PANEL {
+            out[c] = if ADD { out[c] + (sums[c] + bias[c]) } else { sums[c] + bias[c] };
         }
     }
 }
@@ -146,16 +164,23 @@ fn multiply<const R: usize>(x: &[f32], inputs: usize, panel: &[f32], out: &mut B
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
-    use super::{Block, PANEL};
+    use super::PANEL;
 
     /// # Safety
-    /// `x` covers `R · inputs` values, `panel` `inputs · PANEL`.
+    /// `x` covers `R · inputs` values, `panel` `inputs · PANEL`, `out` `R` rows of PANEL values, `row` apart.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn multiply_avx512<const R: usize>(x: *const f32, inputs: usize, panel: *const f32, out: &mut Block<R>) {
+    pub(super) unsafe fn multiply_avx512<const R: usize, const ADD: bool>(
+        x: *const f32,
+        inputs: usize,
+        panel: *const f32,
+        bias: &[f32; PANEL],
+        out: *mut f32,
+        row: usize,
+    ) {
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
         for i in 0..inputs {
             // SAFETY: within the sizes that the caller promises.
@@ -168,11 +193,14 @@ mod x86 {
                 }
             }
         }
-        for (out, sums) in out.iter_mut().zip(sums) {
-            // SAFETY: `out` holds PANEL values.
-            unsafe {
-                _mm512_storeu_ps(out.as_mut_ptr(), sums[0]);
-                _mm512_storeu_ps(out.as_mut_ptr().add(16), sums[1]);
+        for (r, sums) in sums.iter().enumerate() {
+            for (half, sum) in sums.iter().enumerate() {
+                // SAFETY: as above.
+                unsafe {
+                    let out = out.add(r * row + 16 * half);
+                    let sum = _mm512_add_ps(*sum, _mm512_loadu_ps(bias.as_ptr().add(16 * half)));
+                    _mm512_storeu_ps(out, if ADD { _mm512_add_ps(_mm512_loadu_ps(out), sum) } else { sum });
+                }
             }
         }
     }
@@ -182,28 +210,44 @@ mod x86 {
     /// # Safety
     /// As [`multiply_avx512`].
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn multiply_avx2<const R: usize>(x: *const f32, inputs: usize, panel: *const f32, out: &mut Block<R>) {
+    pub(super) unsafe fn multiply_avx2<const R: usize, const ADD: bool>(
+        x: *const f32,
+        inputs: usize,
+        panel: *const f32,
+        bias: &[f32; PANEL],
+        out: *mut f32,
+        row: usize,
+    ) {
         for half in [0, 16] {
-            for (chunk, out) in out.chunks_mut(6).enumerate() {
-                // SAFETY: the rows of this chunk lie within `x`.
+            for first in (0..R).step_by(6) {
+                // SAFETY: the rows from `first` on lie within `x` and `out`, half a panel behind `half`.
                 unsafe {
-                    let x = x.add(chunk * 6 * inputs);
+                    let (x, out, bias) = (x.add(first * inputs), out.add(first * row + half), bias.as_ptr().add(half));
                     let panel = panel.add(half);
-                    match out.len() {
-                        1 => half_panel::<1>(x, inputs, panel, half, out),
-                        2 => half_panel::<2>(x, inputs, panel, half, out),
-                        3 => half_panel::<3>(x, inputs, panel, half, out),
-                        4 => half_panel::<4>(x, inputs, panel, half, out),
-                        5 => half_panel::<5>(x, inputs, panel, half, out),
-                        _ => half_panel::<6>(x, inputs, panel, half, out),
+                    match R - first {
+                        1 => half_panel::<1, ADD>(x, inputs, panel, bias, out, row),
+                        2 => half_panel::<2, ADD>(x, inputs, panel, bias, out, row),
+                        3 => half_panel::<3, ADD>(x, inputs, panel, bias, out, row),
+                        4 => half_panel::<4, ADD>(x, inputs, panel, bias, out, row),
+                        5 => half_panel::<5, ADD>(x, inputs, panel, bias, out, row),
+                        _ => half_panel::<6, ADD>(x, inputs, panel, bias, out, row),
                     }
                 }
             }
         }
     }
 
+    /// # Safety
+    /// As [`multiply_avx512`], for half a panel.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn half_panel<const R: usize>(x: *const f32, inputs: usize, panel: *const f32, half: usize, out: &mut [[f32; PANEL]]) {
+    unsafe fn half_panel<const R: usize, const ADD: bool>(
+        x: *const f32,
+        inputs: usize,
+        panel: *const f32,
+        bias: *const f32,
+        out: *mut f32,
+        row: usize,
+    ) {
         let mut sums = [[_mm256_setzero_ps(); 2]; R];
         for i in 0..inputs {
             // SAFETY: the caller's promise.
@@ -216,11 +260,14 @@ mod x86 {
                 }
             }
         }
-        for (out, sums) in out.iter_mut().zip(sums) {
-            // SAFETY: half a panel lies behind `half`.
-            unsafe {
-                _mm256_storeu_ps(out.as_mut_ptr().add(half), sums[0]);
-                _mm256_storeu_ps(out.as_mut_ptr().add(half + 8), sums[1]);
+        for (r, sums) in sums.iter().enumerate() {
+            for (half, sum) in sums.iter().enumerate() {
+                // SAFETY: as above.
+                unsafe {
+                    let out = out.add(r * row + 8 * half);
+                    let sum = _mm256_add_ps(*sum, _mm256_loadu_ps(bias.add(8 * half)));
+                    _mm256_storeu_ps(out, if ADD { _mm256_add_ps(_mm256_loadu_ps(out), sum) } else { sum });
+                }
             }
         }
     }

@@ -19,7 +19,8 @@ fn check_gradients(name: &str, vars: &[&Var], f: impl Fn() -> Result<Tensor>) {
     const STEP: f32 = 1e-2;
     let out = f().unwrap();
     let weights = Random::new(99).tensor(out.shape().clone(), 1.0).unwrap();
-    let weigh = |out: &Tensor| -> f64 { values(out).iter().zip(values(&weights)).map(|(x, w)| f64::from(*x) * f64::from(w)).sum() };
+    let weigh =
+        |out: &Tensor| -> f64 { values(out).iter().zip(values(&weights)).map(|(x, w)| f64::from(*x) * f64::from(w)).sum() };
     let gradients = (out * &weights).unwrap().sum_all().unwrap().backward().unwrap();
     for (v, var) in vars.iter().enumerate() {
         let gradient = values(gradients.get(var).unwrap_or_else(|| panic!("{name}: variable {v} has no gradient")));
@@ -85,7 +86,8 @@ fn how(lengths: &[usize], heads: usize, kv_heads: usize, head: usize, causal: bo
 
 #[test]
 fn attention_has_the_gradients_of_finite_differences() {
-    for (heads, kv_heads, causal, turned) in [(2, 1, true, true), (2, 2, false, false), (3, 3, true, false), (4, 2, false, true)] {
+    for (heads, kv_heads, causal, turned) in [(2, 1, true, true), (2, 2, false, false), (3, 3, true, false), (4, 2, false, true)]
+    {
         let how = how(&[3, 0, 4], heads, kv_heads, 4, causal, turned);
         let x = var(&mut Random::new(3), &[7, (heads + 2 * kv_heads) * 4]);
         check_gradients(&format!("attention {heads}/{kv_heads} causal {causal} rope {turned}"), &[&x], || attention(&x, &how));
@@ -137,7 +139,12 @@ fn values_are_those_of_plain_operations() {
     }
     let weight = r.tensor((40, 12), 1.0).unwrap();
     close("linear", &linear(&x, &weight, None).unwrap(), &x.matmul(&weight).unwrap(), 1e-5);
-    close("linear_t", &linear_t(&x, &weight.t().unwrap().contiguous().unwrap(), None).unwrap(), &x.matmul(&weight).unwrap(), 1e-5);
+    close(
+        "linear_t",
+        &linear_t(&x, &weight.t().unwrap().contiguous().unwrap(), None).unwrap(),
+        &x.matmul(&weight).unwrap(),
+        1e-5,
+    );
 }
 
 #[test]

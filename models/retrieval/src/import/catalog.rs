@@ -4,7 +4,10 @@ use std::path::Path;
 
 use endcap_schemas::{DietSet, Product};
 
-use super::{CatalogFormat, ImportError, ImportReport, Phase, Progress, completejourney, source::Source};
+use super::{
+    CatalogFormat, ImportError, ImportReport, Phase, Progress, completejourney,
+    source::{Rows, Source},
+};
 use crate::{
     CatalogueChange, MarketDir, derive, facts_of,
     write::{ProductWriter, TEXT_MAX_BYTES, check_product, checkpoint, new_catalogue_version},
@@ -12,6 +15,28 @@ use crate::{
 
 /// Parts of Open Food Facts' paths that hold everything from a plant, and so say nothing.
 const UMBRELLAS: [&str; 2] = ["plant-based foods and beverages", "plant-based foods"];
+
+/// A row of a catalogue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Offer {
+    /// The product as the catalogue has it; its path is the catalogue's own.
+    pub product: Product,
+    /// Whether it is offered no longer.
+    pub withdrawn: bool,
+}
+
+/// Opens a catalogue file. Rejected rows go to a file in `rejects_dir`, where one is given.
+///
+/// # Errors
+/// When the file is of another form or cannot be read.
+pub fn products(path: &Path, format: CatalogFormat, rejects_dir: Option<&Path>) -> Result<Rows<Offer>, ImportError> {
+    let mut source = Source::open(path, rejects_dir)?;
+    let form = Form::begin(format, &mut source)?;
+    Ok(Rows::new(source, move |line, _| {
+        let offer = form.read(line)?;
+        check_product(&offer.product).map(|()| offer)
+    }))
+}
 
 /// Imports a catalogue: adds what is new, changes what is different, withdraws what says so and the ids listed in `withdraw`
 /// (a file, one id a line).
@@ -25,34 +50,34 @@ pub fn catalog(
     withdraw: Option<&Path>,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<ImportReport, ImportError> {
-    let mut source = Source::open(path, Some(dir.path()))?;
-    let rows = Rows::begin(format, &mut source)?;
+    let mut rows = products(path, format, Some(dir.path()))?;
     let _lock = dir.lock()?;
     let mut db = dir.writer()?;
     let tx = db.transaction()?;
-    let mut writer = ProductWriter::new(&tx, rows.catalogue())?;
-    while let Some(line) = source.next_line()? {
-        match rows.read(&line).and_then(|(product, withdrawn)| check_product(&product).map(|()| (product, withdrawn))) {
-            Ok((product, withdrawn)) => writer.put(&product, withdrawn)?,
-            Err(reason) => source.reject(&reason)?,
-        }
-        source.report(progress);
+    let mut writer = ProductWriter::new(&tx, catalogue(format))?;
+    while let Some(offer) = rows.next().transpose()? {
+        writer.put(&offer.product, offer.withdrawn)?;
+        rows.report(progress);
     }
     if let Some(list) = withdraw {
-        let mut ids = Source::open(list, Some(dir.path()))?;
-        while let Some(id) = ids.next_line()? {
-            if !writer.withdraw(id.trim())? {
-                ids.reject("no product in stock of the catalogue has this id, or it is withdrawn already")?;
-            }
-        }
-        ids.finish()?;
+        withdraw_listed(&mut writer, list, dir.path())?;
     }
     let change = writer.finish()?;
-    progress(&Progress { phase: Phase::Deriving, ..source.progress() });
+    progress(&Progress { phase: Phase::Deriving, ..rows.progress() });
     settle(&tx, change)?;
     tx.commit()?;
     checkpoint(&db)?;
-    Ok(ImportReport { change, ..source.finish()? })
+    Ok(ImportReport { change, ..rows.finish()? })
+}
+
+fn withdraw_listed(writer: &mut ProductWriter<'_>, list: &Path, rejects_dir: &Path) -> Result<(), ImportError> {
+    let mut ids = Source::open(list, Some(rejects_dir))?;
+    while let Some(id) = ids.next_line()? {
+        if !writer.withdraw(id.trim())? {
+            ids.reject("no product has this id, or it is withdrawn already")?;
+        }
+    }
+    ids.finish().map(|_| ())
 }
 
 /// Withdraws products; gives how many of `ids` there were.
@@ -83,14 +108,14 @@ pub(super) fn settle(tx: &rusqlite::Transaction<'_>, change: CatalogueChange) ->
 }
 
 /// How the rows of a catalogue are read.
-enum Rows {
+enum Form {
     /// Places of barcode, name, category path, ingredients and fat.
     OpenFoodFacts([usize; 5]),
     CompleteJourney(completejourney::Columns),
     EndcapJson,
 }
 
-impl Rows {
+impl Form {
     fn begin(format: CatalogFormat, source: &mut Source) -> Result<Self, ImportError> {
         Ok(match format {
             CatalogFormat::OpenFoodFacts => {
@@ -104,21 +129,23 @@ impl Rows {
         })
     }
 
-    fn catalogue(&self) -> &'static str {
+    /// The product of a row, or why there is none.
+    fn read(&self, line: &str) -> Result<Offer, String> {
+        let offered = |product| Offer { product, withdrawn: false };
         match self {
-            Self::OpenFoodFacts(_) => "openfoodfacts",
-            Self::CompleteJourney(_) => "completejourney",
-            Self::EndcapJson => "endcap-json",
-        }
-    }
-
-    /// The product of a row and whether it is withdrawn, or why there is none.
-    fn read(&self, line: &str) -> Result<(Product, bool), String> {
-        match self {
-            Self::OpenFoodFacts(columns) => open_food_facts(&cells(line, columns)?).map(|product| (product, false)),
-            Self::CompleteJourney(columns) => completejourney::product(&cells(line, columns)?).map(|product| (product, false)),
+            Self::OpenFoodFacts(columns) => open_food_facts(&cells(line, columns)?).map(offered),
+            Self::CompleteJourney(columns) => completejourney::product(&cells(line, columns)?).map(offered),
             Self::EndcapJson => endcap_json(line),
         }
+    }
+}
+
+/// Name of the catalogue, as products are filed under it.
+fn catalogue(format: CatalogFormat) -> &'static str {
+    match format {
+        CatalogFormat::OpenFoodFacts => "openfoodfacts",
+        CatalogFormat::CompleteJourney => "completejourney",
+        CatalogFormat::EndcapJson => "endcap-json",
     }
 }
 
@@ -183,7 +210,7 @@ fn open_food_facts([barcode, name, path, ingredients, fat]: &[&str; 5]) -> Resul
     })
 }
 
-fn endcap_json(line: &str) -> Result<(Product, bool), String> {
+fn endcap_json(line: &str) -> Result<Offer, String> {
     let mut value: serde_json::Value = serde_json::from_str(line).map_err(|fault| format!("no JSON: {fault}"))?;
     let fields = value.as_object_mut().ok_or("no JSON object")?;
     let withdrawn = match fields.remove("withdrawn") {
@@ -194,5 +221,5 @@ fn endcap_json(line: &str) -> Result<(Product, bool), String> {
     let mut product: Product = serde_json::from_value(value).map_err(|fault| format!("no product: {fault}"))?;
     product.violates = DietSet::from_bits(product.violates.bits());
     product.category_path = product.category_path.iter().map(|part| part.trim().to_lowercase()).collect();
-    Ok((product, withdrawn))
+    Ok(Offer { product, withdrawn })
 }

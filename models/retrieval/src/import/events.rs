@@ -7,7 +7,7 @@ use endcap_schemas::{EventKind, Line, ShopperEvent, UserKey};
 use super::{
     EventFormat, ImportError, ImportReport, Phase, Progress,
     catalog::{cells, number, settle},
-    source::Source,
+    source::{Rows, Source},
 };
 use crate::{CatalogueChange, MarketDir, write::checkpoint};
 
@@ -16,6 +16,9 @@ const COLUMNS: [&str; 5] = ["household_id", "basket_id", "product_id", "quantity
 const QUANTITY_MAX: f64 = 1_000_000.0;
 /// Largest amount that counts pieces.
 const PIECES_MAX: f64 = 200.0;
+
+/// The events of a file in its order, one per row. Ids follow from the row, so that sending a file twice is harmless.
+pub type Events = Rows<ShopperEvent>;
 
 /// Opens a file of events. Rejected rows go to a file in `rejects_dir`, where one is given.
 ///
@@ -30,60 +33,14 @@ pub fn events(path: &Path, format: EventFormat, rejects_dir: Option<&Path>) -> R
             None
         }
     };
-    Ok(Events { source, columns })
-}
-
-/// The events of a file in its order, one per row; rows that are none are put aside.
-///
-/// Ids follow from the row, so that sending a file twice is harmless.
-pub struct Events {
-    source: Source,
-    columns: Option<[usize; 5]>,
-}
-
-impl Events {
-    /// How far reading is.
-    pub fn progress(&self) -> Progress {
-        self.source.progress()
-    }
-
-    /// Ends reading: how many rows were taken and rejected, and where the rejected ones are listed.
-    ///
-    /// # Errors
-    /// When the list of rejected rows cannot be written.
-    pub fn finish(self) -> Result<ImportReport, ImportError> {
-        self.source.finish()
-    }
-
-    fn read(&self, line: &str) -> Result<ShopperEvent, String> {
-        let event = match &self.columns {
-            Some(columns) => purchase(&cells(line, columns)?, self.source.line())?,
+    Ok(Rows::new(source, move |line, number| {
+        let event = match &columns {
+            Some(columns) => purchase(&cells(line, columns)?, number)?,
             None => serde_json::from_str(line).map_err(|fault| format!("no shopper event: {fault}"))?,
         };
         event.check().map_err(|fault| fault.to_string())?;
         Ok(event)
-    }
-}
-
-impl Iterator for Events {
-    type Item = Result<ShopperEvent, ImportError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let line = match self.source.next_line() {
-                Ok(line) => line?,
-                Err(fault) => return Some(Err(fault)),
-            };
-            match self.read(&line) {
-                Ok(event) => return Some(Ok(event)),
-                Err(reason) => {
-                    if let Err(fault) = self.source.reject(&reason) {
-                        return Some(Err(fault));
-                    }
-                }
-            }
-        }
-    }
+    }))
 }
 
 /// One purchase line as an event of its own: the file is a sample of lines, its baskets are incomplete.
@@ -169,7 +126,7 @@ pub fn purchases(
                 change.added += 1;
             }
         }
-        rows.source.report(progress);
+        rows.report(progress);
     }
     progress(&Progress { phase: Phase::Deriving, ..rows.progress() });
     settle(&tx, change)?;

@@ -7,12 +7,34 @@ use endcap_schemas::{Descriptor, DietSet, Term};
 use super::{
     ImportError, ImportReport, KeywordFormat, Phase, Progress,
     catalog::{cells, settle},
-    source::Source,
+    source::{Rows, Source},
 };
 use crate::{
     CatalogueChange, MarketDir,
     write::{check_term, checkpoint, put_term},
 };
+
+/// Opens a file of search terms. Rejected rows go to a file in `rejects_dir`, where one is given.
+///
+/// # Errors
+/// When the file is of another form or cannot be read.
+pub fn terms(path: &Path, format: KeywordFormat, rejects_dir: Option<&Path>) -> Result<Rows<Term>, ImportError> {
+    let mut source = Source::open(path, rejects_dir)?;
+    let columns = match format {
+        KeywordFormat::Tsv => Some(source.columns(["term", "band", "tier"])?),
+        KeywordFormat::EndcapJson => {
+            source.json_lines("a term")?;
+            None
+        }
+    };
+    Ok(Rows::new(source, move |line, _| {
+        let term = match &columns {
+            Some(columns) => tsv(line, columns)?,
+            None => serde_json::from_str(line).map_err(|fault| format!("no term: {fault}"))?,
+        };
+        check_term(&term).map(|()| term)
+    }))
+}
 
 /// Imports search terms: adds what is new, changes what is different. Their category, diets and popularity follow from the catalogue,
 /// unless the file states them (`endcap-json`).
@@ -25,35 +47,21 @@ pub fn keywords(
     format: KeywordFormat,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<ImportReport, ImportError> {
-    let mut source = Source::open(path, Some(dir.path()))?;
-    let columns = match format {
-        KeywordFormat::Tsv => Some(source.columns(["term", "band", "tier"])?),
-        KeywordFormat::EndcapJson => {
-            source.json_lines("a term")?;
-            None
-        }
-    };
+    let mut rows = terms(path, format, Some(dir.path()))?;
     let _lock = dir.lock()?;
     let mut db = dir.writer()?;
     let tx = db.transaction()?;
     let mut change = CatalogueChange::default();
-    let from = if columns.is_some() { "keywords" } else { "endcap-json" };
-    while let Some(line) = source.next_line()? {
-        let term = match &columns {
-            Some(columns) => tsv(&line, columns),
-            None => serde_json::from_str::<Term>(&line).map_err(|fault| format!("no term: {fault}")),
-        };
-        match term.and_then(|term| check_term(&term).map(|()| term)) {
-            Ok(term) => take(&tx, &term, from, &mut change)?,
-            Err(reason) => source.reject(&reason)?,
-        }
-        source.report(progress);
+    let from = if format == KeywordFormat::Tsv { "keywords" } else { "endcap-json" };
+    while let Some(term) = rows.next().transpose()? {
+        take(&tx, &term, from, &mut change)?;
+        rows.report(progress);
     }
-    progress(&Progress { phase: Phase::Deriving, ..source.progress() });
+    progress(&Progress { phase: Phase::Deriving, ..rows.progress() });
     settle(&tx, change)?;
     tx.commit()?;
     checkpoint(&db)?;
-    Ok(ImportReport { change, ..source.finish()? })
+    Ok(ImportReport { change, ..rows.finish()? })
 }
 
 /// Stores a term; of a plain one only text and tier count, as the rest is derived.

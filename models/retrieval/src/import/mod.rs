@@ -19,9 +19,10 @@ use std::{
 
 use thiserror::Error;
 
-pub use catalog::{catalog, withdraw};
+pub use catalog::{Offer, catalog, products, withdraw};
 pub use events::{Events, events, purchases};
-pub use keywords::keywords;
+pub use keywords::{keywords, terms};
+pub use source::Rows;
 
 use crate::{CatalogueChange, MarketError};
 

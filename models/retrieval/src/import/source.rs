@@ -143,21 +143,9 @@ impl Source {
         self.rejects.add(self.line, reason, &row).map_err(ImportError::Market)
     }
 
-    /// Number of the line read last, from 1.
-    pub(crate) fn line(&self) -> u64 {
-        self.line
-    }
-
     pub(crate) fn progress(&self) -> Progress {
         let bytes_done = self.read.load(Ordering::Relaxed);
         Progress { phase: Phase::Reading, bytes_done, bytes_total: self.total, rows: self.rows, rejected: self.rejects.count() }
-    }
-
-    /// Reports progress every now and then.
-    pub(crate) fn report(&self, progress: &mut dyn FnMut(&Progress)) {
-        if self.rows.is_multiple_of(REPORT_ROWS) {
-            progress(&self.progress());
-        }
     }
 
     /// Rows taken and rejected, and where the rejected ones are listed.
@@ -165,6 +153,62 @@ impl Source {
         let rejected = self.rejects.count();
         let rejects_file = self.rejects.finish()?;
         Ok(super::ImportReport { accepted: self.rows - rejected, rejected, rejects_file, ..Default::default() })
+    }
+}
+
+type Reader<T> = Box<dyn Fn(&str, u64) -> Result<T, String> + Send>;
+
+/// The rows of a file in its order; rows that cannot be taken are put aside.
+pub struct Rows<T> {
+    source: Source,
+    /// Reads a line (with its number), or says why it cannot be taken.
+    read: Reader<T>,
+}
+
+impl<T> Rows<T> {
+    pub(super) fn new(source: Source, read: impl Fn(&str, u64) -> Result<T, String> + Send + 'static) -> Self {
+        Self { source, read: Box::new(read) }
+    }
+
+    /// How far reading is.
+    pub fn progress(&self) -> Progress {
+        self.source.progress()
+    }
+
+    /// Reports progress every now and then.
+    pub(super) fn report(&self, progress: &mut dyn FnMut(&Progress)) {
+        if self.source.rows.is_multiple_of(REPORT_ROWS) {
+            progress(&self.progress());
+        }
+    }
+
+    /// Ends reading: how many rows were taken and rejected, and where the rejected ones are listed.
+    ///
+    /// # Errors
+    /// When the list of rejected rows cannot be written.
+    pub fn finish(self) -> Result<super::ImportReport, ImportError> {
+        self.source.finish()
+    }
+}
+
+impl<T> Iterator for Rows<T> {
+    type Item = Result<T, ImportError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let line = match self.source.next_line() {
+                Ok(line) => line?,
+                Err(fault) => return Some(Err(fault)),
+            };
+            match (self.read)(&line, self.source.line) {
+                Ok(row) => return Some(Ok(row)),
+                Err(reason) => {
+                    if let Err(fault) = self.source.reject(&reason) {
+                        return Some(Err(fault));
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -58,6 +58,9 @@ impl Packed {
     }
 }
 
+/// Rows that go through the feed-forward part at a time, so that the wide rows stay in the cache.
+const MLP_ROWS: usize = 96;
+
 /// The rows of one sequence in a step.
 struct Work {
     seq: usize,
@@ -76,21 +79,20 @@ impl Decoder {
     ) -> Result<StepOutput> {
         let packed = self.packed()?;
         let (c, h) = (&self.config, self.config.hidden);
-        let mut work: Vec<Work> = inputs
+        let work: Vec<Work> = inputs
             .iter()
             .zip(segments.iter())
             .map(|(input, rows)| Work { seq: input.seq, rows, first: caches[input.seq].len() })
             .collect();
         let mut x = self.embed(inputs)?;
         let mut tapped = None;
-        let mut buffers = Buffers::default();
-        let mut queries = Queries::new(c.head);
+        let mut buffers = Buffers::new(c.head);
         for layer in 0..=c.layers {
             if let Some((_, rows)) = want.tap.filter(|(tap, _)| *tap == layer) {
                 tapped = Some(tensor_of(&x, rows, h)?);
             }
             let Some(weights) = packed.layers.get(layer) else { break };
-            self.layer_cpu(weights, layer, caches, &mut work, &mut x, &mut buffers, &mut queries)?;
+            self.layer_cpu(weights, layer, caches, &work, &mut x, &mut buffers)?;
         }
         let wanted: Vec<f32> = want.rows.iter().flat_map(|row| &x[row * h..(row + 1) * h]).copied().collect();
         let mut hidden = vec![0.0; wanted.len()];
@@ -112,10 +114,9 @@ impl Decoder {
         weights: &PackedLayer,
         layer: usize,
         caches: &mut [&mut KvCache],
-        work: &mut [Work],
+        work: &[Work],
         x: &mut [f32],
         buffers: &mut Buffers,
-        queries: &mut Queries,
     ) -> Result<()> {
         let c = &self.config;
         let rows = x.len() / c.hidden;
@@ -124,20 +125,24 @@ impl Decoder {
         let qkv = sized(&mut buffers.wide, rows * c.qkv_columns());
         weights.qkv.rows(normed, qkv);
         let attended = sized(&mut buffers.attended, rows * c.heads * c.head);
-        for part in work.iter() {
+        for part in work {
             let Store::Cpu(store) = &mut caches[part.seq].store else {
                 return Err(EngineError::model("a cache of another device was given to the cpu"));
             };
             self.append(&mut store[layer], part, qkv);
-            self.attend_cpu(&store[layer], part, qkv, attended, queries);
+            self.attend_cpu(&store[layer], part, qkv, attended, &mut buffers.queries);
         }
         weights.out.rows_added(attended, x);
-        kernels::rms_rows(x, &weights.mlp_norm, c.eps as f32, normed);
-        let gate_up = sized(&mut buffers.wide, rows * 2 * c.inner);
-        weights.gate_up.rows(normed, gate_up);
-        let inner = sized(&mut buffers.inner, rows * c.inner);
-        kernels::swiglu_rows(gate_up, c.inner, inner);
-        weights.down.rows_added(inner, x);
+        for x in x.chunks_mut(MLP_ROWS * c.hidden) {
+            let rows = x.len() / c.hidden;
+            let normed = sized(&mut buffers.normed, x.len());
+            kernels::rms_rows(x, &weights.mlp_norm, c.eps as f32, normed);
+            let gate_up = sized(&mut buffers.wide, rows * 2 * c.inner);
+            weights.gate_up.rows(normed, gate_up);
+            let inner = sized(&mut buffers.inner, rows * c.inner);
+            kernels::swiglu_rows(gate_up, c.inner, inner);
+            weights.down.rows_added(inner, x);
+        }
         Ok(())
     }
 
@@ -185,12 +190,19 @@ impl Decoder {
 }
 
 /// Memory that a step's layers share.
-#[derive(Default)]
 struct Buffers {
+    queries: Queries,
     normed: Vec<f32>,
     wide: Vec<f32>,
     attended: Vec<f32>,
     inner: Vec<f32>,
+}
+
+impl Buffers {
+    fn new(head: usize) -> Self {
+        let none = Vec::new;
+        Self { queries: Queries::new(head), normed: none(), wide: none(), attended: none(), inner: none() }
+    }
 }
 
 fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
