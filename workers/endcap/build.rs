@@ -25,13 +25,18 @@ fn main() -> io::Result<()> {
     fs::write(out.join("demo_models.rs"), code)
 }
 
-/// What a model needs at run time; cards are for people.
+fn is_needed(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    ["config.json", "tokenizer.json", "adapter_config.json"].contains(&&*name) || name.ends_with(".safetensors")
+}
+
+/// What a model needs at run time; cards and reports are for people.
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.is_dir() {
             collect(&path, files)?;
-        } else if path.extension().is_some_and(|ending| ending == "json" || ending == "safetensors") {
+        } else if is_needed(&path) {
             files.push(path);
         }
     }

@@ -125,6 +125,9 @@ struct Case {
     written: ThemesWritten,
 }
 
+/// A policy's choice for the n-th question, as indices into the terms.
+type Choose<'a> = dyn Fn(usize, &Question, &Brief, &[Term]) -> Vec<usize> + 'a;
+
 /// A theme of a case with its candidates.
 struct Question {
     case: usize,
@@ -238,7 +241,7 @@ impl Bench {
         let student = self.fleet.keywords.ask_all(requests.collect());
         let student = student.into_iter().map(|answer| Ok(answer?.picks)).collect::<Result<Vec<_>>>()?;
         let merchandiser = self.demo.merchandiser();
-        let by = |choose: &dyn Fn(usize, &Question, &Brief, &[Term]) -> Vec<usize>| -> Vec<Vec<usize>> {
+        let by = |choose: &Choose<'_>| -> Vec<Vec<usize>> {
             let all = questions.iter().enumerate();
             all.map(|(i, question)| choose(i, question, &cases[question.case].context.brief, &terms_of(&question.list))).collect()
         };
