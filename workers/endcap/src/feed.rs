@@ -216,7 +216,13 @@ impl Source for Simulated {
     }
 
     fn read(&mut self, n: u64, max: u64) -> Result<Batch> {
-        Ok(Batch { events: (n..n + max).map(|n| self.shoppers.event(n)).collect(), counted: max })
+        let event = |n| {
+            let mut event = self.shoppers.event(n);
+            // Another simulation in the same data directory has other events: its ids must not look like repeats of these.
+            event.id = format!("{}/{}", self.name, event.id);
+            event
+        };
+        Ok(Batch { events: (n..n + max).map(event).collect(), counted: max })
     }
 
     fn describe(&self) -> String {

@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::LogFormat;
 
 /// Level where `RUST_LOG` says nothing else.
-const LEVEL: &str = "warn,endcap=info";
+const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn";
 
 /// Starts logging for this process; a second call is a no-op.
 pub fn start(format: LogFormat) {

@@ -113,7 +113,7 @@ pub fn page(head: &Head, page: &Page, published_ms: i64, recent: &[PurchaseMemor
     let placements = page
         .placements
         .iter()
-        .map(|placement| show_placement(placement, because(placement, recent, market, &mut told), market))
+        .map(|placement| show_placement(placement, because(placement, recent, &mut told), market))
         .collect::<Result<_>>()?;
     Ok(PageView {
         user: short_name(head),
@@ -148,15 +148,10 @@ fn show_placement(placement: &Placement, because: Option<String>, market: &Snaps
     })
 }
 
-/// The newest purchase in one of the theme's categories, or next to its anchor; each purchase is told once a page.
-fn because(placement: &Placement, recent: &[PurchaseMemory], market: &Snapshot, told: &mut HashSet<String>) -> Option<String> {
+/// The newest purchase in one of the theme's categories; each purchase is told once a page.
+fn because(placement: &Placement, recent: &[PurchaseMemory], told: &mut HashSet<String>) -> Option<String> {
     let concepts = &placement.theme.concepts;
-    let anchor = concepts.first()?;
-    let related = market.category(anchor).map(|category| category.related.as_slice()).unwrap_or_default();
-    let close = |purchase: &&PurchaseMemory| concepts.contains(&purchase.category);
-    let near = |purchase: &&PurchaseMemory| related.contains(&purchase.category);
-    let fresh = |purchase: &&PurchaseMemory| !told.contains(&purchase.product);
-    let found = recent.iter().filter(fresh).find(close).or_else(|| recent.iter().filter(fresh).find(near))?;
+    let found = recent.iter().find(|purchase| concepts.contains(&purchase.category) && !told.contains(&purchase.product))?;
     told.insert(found.product.clone());
     Some(found.name.clone())
 }
