@@ -238,6 +238,43 @@ fn products_that_are_imported_and_withdrawn_are_followed_without_a_restart() {
     up.wait_for("/v1/journey/ada", changed).expect("an event on a product that came later");
 }
 
+#[test]
+fn models_that_are_trained_for_a_market_are_the_ones_that_serve_it() {
+    let place = place();
+    let market = place.dir.path().join("market");
+    let product = |n: usize| {
+        let leaf = ["green tea", "oat biscuits", "tomato soup", "plain yogurt", "apple juice", "rye bread", "brown rice"][n % 7];
+        json!({ "id": format!("p{n}"), "name": format!("{leaf} no {n}"), "brand": "", "size": "", "price_cents": 100 + n,
+                "category_path": ["pantry", leaf], "violates": [], "age_restricted": false, "popularity": 0.5, "in_stock": true })
+    };
+    let rows: String = (0..70).map(|n| format!("{}\n", product(n))).collect();
+    let (catalog, target) = (place.file("catalog.jsonl", &rows), market.display().to_string());
+    let program = place.program();
+    let plain = |args: &[&str]| {
+        let output = program.plain(args).unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    plain(&["import", "catalog", &catalog, "--format", "endcap-json", "--market", &target]);
+    plain(&["train", "--market", &target, "--steps", "1"]);
+    let trained = market.join("trained");
+    for file in ["cross-encoder/model.safetensors", "decoder/themes.adapter.safetensors", "decoder/CARD.md"] {
+        assert!(trained.join(file).is_file(), "{file}");
+    }
+
+    let up = program.up(&["--market", &target, "--shoppers", "0", "--debounce", "0s"]).unwrap();
+    up.post("/v1/events", &purchase("e1", "ada", "p1").to_string()).unwrap();
+    let page = up.wait_for("/v1/pages/ada", |page| page["placements"].as_array().map(|_| page.clone())).expect("a page");
+    let built_in = fs::read_dir(market.join("models")).unwrap().next().unwrap().unwrap().path();
+    let version = |models: &Path| {
+        let decoder = models.join("decoder");
+        let adapter = decoder.join("themes.adapter.safetensors");
+        let model = endcap_engine::ThemeModel::load(&decoder, Some(&adapter), &endcap_engine::parse_device("cpu").unwrap());
+        endcap_inference::Model::version(&model.unwrap()).to_owned()
+    };
+    assert_eq!(page["versions"]["themes"], version(&trained), "{page}");
+    assert_ne!(version(&trained), version(&built_in));
+}
+
 /// Events of a run that is killed over and over.
 const EVENTS: &str = "48";
 

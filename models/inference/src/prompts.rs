@@ -3,7 +3,7 @@
 //! Everything a shopper or a catalogue can write passes through [`plain`], so that no text can pose as part of a prompt:
 //! the structure is made of `<`, `>`, `:`, `;` and quotes, which plain text never holds.
 
-use endcap_schemas::{Brief, Budget, ContextChanged, DietSet, Season, Theme};
+use endcap_schemas::{Brief, Budget, ContextChanged, DietSet, Product, Season, Theme};
 use serde::{Deserialize, Serialize};
 
 /// Version of these texts: part of cache keys, page versions and manifests. Raise it with every change below.
@@ -142,9 +142,10 @@ pub fn theme_text(theme: &Theme) -> String {
     text
 }
 
-/// The product side of a cross-encoder pair: brand and name, then the taxonomy's leaf.
-pub fn product_text(name: &str, category: &str) -> String {
-    format!("{} ; {}", plain(name), plain(category))
+/// The product side of a cross-encoder pair: the name, then the taxonomy's leaf. Without brand and size, so that all packages of one thing
+/// share their verdict.
+pub fn product_text(product: &Product) -> String {
+    format!("{} ; {}", plain(&product.name), plain(product.category()))
 }
 
 fn household(diets: DietSet, season: Season, budget: Budget) -> String {

@@ -1,6 +1,9 @@
 //! The demo market from its vocabulary and a seed.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 use endcap_inference::prompts;
 use endcap_schemas::{Category, Product, Term};
@@ -27,14 +30,14 @@ const SHOPPER_STREAM: u64 = 2;
 const HELD_OUT_STREAM: u64 = 3;
 const TRAINING_STREAM: u64 = 4;
 
-/// A whole demo market: the same for the same seed.
+/// A whole market. The demo market is the same for the same seed.
 #[derive(Debug, Clone)]
 pub struct Market {
-    /// What it was generated from.
+    /// What it was generated from; 0 for one that was not.
     pub seed: u64,
     /// Taxonomy leaves, department by department.
     pub categories: Vec<Category>,
-    /// Products, leaf by leaf, most popular first; ids from `d00001` on.
+    /// Products, leaf by leaf, most popular first; the demo market's ids run from `d00001` on.
     pub products: Vec<Product>,
     /// Terms of the keyword corpus.
     pub terms: Vec<Term>,
@@ -51,25 +54,53 @@ impl Market {
         let vocabulary = Vocabulary::embedded();
         let categories: Vec<Category> = vocabulary.leaves().map(|(department, leaf)| category(department, leaf)).collect();
         let mut products = Vec::new();
-        let mut products_by_leaf = Vec::with_capacity(categories.len());
         for (i, (department, leaf)) in vocabulary.leaves().enumerate() {
-            let from = products.len();
             let rng = stream(&[seed, PRODUCT_STREAM, i as u64]);
             products.extend(Shelf { vocabulary: &vocabulary, department, leaf, rng }.fill());
-            products_by_leaf.push(from..products.len());
         }
         for (i, product) in products.iter_mut().enumerate() {
             product.id = format!("d{:05}", i + 1);
         }
+        let terms = terms::compose(&vocabulary);
+        Self::assemble(seed, categories, products, terms, vocabulary.tastes)
+    }
+
+    /// A market of other people's products, to train on: every leaf with the leaves that go with it is a taste. Leaves without products, and
+    /// products without a leaf, are left out.
+    pub fn of(mut categories: Vec<Category>, mut products: Vec<Product>, terms: Vec<Term>) -> Self {
+        let filled: HashSet<&str> = products.iter().map(Product::category).collect();
+        categories.retain(|category| filled.contains(category.name.as_str()));
+        let leaves: HashMap<&str, usize> = categories.iter().enumerate().map(|(i, leaf)| (leaf.name.as_str(), i)).collect();
+        products.retain(|product| leaves.contains_key(product.category()));
+        products.sort_by(|a, b| {
+            let leaf = |product: &Product| leaves[product.category()];
+            leaf(a).cmp(&leaf(b)).then(b.popularity.total_cmp(&a.popularity)).then_with(|| a.id.cmp(&b.id))
+        });
+        let taste = |leaf: &Category| {
+            let related = leaf.related.iter().filter(|name| leaves.contains_key(name.as_str()));
+            Taste { name: leaf.name.clone(), leaves: std::iter::once(&leaf.name).chain(related).cloned().collect() }
+        };
+        let tastes = categories.iter().map(taste).filter(|taste| taste.leaves.len() > 1).collect();
+        Self::assemble(0, categories, products, terms, tastes)
+    }
+
+    /// Products lie leaf by leaf, in the order of `categories`.
+    fn assemble(seed: u64, categories: Vec<Category>, products: Vec<Product>, terms: Vec<Term>, tastes: Vec<Taste>) -> Self {
+        let mut at = 0;
+        let shelf = |category: &Category| {
+            let from = at;
+            at += products[from..].iter().take_while(|product| product.category() == category.name).count();
+            from..at
+        };
         Self {
             seed,
+            products_by_leaf: categories.iter().map(shelf).collect(),
             leaves: categories.iter().enumerate().map(|(i, category)| (category.name.clone(), i)).collect(),
             products_by_id: products.iter().enumerate().map(|(i, product)| (product.id.clone(), i)).collect(),
-            terms: terms::compose(&vocabulary),
-            tastes: vocabulary.tastes,
             categories,
             products,
-            products_by_leaf,
+            terms,
+            tastes,
         }
     }
 
@@ -110,10 +141,7 @@ impl Market {
 
     /// Every plain text of the market: terms, product titles and what the cross-encoder reads of them, leaves, departments and tastes.
     pub fn texts(&self) -> impl Iterator<Item = String> + '_ {
-        let products = self.products.iter().flat_map(|product| {
-            let name = format!("{} {}", product.brand, product.name);
-            [product.title(), prompts::product_text(&name, product.category())]
-        });
+        let products = self.products.iter().flat_map(|product| [product.title(), prompts::product_text(product)]);
         let categories = self.categories.iter().flat_map(|category| [category.name.clone(), category.department.clone()]);
         let tastes = self.tastes.iter().map(|taste| taste.name.clone());
         self.terms.iter().map(|term| term.text.clone()).chain(products).chain(categories).chain(tastes)
@@ -269,7 +297,6 @@ fn price_factor(modifier: &str) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
 
     use endcap_schemas::{Descriptor, Diet};
 
@@ -301,6 +328,26 @@ mod tests {
         assert_eq!(terms.len(), market.terms.len());
         let nodes = market.terms.iter().filter(|term| term.descriptor == Descriptor::Node).count();
         assert!(nodes > market.categories.len());
+    }
+
+    #[test]
+    fn a_market_of_other_peoples_products_has_shelves_tastes_and_households() {
+        let demo = Market::generate(DEMO_SEED);
+        let mut products: Vec<Product> = demo.products.iter().rev().cloned().collect();
+        products.push(Product { id: "stray".into(), category_path: vec!["nowhere".into()], ..demo.products[0].clone() });
+        let mut categories = demo.categories.clone();
+        categories.push(Category { name: "an empty leaf".into(), ..demo.categories[0].clone() });
+        let market = Market::of(categories, products, demo.terms.clone());
+        assert_eq!(market.categories, demo.categories);
+        assert!(market.product("stray").is_none() && market.products.len() == demo.products.len());
+        for category in &market.categories {
+            let ids = |market: &Market| market.products_of(&category.name).iter().map(|product| product.id.clone()).collect();
+            let (ours, theirs): (HashSet<String>, HashSet<String>) = (ids(&market), ids(&demo));
+            assert_eq!(ours, theirs, "{}", category.name);
+        }
+        let household = market.household(1, 0);
+        assert!(household.favourites.len() >= Household::FAVOURITES.0, "{household:?}");
+        assert!(household.favourites.iter().all(|like| market.category(&like.category).is_some()));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The cross-encoder: starts from the distilled encoder and learns which products belong to a theme.
 
-use std::path::PathBuf;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use candle_core::Tensor;
 use endcap_engine::{Tokenizer, ops};
@@ -13,10 +16,12 @@ use crate::{
     Result, RunReport, RunSettings, Surroundings, TrainError,
     bert::{BertShape, Packed},
     card::{Card, write_model},
-    params::Weights,
+    files::Tensors,
+    params::{Params, Weights},
     run,
     source::Source,
     step::{Loss, Scores, Task, spread},
+    strange,
     words::{Distilled, embedding},
 };
 
@@ -26,10 +31,14 @@ pub struct CrossEncoderRun {
     pub settings: RunSettings,
     /// Directory of the distilled encoder.
     pub encoder: PathBuf,
+    /// Directory of a finished cross-encoder to go on from, with another market; `None` starts from the encoder's words.
+    pub from: Option<PathBuf>,
     /// Directory of the result.
     pub out: PathBuf,
 }
 
+const CLASSIFIER: &str = "classifier.weight";
+const CLASSIFIER_BIAS: &str = "classifier.bias";
 /// Heads of the questions that are asked in training only: the product's category, and its place among the theme's concepts.
 const CATEGORY_HEAD: &str = "category_head";
 const PLACE_HEAD: &str = "place_head";
@@ -63,18 +72,31 @@ pub fn train_cross_encoder(
     // Words only: the encoder's blocks blend a text into one meaning, and here two texts must stay apart to be compared.
     let encoder = Distilled::read(&run.encoder, tokenizer)?;
     let shape = BertShape { layers: LAYERS, inner: INNER, ..encoder.shape };
-    let mut params = shape.init(&mut rng);
-    let words = params.get_mut("word").expect("an encoder has words");
-    words.value = embedding(&encoder, tokenizer, &mut rng)?;
-    params.push_normal("classifier", &[1, shape.hidden], 0.05, &mut rng);
-    params.push_full("classifier.bias", &[1], 0.0);
+    let mut params = match &run.from {
+        Some(folder) => read_cross_encoder(folder, shape)?,
+        None => {
+            let mut params = shape.init(&mut rng);
+            let words = params.get_mut("word").expect("an encoder has words");
+            words.value = embedding(&encoder, tokenizer, &mut rng)?;
+            params.push_normal(CLASSIFIER, &[1, shape.hidden], 0.05, &mut rng);
+            params.push_full(CLASSIFIER_BIAS, &[1], 0.0);
+            params
+        }
+    };
     // Two questions beside the real one, asked in training only: one bit per pair teaches slowly.
     params.push_normal(CATEGORY_HEAD, &[source.market.categories.len(), shape.hidden], 0.05, &mut rng);
     params.push_normal(PLACE_HEAD, &[PLACES, shape.hidden], 0.05, &mut rng);
-    let task = Relevance { shape, source, tokenizer, tokens: run.settings.micro_tokens, threads: run.settings.threads };
+    let task = Relevance {
+        shape,
+        source,
+        tokenizer,
+        words: words_of(source),
+        tokens: run.settings.micro_tokens,
+        threads: run.settings.threads,
+    };
     let mut report = run::train(&task, &mut params, &run.settings, around)?;
     let weights = params.weights()?;
-    let threshold = threshold(&task.examine(&weights, 1, true)?);
+    let threshold = threshold(&task.examine(&weights, 1, Leaf::Named)?);
     report.scores.push(("threshold".into(), f64::from(threshold)));
     let config = serde_json::json!({
         "architectures": ["BertForSequenceClassification"], "model_type": "bert", "hidden_act": "gelu", "layer_norm_eps": 1e-12,
@@ -86,34 +108,65 @@ pub fn train_cross_encoder(
     let card = Card {
         title: "Cross-encoder of the embedded default",
         made: format!(
-            "A BERT of {} layers × {}, its words from the distilled encoder, trained on pairs of a theme and a product of the demo market; read at the mean of the product's tokens. \
-             Half of the products came without their category's name, so that their own name must carry it. One product in {HELD_OUT_ONE_IN} was never seen. \
+            "A BERT of {} layers × {}, its words from the distilled encoder, trained on pairs of a theme and a product of {}; read at the mean of the product's tokens. \
+             A third of the products came without their category's name, so that their own name must carry it; a third of the pairs had strange names in place of \
+             categories, so that it compares words that it does not know. One product in {HELD_OUT_ONE_IN} was never seen. \
              The threshold is the lowest from {THRESHOLD_MIN} on with a precision of {PRECISION} on held-out products.",
-            shape.layers, shape.hidden
+            shape.layers, shape.hidden, source.name
         ),
         command: "endcap train cross-encoder",
-        not_for: "Products beyond a grocery market's words, themes whose concepts are no categories of the demo market, judging quality, safety or diets: \
+        not_for: "Products beyond a grocery market's words, themes whose concepts are no categories of its market, judging quality, safety or diets: \
                   it knows belonging only.",
+        source,
         settings: &run.settings,
         report: &report,
     };
     let mut tensors: Vec<_> =
         shape.export(&params).into_iter().map(|(name, size, values)| (format!("bert.{name}"), size, values)).collect();
-    for name in ["classifier", "classifier.bias"] {
+    for name in [CLASSIFIER, CLASSIFIER_BIAS] {
         let param = params.get(name).expect("the classifier was added above");
-        let theirs = if name == "classifier" { "classifier.weight" } else { name };
-        tensors.push((theirs.into(), param.shape.clone(), param.value.clone()));
+        tensors.push((name.into(), param.shape.clone(), param.value.clone()));
     }
     write_model(&run.out, &config, tokenizer, &tensors, &card)?;
     Ok(report)
+}
+
+/// The different words of the market's terms.
+fn words_of(source: &Source) -> Vec<String> {
+    let words: BTreeSet<&str> = source.market.terms.iter().flat_map(|term| term.text.split_whitespace()).collect();
+    words.into_iter().map(str::to_owned).collect()
+}
+
+/// Reads a finished cross-encoder.
+fn read_cross_encoder(folder: &Path, shape: BertShape) -> Result<Params> {
+    let tensors = Tensors::read(&folder.join("model.safetensors"))?;
+    let mut params = shape.import(&tensors)?;
+    for name in [CLASSIFIER, CLASSIFIER_BIAS] {
+        let (size, values) = tensors.get(name)?;
+        params.push(name, &size, values);
+    }
+    Ok(params)
 }
 
 struct Relevance<'a> {
     shape: BertShape,
     source: &'a Source,
     tokenizer: &'a Tokenizer,
+    /// Words that strange leaves are named with.
+    words: Vec<String>,
     tokens: usize,
     threads: usize,
+}
+
+/// How a pair shows its leaf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaf {
+    /// By its name, as the AIQA stage sends it.
+    Named,
+    /// Not at all: the product's own name must carry it.
+    Missing,
+    /// By a name that no market has.
+    Strange,
 }
 
 /// Packed pairs: the rows of the products' side, and whether each product is relevant.
@@ -122,6 +175,8 @@ struct Pairs {
     product: Vec<bool>,
     relevant: Vec<f32>,
     category: Vec<u32>,
+    /// Whether the category is one of the market's.
+    known: Vec<f32>,
     place: Vec<u32>,
 }
 
@@ -133,15 +188,17 @@ impl Relevance<'_> {
     }
 
     /// Adds a pair of held-out or seen products.
-    fn push(&self, pairs: &mut Pairs, held_out: bool, with_category: bool, rng: &mut ChaCha8Rng) -> Result<()> {
-        let (theme, product, relevant) = loop {
+    fn push(&self, pairs: &mut Pairs, held_out: bool, leaf: Leaf, rng: &mut ChaCha8Rng) -> Result<()> {
+        let (mut theme, mut product, relevant) = loop {
             let pair = self.source.samples.pair(rng);
             if Self::is_held_out(&pair.1) == held_out {
                 break pair;
             }
         };
-        let name = format!("{} {}", product.brand, product.name);
-        let text = if with_category { prompts::product_text(&name, product.category()) } else { prompts::plain(&name) };
+        if leaf == Leaf::Strange {
+            strange::rename(&mut theme, &mut product, &self.words, rng);
+        }
+        let text = if leaf == Leaf::Missing { prompts::plain(&product.name) } else { prompts::product_text(&product) };
         let pair = self
             .tokenizer
             .encode_pair(&prompts::theme_text(&theme), &text, TOKENS_MAX)
@@ -153,6 +210,7 @@ impl Relevance<'_> {
         pairs.place.push(place.min(PLACES - 1) as u32);
         let category = self.source.market.categories.iter().position(|category| category.name == product.category());
         pairs.category.push(category.unwrap_or(0) as u32);
+        pairs.known.push(f32::from(category.is_some()));
         Ok(())
     }
 
@@ -164,16 +222,16 @@ impl Relevance<'_> {
 
     /// Logits of relevance, `[pairs, 1]`.
     fn logits(weights: &Weights, pooled: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear_t(pooled, weights.get("classifier"), Some(weights.get("classifier.bias")))?)
+        Ok(ops::linear_t(pooled, weights.get(CLASSIFIER), Some(weights.get(CLASSIFIER_BIAS)))?)
     }
 
     /// Logits and labels of pairs with held-out products.
-    fn examine(&self, weights: &Weights, seed: u64, with_category: bool) -> Result<Vec<(f32, bool)>> {
+    fn examine(&self, weights: &Weights, seed: u64, leaf: Leaf) -> Result<Vec<(f32, bool)>> {
         let batches = spread(EXAMINED / BATCH, self.threads, |batch| -> Result<Vec<(f32, bool)>> {
             let mut rng = ChaCha8Rng::seed_from_u64(seed * 1_000 + batch as u64);
             let mut pairs = Pairs::default();
             for _ in 0..BATCH {
-                self.push(&mut pairs, true, with_category, &mut rng)?;
+                self.push(&mut pairs, true, leaf, &mut rng)?;
             }
             let logits: Vec<f32> = Self::logits(weights, &self.pooled(weights, &pairs)?)?.flatten_all()?.to_vec1()?;
             Ok(logits.into_iter().zip(pairs.relevant.iter().map(|y| *y > 0.5)).collect())
@@ -188,7 +246,14 @@ impl Relevance<'_> {
 
 impl Default for Pairs {
     fn default() -> Self {
-        Self { packed: Packed::new(), product: Vec::new(), relevant: Vec::new(), category: Vec::new(), place: Vec::new() }
+        Self {
+            packed: Packed::new(),
+            product: Vec::new(),
+            relevant: Vec::new(),
+            category: Vec::new(),
+            known: Vec::new(),
+            place: Vec::new(),
+        }
     }
 }
 
@@ -198,8 +263,8 @@ impl Task for Relevance<'_> {
     fn micro(&self, _: f32, rng: &mut ChaCha8Rng) -> Result<Pairs> {
         let mut pairs = Pairs::default();
         while pairs.packed.ids.len() < self.tokens {
-            let with_category = rng.random();
-            self.push(&mut pairs, false, with_category, rng)?;
+            let leaf = [Leaf::Named, Leaf::Missing, Leaf::Strange][rng.random_range(0..3)];
+            self.push(&mut pairs, false, leaf, rng)?;
         }
         Ok(pairs)
     }
@@ -208,11 +273,11 @@ impl Task for Relevance<'_> {
         let count = pairs.relevant.len();
         let even = vec![1.0; count];
         let pooled = self.pooled(weights, pairs)?;
-        let aside = |head: &str, targets: &[u32]| -> Result<Tensor> {
-            Ok((ops::cross_entropy(&ops::linear_t(&pooled, weights.get(head), None)?, targets, &even)? / count as f64)?)
+        let aside = |head: &str, targets: &[u32], which: &[f32]| -> Result<Tensor> {
+            Ok((ops::cross_entropy(&ops::linear_t(&pooled, weights.get(head), None)?, targets, which)? / count as f64)?)
         };
         let relevance = (ops::binary_cross_entropy(&Self::logits(weights, &pooled)?, &pairs.relevant, &even)? / count as f64)?;
-        let (category, place) = (aside(CATEGORY_HEAD, &pairs.category)?, aside(PLACE_HEAD, &pairs.place)?);
+        let (category, place) = (aside(CATEGORY_HEAD, &pairs.category, &pairs.known)?, aside(PLACE_HEAD, &pairs.place, &even)?);
         let parts =
             vec![("relevance", relevance.to_scalar()?), ("category", category.to_scalar()?), ("place", place.to_scalar()?)];
         let total = ((relevance + (category * CATEGORY_WEIGHT)?)? + (place * PLACE_WEIGHT)?)?;
@@ -223,11 +288,13 @@ impl Task for Relevance<'_> {
         let right = |pairs: &[(f32, bool)]| {
             pairs.iter().filter(|(logit, relevant)| (*logit > 0.0) == *relevant).count() as f64 / pairs.len() as f64
         };
-        let (named, bare) = (self.examine(weights, 2, true)?, self.examine(weights, 3, false)?);
+        let (named, bare) = (self.examine(weights, 2, Leaf::Named)?, self.examine(weights, 3, Leaf::Missing)?);
+        let strange = self.examine(weights, 4, Leaf::Strange)?;
         let base = named.iter().filter(|(_, relevant)| *relevant).count() as f64 / named.len() as f64;
         Ok(vec![
             ("accuracy".into(), right(&named)),
             ("accuracy without category".into(), right(&bare)),
+            ("accuracy with strange leaves".into(), right(&strange)),
             ("share of relevant pairs".into(), base),
         ])
     }

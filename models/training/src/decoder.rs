@@ -30,10 +30,21 @@ pub struct DecoderRun {
     pub encoder: PathBuf,
     /// Directory of the result.
     pub out: PathBuf,
-    /// Blocks.
-    pub layers: usize,
-    /// Values inside the feed-forward block.
-    pub inner: usize,
+    /// What it starts as.
+    pub start: DecoderStart,
+}
+
+/// What a decoder starts as.
+pub enum DecoderStart {
+    /// Random blocks; its words begin as the encoder's.
+    Fresh {
+        /// Blocks.
+        layers: usize,
+        /// Values inside the feed-forward block.
+        inner: usize,
+    },
+    /// The finished base in this directory, which goes on with another market.
+    Base(PathBuf),
 }
 
 /// Which stage an adapter serves.
@@ -43,6 +54,20 @@ pub enum AdapterTask {
     Themes,
     /// LLM 2, with the candidate head.
     Keywords,
+}
+
+impl AdapterTask {
+    fn name(self) -> &'static str {
+        match self {
+            AdapterTask::Themes => "themes",
+            AdapterTask::Keywords => "keywords",
+        }
+    }
+
+    /// Name of its weights beside the base's.
+    fn file(self) -> String {
+        format!("{}.adapter.safetensors", self.name())
+    }
 }
 
 /// How an adapter is made.
@@ -72,7 +97,7 @@ const FACTS: (f32, f32) = (0.5, 0.1);
 /// Facts weigh less in the mean than decisions.
 const FACT_SCALE: f32 = 0.5;
 /// Share of the other tokens that are theme pages.
-const THEMES_SHARE: f32 = 0.4;
+const THEMES_SHARE: f32 = 0.65;
 /// Share of the lists whose candidates keep to the household's diets, as the keyword stage's do.
 const FILTERED_SHARE: f32 = 0.8;
 /// Weight of the candidate head's loss.
@@ -93,26 +118,42 @@ pub fn train_decoder(
     tokenizer: &Tokenizer,
     around: &mut Surroundings<'_>,
 ) -> Result<RunReport> {
-    let shape = decoder_shape(tokenizer.vocabulary_size(), run.layers, run.inner);
+    let (shape, base, mix) = match &run.start {
+        DecoderStart::Fresh { layers, inner } => (decoder_shape(tokenizer.vocabulary_size(), *layers, *inner), None, Mix::ALL),
+        DecoderStart::Base(folder) => {
+            let (shape, params) = read_decoder(folder, tokenizer.vocabulary_size())?;
+            (shape, Some(params), Mix { grow: false, ..Mix::ALL })
+        }
+    };
     let mut rng = ChaCha8Rng::seed_from_u64(run.settings.seed);
-    let (task, encoder) = Lessons::new(source, tokenizer, &run.encoder, shape, None, &run.settings, Mix::ALL)?;
-    let embedding = embedding(&encoder, tokenizer, &mut rng)?;
-    let mut params = shape.init(Some(embedding), &mut rng);
+    let (task, encoder) = Lessons::new(source, tokenizer, &run.encoder, shape, None, &run.settings, mix)?;
+    let mut params = match base {
+        Some(params) => params,
+        None => shape.init(Some(embedding(&encoder, tokenizer, &mut rng)?), &mut rng),
+    };
     let report = run::train(&task, &mut params, &run.settings, around)?;
     let card = Card {
         title: "Decoder of the embedded default",
         made: format!(
             "A Llama of {} layers × {} (inner {}, {} heads, tied embeddings), trained at once on catalogue facts, pages of themes and keyword lists of \
-             the demo market, labelled by its rule-based merchandiser. Word embeddings start from the distilled encoder. Two adapters of \
+             {}, labelled by its rule-based merchandiser. Word embeddings start from the distilled encoder. Two adapters of \
              low rank, `themes` and `keywords` (the latter with the candidate head), were trained on the frozen base afterwards; their scores stand in their own reports.",
-            shape.layers, shape.hidden, shape.inner, shape.heads
+            shape.layers, shape.hidden, shape.inner, shape.heads, source.name
         ),
         command: "endcap train decoder",
-        not_for: "Any other text than the prompts of this project about the demo market's categories: it knows no other words, no other language, and \
+        not_for: "Any other text than the prompts of this project about its market's categories: it knows no other words, no other language, and \
                   imitates rules rather than shoppers. For a market of your own, fine-tune it on that market or take a larger checkpoint.",
+        source,
         settings: &run.settings,
         report: &report,
     };
+    // Adapters belong to the base that they were trained on.
+    for task in [AdapterTask::Themes, AdapterTask::Keywords] {
+        let path = run.out.join(task.file());
+        if path.exists() {
+            std::fs::remove_file(&path).map_err(crate::TrainError::write(&path))?;
+        }
+    }
     write_model(&run.out, &config(&shape), tokenizer, &shape.export(&params), &card)?;
     let head = params.get(CANDIDATE_HEAD).expect("the decoder has a candidate head");
     let head = [(format!("{CANDIDATE_HEAD}.weight"), head.shape.clone(), head.value.clone())];
@@ -133,9 +174,10 @@ pub fn train_adapter(
     let (shape, mut params) = read_decoder(&run.decoder, tokenizer.vocabulary_size())?;
     let mut rng = ChaCha8Rng::seed_from_u64(run.settings.seed);
     shape.add_adapter(&mut params, run.lora, &mut rng);
-    let (name, mix) = match run.task {
-        AdapterTask::Themes => ("themes", Mix { themes: 1.0, keywords: 0.0, facts: (0.0, 0.0), grow: false }),
-        AdapterTask::Keywords => ("keywords", Mix { themes: 0.0, keywords: 1.0, facts: (0.0, 0.0), grow: false }),
+    let name = run.task.name();
+    let mix = match run.task {
+        AdapterTask::Themes => Mix { themes: 1.0, keywords: 0.0, facts: (0.0, 0.0), grow: false },
+        AdapterTask::Keywords => Mix { themes: 0.0, keywords: 1.0, facts: (0.0, 0.0), grow: false },
     };
     let (task, _) = Lessons::new(source, tokenizer, &run.encoder, shape, Some(run.lora), &run.settings, mix)?;
     let report = run::train(&task, &mut params, &run.settings, around)?;
@@ -149,7 +191,7 @@ pub fn train_adapter(
     let config =
         serde_json::json!({ "peft_type": "LORA", "r": run.lora.rank, "lora_alpha": run.lora.alpha, "target_modules": targets });
     write_json(&run.decoder.join("adapter_config.json"), &config)?;
-    write_bf16(&run.decoder.join(format!("{name}.adapter.safetensors")), &tensors)?;
+    write_bf16(&run.decoder.join(run.task.file()), &tensors)?;
     let report_json = serde_json::json!({ "settings": &run.settings, "report": &report });
     write_json(&run.decoder.join(format!("{name}.report.json")), &report_json)?;
     replace_scores(&run.decoder, name, &report)?;

@@ -79,6 +79,7 @@ pub fn train_encoder(
         command: "endcap train encoder",
         not_for: "Texts beyond a grocery market's words, other languages, sentences. Terms outside the demo market's vocabulary are spelled in \
                   fragments and land anywhere.",
+        source,
         settings: &run.settings,
         report: &report,
     };

@@ -34,9 +34,6 @@ pub enum TrainError {
     /// A tensor operation failed; a defect, not a fault of the data.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
-    /// The engine refused a model.
-    #[error("engine failed: {0}")]
-    Engine(String),
     /// The loss is not a number any more.
     #[error("loss is {0} at step {1}; resume from the last checkpoint with a lower learning rate")]
     Diverged(f32, u64),

@@ -136,7 +136,7 @@ pub(crate) fn train<T: Task>(
         position = checkpoint::load(path, params, &mut optimiser)?;
         (around.say)(&format!("resumed at step {} after {:.1} min", position.step, position.elapsed.as_secs_f64() / 60.0));
     }
-    let mut progress = Progress::new(&position);
+    let mut progress = Progress::new(&position, settings.score_every);
     let mut saved = position.elapsed;
     let mut last = (around.clock)();
     let mut stopped = false;
@@ -204,8 +204,14 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(position: &Position) -> Self {
-        Self { parts: Vec::new(), norm: 0.0, steps: 0, next: Duration::ZERO, since: (position.tokens, position.elapsed) }
+    fn new(position: &Position, score_every: Duration) -> Self {
+        Self {
+            parts: Vec::new(),
+            norm: 0.0,
+            steps: 0,
+            next: position.elapsed + score_every,
+            since: (position.tokens, position.elapsed),
+        }
     }
 
     fn add(&mut self, parts: &[(&'static str, f32)], norm: f32) {

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use endcap_engine::{Tokenizer, demo_tokenizer};
-use endcap_market::{Market, Merchandiser, Samples, held_out};
+use endcap_market::{DEMO_SEED, Market, Merchandiser, Samples, held_out};
 use endcap_schemas::Term;
 
 use crate::{Result, TrainError};
@@ -15,6 +15,8 @@ const TOKENIZER_PAGES: usize = 400;
 
 /// A market with what training asks of it. Any market fits: the demo's or an imported one.
 pub struct Source {
+    /// Which market it is, for the models' cards.
+    pub(crate) name: String,
     pub(crate) market: Arc<Market>,
     pub(crate) samples: Samples,
     pub(crate) merchandiser: Merchandiser,
@@ -25,13 +27,19 @@ pub struct Source {
 }
 
 impl Source {
-    /// A source over `market`.
-    pub fn new(market: Arc<Market>) -> Self {
+    /// A source over the demo market.
+    pub fn demo() -> Self {
+        Self::new("the demo market", Arc::new(Market::generate(DEMO_SEED)))
+    }
+
+    /// A source over `market`, which cards call `name`.
+    pub fn new(name: &str, market: Arc<Market>) -> Self {
         let index: HashMap<&str, usize> =
             market.categories.iter().enumerate().map(|(i, category)| (category.name.as_str(), i)).collect();
         let categories = market.terms.iter().map(|term| index.get(term.category.as_deref()?).copied()).collect();
         let held_out = market.terms.iter().map(held_out).collect();
-        Self { samples: Samples::new(market.clone()), merchandiser: market.merchandiser(), categories, held_out, market }
+        let (samples, merchandiser) = (Samples::new(market.clone()), market.merchandiser());
+        Self { name: name.to_owned(), samples, merchandiser, categories, held_out, market }
     }
 
     /// The market.

@@ -205,9 +205,6 @@ impl<'a> Encoder<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use endcap_market::{DEMO_SEED, Market};
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
@@ -215,7 +212,7 @@ mod tests {
 
     /// The demo market with a small tokenizer over its terms: enough to compare ids with texts.
     fn demo() -> (Source, Tokenizer) {
-        let source = Source::new(Arc::new(Market::generate(DEMO_SEED)));
+        let source = Source::demo();
         let texts: Vec<String> = source.market.terms.iter().take(2_000).map(|term| term.text.clone()).collect();
         let tokenizer = endcap_engine::demo_tokenizer(texts.iter().map(String::as_str), 900).unwrap();
         (source, tokenizer)

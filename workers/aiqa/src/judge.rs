@@ -15,7 +15,7 @@ pub const POLICY_VERSION: &str = "1";
 
 /// The pair that is judged for a theme's text and a product.
 pub fn pair(theme_text: &str, product: &Product) -> Pair {
-    Pair { theme: theme_text.to_owned(), product: prompts::product_text(&product.name, product.category()) }
+    Pair { theme: theme_text.to_owned(), product: prompts::product_text(product) }
 }
 
 /// What a verdict is known by: the texts that the model sees, and what makes and reads them. The product's id is left out on purpose:

@@ -33,7 +33,7 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Looks at what could not be processed.
     Dlq(DlqArgs),
-    /// Trains the demo models, one by one: encoder, cross-encoder, decoder, themes, keywords.
+    /// Trains the demo models, one by one, or goes on with them on an imported market.
     Train(TrainArgs),
     /// Measures quality against a market whose truth is known, beside baselines.
     Eval(EvalArgs),
@@ -151,6 +151,9 @@ pub enum Importable {
 pub struct ExplainArgs {
     /// The shopper: `user` or `tenant/user`.
     pub user: String,
+    /// Directory of the imported market that the page was made for [default: the demo market].
+    #[arg(long, value_name = "DIR")]
+    pub market: Option<String>,
     /// Writes JSON.
     #[arg(long)]
     pub json: bool,
@@ -224,15 +227,23 @@ pub enum EvalMarket {
 /// `endcap train`.
 #[derive(Debug, Clone, Args)]
 pub struct TrainArgs {
-    /// The model; each needs those before it.
-    pub what: Trainable,
-    /// Directory of the models, with one folder each.
-    #[arg(long, value_name = "DIR", default_value = "models/demo")]
-    pub models: PathBuf,
-    /// Time to train, in minutes; a run that was stopped goes on where it was.
-    #[arg(long, value_name = "MINUTES", default_value_t = 10.0)]
-    pub minutes: f64,
-    /// Optimiser steps in place of minutes: the result is then a function of the seed.
+    /// The model; each needs those before it. With --market, all that a market needs where none is named.
+    #[arg(required_unless_present = "market")]
+    pub what: Option<Trainable>,
+    /// An imported market: goes on from finished models with what its merchandiser teaches, and writes them where `endcap up --market`
+    /// looks first. The encoder stays as it is.
+    #[arg(long, value_name = "DIR")]
+    pub market: Option<PathBuf>,
+    /// Models to go on from, with --market [default: the small ones inside this binary].
+    #[arg(long, value_name = "DIR", requires = "market")]
+    pub from: Option<String>,
+    /// Directory of the models, with one folder each [default: models/demo; with --market its own].
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+    /// Time to train, in minutes; a run that was stopped goes on where it was [default: 10; for a whole market 90].
+    #[arg(long, value_name = "MINUTES")]
+    pub minutes: Option<f64>,
+    /// Optimiser steps of each model in place of minutes: the result is then a function of the seed.
     #[arg(long, value_name = "N", conflicts_with = "minutes")]
     pub steps: Option<u64>,
     /// Seed of weights and samples.
@@ -241,16 +252,16 @@ pub struct TrainArgs {
     /// Threads; the result does not depend on them.
     #[arg(long, default_value_t = 2)]
     pub threads: usize,
-    /// Highest learning rate.
-    #[arg(long, default_value_t = 1e-3)]
-    pub rate: f32,
+    /// Highest learning rate [default: 0.001; of adapters 0.0015].
+    #[arg(long)]
+    pub rate: Option<f32>,
     /// Directory of all-MiniLM-L6-v2, which the encoder is distilled from.
     #[arg(long, value_name = "DIR", required_if_eq("what", "encoder"))]
     pub teacher: Option<PathBuf>,
-    /// Blocks of the decoder.
+    /// Blocks of the decoder, where it begins afresh.
     #[arg(long, default_value_t = 4)]
     pub layers: usize,
-    /// Values inside the decoder's feed-forward block.
+    /// Values inside the decoder's feed-forward block, where it begins afresh.
     #[arg(long, default_value_t = 768)]
     pub inner: usize,
 }

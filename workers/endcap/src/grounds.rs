@@ -107,3 +107,8 @@ where
 pub fn events_of(market: &Path) -> PathBuf {
     market.join("events.jsonl")
 }
+
+/// Where models trained for a market lie.
+pub fn trained_in(market: &Path) -> PathBuf {
+    market.join("trained")
+}

@@ -22,6 +22,7 @@ pub mod path;
 pub mod progress;
 pub mod replay;
 pub mod report;
+pub mod schooling;
 pub mod send;
 pub mod train;
 pub mod up;
@@ -76,8 +77,14 @@ fn run(cli: &Cli) -> Result<()> {
             let args_of_models = UpArgs { models: args.models.clone(), ..none };
             import::import(args, &settings(cli, &args_of_models)?.config)
         }
-        Command::Explain(args) => explain::command(args, &settings(cli, &of_data(&args.data))?.config),
-        Command::Train(args) => train::train(args),
+        Command::Explain(args) => {
+            let up = UpArgs { data: args.data.clone(), market: args.market.clone(), ..none };
+            explain::command(args, &settings(cli, &up)?.config)
+        }
+        Command::Train(args) => {
+            let args_of_models = UpArgs { models: args.from.clone(), ..none };
+            train::train(args, &settings(cli, &args_of_models)?.config)
+        }
         Command::Eval(args) => {
             let up = UpArgs { data: args.data.clone(), models: args.models.clone(), ..none };
             eval::demo(&settings(cli, &up)?.config, args.households, args.report.as_deref())

@@ -7,7 +7,10 @@ use endcap_schemas::UserKey;
 use rand::{TryRng, rngs::SysRng};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::LogFormat;
+use crate::{
+    config::LogFormat,
+    progress::{LogWriter, is_watched},
+};
 
 /// Level where `RUST_LOG` says nothing else.
 const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn";
@@ -15,7 +18,7 @@ const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn";
 /// Starts logging for this process; a second call is a no-op.
 pub fn start(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LEVEL));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(crate::progress::LogWriter::default);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_watched()).with_writer(LogWriter::default);
     let _ = match format {
         LogFormat::Text => lines.with_target(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

@@ -1,7 +1,7 @@
 //! Finds the models, loads them and gives each a thread of its own.
 //!
-//! They come from a directory (`models`), part by part from others (`decoder`, `encoder`, `cross_encoder`: real checkpoints), or from
-//! inside this binary: then they are laid out once in a folder named by their contents.
+//! They come from a directory (`models`), part by part from others (`decoder`, `encoder`, `cross_encoder`: real checkpoints), from what was
+//! trained for the market, or from inside this binary: then they are laid out once in a folder named by their contents.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use endcap_engine::{EmbedModel, KeywordModel, RelevanceModel, ThemeModel, Tokenizer, parse_device};
 use endcap_inference::{Handle, Limits, Model, spawn};
 
-use crate::{config::Config, data::DataDir, path::Fleet};
+use crate::{config::Config, data::DataDir, grounds, path::Fleet};
 
 /// What the build put into the binary: (path below the models' directory, contents).
 static BUILT_IN: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/demo_models.rs"));
@@ -29,16 +29,16 @@ pub struct Places {
 }
 
 impl Places {
-    /// Where `config` says, or else below `built_in`, where the binary's own are laid out first.
+    /// Where `config` says, else those trained for the market, else below `built_in`, where the binary's own are laid out first.
     ///
     /// # Errors
     /// When the binary's own are wanted but cannot be written, or there are none.
     pub fn of(config: &Config, built_in: &Path) -> Result<Self> {
         let all_named = config.decoder.is_some() && config.encoder.is_some() && config.cross_encoder.is_some();
-        let base = match &config.models {
-            Some(dir) => dir.clone(),
-            None if all_named => PathBuf::new(),
-            None => lay_out(BUILT_IN, built_in)?,
+        let base = match trained(config) {
+            _ if all_named => PathBuf::new(),
+            Some(dir) => dir,
+            None => directory(config, built_in)?,
         };
         let part = |named: &Option<PathBuf>, name: &str| named.clone().unwrap_or_else(|| base.join(name));
         Ok(Self {
@@ -52,6 +52,26 @@ impl Places {
     fn adapter(&self, task: &str) -> Option<PathBuf> {
         Some(self.decoder.join(format!("{task}.adapter.safetensors"))).filter(|path| path.exists())
     }
+}
+
+/// The models that were trained for the market, where no others are named and all of them are there.
+fn trained(config: &Config) -> Option<PathBuf> {
+    const WHOLE: [&str; 4] = [
+        "encoder/model.safetensors",
+        "cross-encoder/model.safetensors",
+        "decoder/themes.adapter.safetensors",
+        "decoder/keywords.adapter.safetensors",
+    ];
+    let dir = config.market.as_deref().filter(|_| config.models.is_none()).map(grounds::trained_in)?;
+    WHOLE.iter().all(|file| dir.join(file).is_file()).then_some(dir)
+}
+
+/// The models' directory: the one that `config` names, or the binary's own, laid out below `built_in`.
+///
+/// # Errors
+/// When the binary's own cannot be written, or there are none.
+pub fn directory(config: &Config, built_in: &Path) -> Result<PathBuf> {
+    config.models.clone().map_or_else(|| lay_out(BUILT_IN, built_in), Ok)
 }
 
 /// Loads every model of the path.

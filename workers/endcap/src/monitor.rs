@@ -18,7 +18,7 @@ const PAGES_MAX: usize = 500;
 /// Pages read at once.
 const READ_MAX: usize = 64;
 /// Readings that rates are taken over.
-const READINGS: usize = 10;
+const READINGS: usize = 60;
 
 /// What reads.
 pub struct Monitor {

@@ -1,92 +1,180 @@
-//! `endcap train`: makes the demo models, each in a folder of the models' directory.
+//! `endcap train`: makes the demo models, or goes on with finished ones on an imported market. Each model is a folder of the models'
+//! directory.
 
 use std::{
     fs,
-    sync::{Arc, atomic::AtomicBool},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use endcap_engine::Tokenizer;
-use endcap_market::{DEMO_SEED, Market};
 use endcap_training::{
-    AdapterRun, AdapterTask, Budget, CrossEncoderRun, DecoderRun, EncoderRun, LoraShape, RunSettings, Source, Surroundings,
-    train_adapter, train_cross_encoder, train_decoder, train_encoder,
+    AdapterRun, AdapterTask, Budget, CrossEncoderRun, DecoderRun, DecoderStart, EncoderRun, LoraShape, RunSettings, Source,
+    Surroundings, train_adapter, train_cross_encoder, train_decoder, train_encoder,
 };
 
-use crate::cli::{TrainArgs, Trainable};
+use crate::{
+    cli::{TrainArgs, Trainable},
+    config::Config,
+    grounds, models, schooling,
+};
 
+/// Where the demo models lie.
+const DEMO: &str = "models/demo";
 /// Size of an adapter.
 const LORA: LoraShape = LoraShape { rank: 8, alpha: 16.0 };
 /// How far a term's vector is led from the teacher's towards its category's name.
 const LEAD: f32 = 0.5;
 /// Texts composed of the market's words that the encoder is distilled on.
 const COMPOSED: usize = 20_000;
+/// Minutes of one model, and of all that a market needs.
+const MINUTES: f64 = 10.0;
+const MARKET_MINUTES: f64 = 90.0;
+/// What a market's training consists of, in order, with its share of the time.
+const OF_A_MARKET: [(Trainable, f64); 4] =
+    [(Trainable::CrossEncoder, 0.15), (Trainable::Decoder, 0.55), (Trainable::Themes, 0.15), (Trainable::Keywords, 0.15)];
+/// Learning rates of whole models and of adapters.
+const RATE: f32 = 1e-3;
+const ADAPTER_RATE: f32 = 1.5e-3;
 
-/// Trains a model. Ctrl-C ends it after a step, with a checkpoint that the next run goes on from.
+/// Trains a model, or all that a market needs. Ctrl-C ends it after a step, with a checkpoint that the next run goes on from.
 ///
 /// # Errors
 /// When files cannot be read or written, or training fails.
-pub fn train(args: &TrainArgs) -> Result<()> {
-    fs::create_dir_all(&args.models).with_context(|| format!("cannot write {}", args.models.display()))?;
-    let source = Source::new(Arc::new(Market::generate(DEMO_SEED)));
-    let tokenizer = tokenizer(args, &source)?;
+pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
+    let school = match &args.market {
+        None => School::of_demo(args)?,
+        Some(market) => School::of_market(args, config, market)?,
+    };
+    let lessons = match args.what {
+        Some(what) => vec![(what, args.minutes.unwrap_or(MINUTES))],
+        None => OF_A_MARKET.map(|(what, share)| (what, share * args.minutes.unwrap_or(MARKET_MINUTES))).to_vec(),
+    };
     let stop = Arc::new(AtomicBool::new(false));
     for signal in signal_hook::consts::TERM_SIGNALS {
         // The first asks, the second ends at once.
         signal_hook::flag::register_conditional_shutdown(*signal, 1, stop.clone()).context("cannot listen to signals")?;
         signal_hook::flag::register(*signal, stop.clone()).context("cannot listen to signals")?;
     }
-    let start = Instant::now();
-    let mut around = Surroundings { clock: &|| start.elapsed(), stop: &stop, say: &mut |line| println!("{line}") };
-    let (settings, folder) = (settings(args), |name: &str| args.models.join(name));
-    let report = match args.what {
-        Trainable::Encoder => {
-            let teacher = args.teacher.clone().unwrap_or_default(); // clap insists on it
-            let run = EncoderRun { settings, teacher, out: folder("encoder"), lead: LEAD, composed: COMPOSED };
-            train_encoder(&run, &source, &tokenizer, &mut around)?
+    for (what, minutes) in lessons {
+        println!("{}: {minutes:.0} minutes", what.name());
+        school.teach(what, minutes, args, &stop)?;
+        if stop.load(Ordering::Relaxed) {
+            println!("stopped; the same command goes on from here");
+            break;
         }
-        Trainable::CrossEncoder => {
-            let run = CrossEncoderRun { settings, encoder: folder("encoder"), out: folder("cross-encoder") };
-            train_cross_encoder(&run, &source, &tokenizer, &mut around)?
-        }
-        Trainable::Decoder => {
-            let run = DecoderRun {
-                settings,
-                encoder: folder("encoder"),
-                out: folder("decoder"),
-                layers: args.layers,
-                inner: args.inner,
-            };
-            train_decoder(&run, &source, &tokenizer, &mut around)?
-        }
-        Trainable::Themes | Trainable::Keywords => {
-            let task = if args.what == Trainable::Themes { AdapterTask::Themes } else { AdapterTask::Keywords };
-            let run = AdapterRun { settings, task, encoder: folder("encoder"), decoder: folder("decoder"), lora: LORA };
-            train_adapter(&run, &source, &tokenizer, &mut around)?
-        }
-    };
-    println!("{}", serde_json::to_string_pretty(&report)?);
+    }
     Ok(())
 }
 
-fn settings(args: &TrainArgs) -> RunSettings {
-    RunSettings {
-        seed: args.seed,
-        budget: args.steps.map_or(Budget::Minutes(args.minutes), Budget::Steps),
-        threads: args.threads,
-        rate: args.rate,
-        checkpoint: Some(args.models.join(format!("{}.checkpoint", args.what.name()))),
-        ..RunSettings::default()
+/// What all models of a run share.
+struct School {
+    source: Source,
+    tokenizer: Tokenizer,
+    /// Where the results go.
+    folder: PathBuf,
+    /// Finished models to go on from.
+    from: Option<PathBuf>,
+}
+
+impl School {
+    /// The demo models, from nothing.
+    fn of_demo(args: &TrainArgs) -> Result<Self> {
+        let folder = args.models.clone().unwrap_or_else(|| DEMO.into());
+        fs::create_dir_all(&folder).with_context(|| format!("cannot write {}", folder.display()))?;
+        let source = Source::demo();
+        let path = tokenizer_in(&folder);
+        let tokenizer = if !path.exists() && args.what == Some(Trainable::Encoder) {
+            println!("making the tokenizer");
+            source.tokenizer()?
+        } else {
+            Tokenizer::from_file(&path).context("train the encoder first: it makes the tokenizer that all models share")?
+        };
+        Ok(Self { source, tokenizer, folder, from: None })
+    }
+
+    /// Finished models on an imported market.
+    fn of_market(args: &TrainArgs, config: &Config, market: &Path) -> Result<Self> {
+        if args.what == Some(Trainable::Encoder) {
+            bail!(
+                "a market keeps the encoder that its keywords are indexed with: train cross-encoder, decoder, themes or keywords"
+            );
+        }
+        let folder = args.models.clone().unwrap_or_else(|| grounds::trained_in(market));
+        let from = models::directory(config, &market.join("models"))?;
+        schooling::copy_encoder(&from, &folder)?;
+        let encoder = models::load_encoder(config, &market.join("models"))?;
+        let dir = endcap_retrieval::MarketDir::open(market)?;
+        grounds::index(&dir, &encoder).context("cannot index the keyword corpus")?;
+        println!("reading the market");
+        let taught = schooling::market(&endcap_retrieval::Market::over(dir)?, &encoder)?;
+        let words =
+            format!("{} leaves, {} products, {} terms", taught.categories.len(), taught.products.len(), taught.terms.len());
+        println!("{words}");
+        let name = format!("an imported market ({words})");
+        let tokenizer = Tokenizer::from_file(&tokenizer_in(&from))?;
+        Ok(Self { source: Source::new(&name, Arc::new(taught)), tokenizer, folder, from: Some(from) })
+    }
+
+    fn teach(&self, what: Trainable, minutes: f64, args: &TrainArgs, stop: &AtomicBool) -> Result<()> {
+        let start = Instant::now();
+        let mut around = Surroundings { clock: &|| start.elapsed(), stop, say: &mut |line| println!("{line}") };
+        let (source, tokenizer, around) = (&self.source, &self.tokenizer, &mut around);
+        let (settings, folder) = (self.settings(what, minutes, args), |name: &str| self.folder.join(name));
+        let from = |name: &str| self.from.as_ref().map(|from| from.join(name));
+        let report = match what {
+            Trainable::Encoder => {
+                let teacher = args.teacher.clone().context("name the encoder's teacher with --teacher")?;
+                let run = EncoderRun { settings, teacher, out: folder("encoder"), lead: LEAD, composed: COMPOSED };
+                train_encoder(&run, source, tokenizer, around)?
+            }
+            Trainable::CrossEncoder => {
+                let (encoder, out) = (folder("encoder"), folder("cross-encoder"));
+                train_cross_encoder(
+                    &CrossEncoderRun { settings, encoder, from: from("cross-encoder"), out },
+                    source,
+                    tokenizer,
+                    around,
+                )?
+            }
+            Trainable::Decoder => {
+                let start = match from("decoder") {
+                    Some(base) => DecoderStart::Base(base),
+                    None => DecoderStart::Fresh { layers: args.layers, inner: args.inner },
+                };
+                let run = DecoderRun { settings, encoder: folder("encoder"), out: folder("decoder"), start };
+                train_decoder(&run, source, tokenizer, around)?
+            }
+            Trainable::Themes | Trainable::Keywords => {
+                let task = if what == Trainable::Themes { AdapterTask::Themes } else { AdapterTask::Keywords };
+                let run = AdapterRun { settings, task, encoder: folder("encoder"), decoder: folder("decoder"), lora: LORA };
+                train_adapter(&run, source, tokenizer, around)?
+            }
+        };
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        Ok(())
+    }
+
+    fn settings(&self, what: Trainable, minutes: f64, args: &TrainArgs) -> RunSettings {
+        let adapter = matches!(what, Trainable::Themes | Trainable::Keywords);
+        let defaults = match adapter {
+            true => RunSettings { rate: ADAPTER_RATE, anneal_from: 0.3, ..RunSettings::default() },
+            false => RunSettings { rate: RATE, ..RunSettings::default() },
+        };
+        RunSettings {
+            seed: args.seed,
+            budget: args.steps.map_or(Budget::Minutes(minutes), Budget::Steps),
+            threads: args.threads,
+            rate: args.rate.unwrap_or(defaults.rate),
+            checkpoint: Some(self.folder.join(format!("{}.checkpoint", what.name()))),
+            ..defaults
+        }
     }
 }
 
-/// The tokenizer that all models share: the encoder's; made anew where there is no encoder yet.
-fn tokenizer(args: &TrainArgs, source: &Source) -> Result<Tokenizer> {
-    let path = args.models.join("encoder").join("tokenizer.json");
-    if !path.exists() && args.what == Trainable::Encoder {
-        println!("making the tokenizer");
-        return Ok(source.tokenizer()?);
-    }
-    Tokenizer::from_file(&path).context("train the encoder first: it makes the tokenizer")
+/// The tokenizer that all models share: the encoder's.
+fn tokenizer_in(models: &Path) -> PathBuf {
+    models.join("encoder").join("tokenizer.json")
 }

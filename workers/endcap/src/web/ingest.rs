@@ -3,16 +3,22 @@
 //! A body that is not JSON is refused as a whole, with the position of the fault. In a body that is, each event is taken or
 //! rejected on its own, and what is rejected keeps its original text.
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::{
+    body::Body,
+    http::{HeaderMap, StatusCode, header},
+};
 use endcap_schemas::ShopperEvent;
+use http_body_util::BodyExt;
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
 
 /// Most bytes of one body.
-pub(super) const BODY_MAX_BYTES: usize = 1 << 20;
+const BODY_MAX_BYTES: usize = 1 << 20;
+/// So much of a body that is too long is read and thrown away, so that its sender hears why it was refused instead of a broken connection.
+const DISCARDED_MAX_BYTES: usize = 32 << 20;
 /// Most events of one body.
-pub(super) const EVENTS_MAX: usize = 5_000;
+const EVENTS_MAX: usize = 5_000;
 
 /// One event of a body.
 #[derive(Debug, PartialEq)]
@@ -43,6 +49,29 @@ pub(super) fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
             "send `content-type: application/json` or `application/x-ndjson`",
         )),
     }
+}
+
+/// Takes in a whole body.
+///
+/// # Errors
+/// `413` when it is too long, `400` when it breaks off.
+pub(super) async fn collect(mut body: Body) -> Result<Vec<u8>, ApiError> {
+    let (mut kept, mut length) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| bad(format!("the body broke off: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        length += data.len();
+        if length <= BODY_MAX_BYTES {
+            kept.extend_from_slice(&data);
+        } else if length > DISCARDED_MAX_BYTES {
+            break;
+        }
+    }
+    if length > BODY_MAX_BYTES {
+        let message = format!("the body is longer than {BODY_MAX_BYTES} bytes: send the events in several requests");
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
+    Ok(kept)
 }
 
 /// Splits `body` into events.

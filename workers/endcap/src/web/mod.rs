@@ -11,7 +11,7 @@ mod routes;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use axum::{Router, extract::DefaultBodyLimit, middleware};
+use axum::{Router, middleware};
 use tokio::{net::TcpListener, sync::watch};
 
 pub use access::Access;
@@ -41,11 +41,7 @@ impl Web {
 /// Every route, guarded.
 pub fn router(desk: Arc<Desk>, access: Access) -> Router {
     let web = Web { desk, turns: Arc::new(tokio::sync::Semaphore::new(AT_ONCE)) };
-    assets::routes()
-        .merge(routes::routes())
-        .layer(DefaultBodyLimit::max(ingest::BODY_MAX_BYTES))
-        .layer(middleware::from_fn_with_state(access, access::guard))
-        .with_state(web)
+    assets::routes().merge(routes::routes()).layer(middleware::from_fn_with_state(access, access::guard)).with_state(web)
 }
 
 /// Serves until `ended` turns true.

@@ -2,7 +2,7 @@
 
 use axum::{
     Json, Router,
-    body::Bytes,
+    body::Body,
     extract::{Path, Query, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -88,9 +88,9 @@ async fn explain(State(web): State<Web>, Path(user): Path<String>) -> Result<Jso
 }
 
 /// Answers when the events are durable. `200` also where some were rejected: each event has its own result.
-async fn events(State(web): State<Web>, headers: HeaderMap, body: Bytes) -> Result<Json<Taken>, ApiError> {
+async fn events(State(web): State<Web>, headers: HeaderMap, body: Body) -> Result<Json<Taken>, ApiError> {
     ingest::check_type(&headers)?;
-    let received = ingest::read(&body)?;
+    let received = ingest::read(&ingest::collect(body).await?)?;
     web.ask(move |desk| desk.take(received)).await.map(Json)
 }
 
