@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Descriptor, DietSet};
 
+/// Leaf and department of products that fit nowhere: nobody's favourite and no theme.
+pub const UNCATEGORISED: &str = "uncategorised";
+
 /// A product of the catalogue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Product {
@@ -33,6 +36,11 @@ impl Product {
     /// The taxonomy's leaf.
     pub fn category(&self) -> &str {
         self.category_path.last().map_or("", String::as_str)
+    }
+
+    /// Whether the taxonomy has a leaf for it.
+    pub fn is_categorised(&self) -> bool {
+        self.category() != UNCATEGORISED
     }
 
     /// Brand, name and size as a page shows them.

@@ -1,4 +1,4 @@
-//! What shoppers do: the events that enter at `shopper.events`.
+//! What shoppers do: the events that enter at `endcap.shopper-events.v1`.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -166,6 +166,9 @@ pub enum EventFault {
     /// A text holds a control character.
     #[error("`{0}` holds a control character")]
     Control(&'static str),
+    /// A text holds the slash that separates tenant and user in a key.
+    #[error("`{0}` holds a slash")]
+    Slash(&'static str),
     /// The kind needs a part that is not there.
     #[error("a `{kind:?}` event needs `{needs}`")]
     Missing {
@@ -191,7 +194,7 @@ impl ShopperEvent {
     pub const DISLIKES_MAX: usize = 50;
     /// Largest quantity of one line.
     pub const QUANTITY_MAX: i32 = 10_000;
-    /// Latest time: the store's timestamps are microseconds × 1000 in an i64.
+    /// Latest time, the end of the year 9999: the store's timestamps are milliseconds × 1000 in an i64.
     pub const AT_MAX_MS: i64 = 253_402_300_799_000;
 
     /// The key of the event's record.
@@ -208,7 +211,7 @@ impl ShopperEvent {
         text("tenant", &self.tenant)?;
         text("user", &self.user)?;
         if self.tenant.contains('/') {
-            return Err(EventFault::Control("tenant"));
+            return Err(EventFault::Slash("tenant"));
         }
         if !(0..=Self::AT_MAX_MS).contains(&self.at_ms) {
             return Err(EventFault::Time(self.at_ms));

@@ -27,11 +27,6 @@ impl Topic {
     pub fn name(self) -> &'static str {
         self.0
     }
-
-    /// Name of the topic that holds this topic's dead letters.
-    pub fn dead_letters(self) -> String {
-        format!("{}.dlq", self.0)
-    }
 }
 
 impl fmt::Display for Topic {

@@ -81,6 +81,8 @@ fn check_control(browser: &Browser) {
 fn check_explain(browser: &Browser) {
     browser.click("#explain").unwrap();
     browser.wait_for("document.querySelectorAll('#drawer .step').length >= 6").unwrap();
+    let told = browser.value("[...document.querySelectorAll('#drawer .step')].at(-1).textContent").unwrap();
+    assert!(told.as_str().is_some_and(|told| told.contains(" placements") && !told.contains("[object")), "{told}");
     picture(browser, "explain");
     browser.click("#drawer .icon").unwrap();
     browser.wait_for("!document.querySelector('#drawer').open").unwrap();

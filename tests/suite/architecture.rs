@@ -71,3 +71,22 @@ fn crates_do_not_know_what_the_invariants_forbid() {
     }
     assert!(!dependencies("models/inference").contains("candle-core"), "inference knows no candle");
 }
+
+#[test]
+fn versions_stand_in_the_root_manifest_alone_and_what_is_absent_on_purpose_is() {
+    let members = members(&fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml is readable"));
+    for member in &members {
+        let manifest = fs::read_to_string(root().join(member).join("Cargo.toml")).expect("every member has a manifest");
+        let sections = manifest.split("\n[").filter(|section| section.split(']').next().unwrap_or("").contains("dependencies"));
+        for line in sections.flat_map(|section| section.lines().skip(1)).filter(|line| line.contains('=')) {
+            assert!(
+                line.contains("workspace = true"),
+                "{member}/Cargo.toml: `{line}` must take its version from the root manifest"
+            );
+        }
+    }
+    let lock = fs::read_to_string(root().join("Cargo.lock")).expect("Cargo.lock is readable");
+    for absent in ["candle-nn", "candle-transformers"] {
+        assert!(!lock.contains(&format!("name = \"{absent}\"")), "{absent} is absent on purpose");
+    }
+}

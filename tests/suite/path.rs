@@ -10,6 +10,7 @@ use std::{
 use endcap::{
     desk,
     feed::{self, FeedState, Pace, Simulated},
+    figures::Figures,
     monitor::Monitor,
     path::{Ground, Path, PathConfig},
     report::{self, Report},
@@ -47,9 +48,11 @@ fn run(market: &endcap_retrieval::Market, data: &Dir, events: u64, cut: bool) ->
     let mut source = Simulated::new(demo, 5, SHOPPERS, pace, &file.producer(), clock.as_ref()).unwrap();
     feed::feed(&mut source, &file.producer(), pace, clock.as_ref(), &FeedState::default(), &shutdown).unwrap();
     let mut monitor = Monitor::new(file.clone(), path.stages.clone()).unwrap();
+    let received = |figures: &Figures| figures.stages[2].received;
+    let before = received(&monitor.read(clock.monotonic(), None).unwrap());
     loop {
         let figures = monitor.read(clock.monotonic(), None).unwrap();
-        let under_way = figures.stages[2].received > 0;
+        let under_way = received(&figures) > before;
         if figures.stages.iter().all(|stage| stage.waiting == 0) || (cut && under_way) {
             break;
         }

@@ -54,28 +54,6 @@ pub trait Constraint: Send {
     fn observe(&mut self, _scores: &[f32]) {}
 }
 
-impl Constraint for Box<dyn Constraint> {
-    fn forced(&mut self) -> Result<Vec<u32>, ConstraintError> {
-        (**self).forced()
-    }
-
-    fn allowed(&mut self) -> Result<Allowed<'_>, ConstraintError> {
-        (**self).allowed()
-    }
-
-    fn advance(&mut self, token: u32) -> Result<(), ConstraintError> {
-        (**self).advance(token)
-    }
-
-    fn finished(&self) -> bool {
-        (**self).finished()
-    }
-
-    fn observe(&mut self, scores: &[f32]) {
-        (**self).observe(scores);
-    }
-}
-
 /// Why a constraint cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ConstraintError {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Why the engine could not do what it was asked.
+/// Why the engine could not do what it was asked. The text holds the cause, so there is no source to print it again.
 #[derive(Debug, Error)]
 pub enum EngineError {
     /// A file is missing, cut short, or not what its name says.
@@ -30,7 +30,13 @@ pub enum EngineError {
     },
     /// The tensor library refused an operation or the device failed.
     #[error("tensor operation failed: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
+}
+
+impl From<candle_core::Error> for EngineError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Tensor(error)
+    }
 }
 
 impl EngineError {

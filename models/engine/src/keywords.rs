@@ -202,6 +202,37 @@ mod tests {
     }
 
     #[test]
+    fn the_version_follows_the_adapters_config_and_faults_name_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("llama-3.2-1b");
+        fixture::write_decoder(&home, 3).unwrap();
+        let adapter = fixture::write_adapter(&home, "keywords", true, 3).unwrap();
+        let load = || KeywordModel::load(&home, Some(&adapter), &Device::Cpu);
+        let version = || load().unwrap().version().to_owned();
+        let before = version();
+        assert!(before.starts_with("llama-3.2-1b+keywords@"), "{before}");
+        assert_eq!(version(), before);
+        let path = home.join("adapter_config.json");
+        let mut config: serde_json::Value = crate::read_json(&path).unwrap();
+        config["lora_alpha"] = 2.0.into();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let after = version();
+        assert_ne!(after, before);
+        std::fs::rename(&path, home.join("keywords.adapter.json")).unwrap();
+        assert_eq!(version(), after, "its own config is read first");
+        std::fs::remove_file(home.join("keywords.adapter.json")).unwrap();
+        let error = load().err().unwrap().to_string();
+        assert!(error.contains("adapter_config.json") && error.contains("beside the weights"), "{error}");
+
+        std::fs::write(&path, config.to_string()).unwrap();
+        let mut tensors = crate::read_tensors(&adapter, &Device::Cpu).unwrap();
+        tensors = tensors.into_iter().map(|(name, tensor)| (name.replace("layers.0", "layers.7"), tensor)).collect();
+        crate::write_tensors(&adapter, &tensors).unwrap();
+        let error = load().err().unwrap().to_string();
+        assert!(error.contains("keywords.adapter.safetensors"), "{error}");
+    }
+
+    #[test]
     fn a_head_of_another_width_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fixture::write_decoder(dir.path(), 3).unwrap();

@@ -1,4 +1,7 @@
-//! (being written)
+//! The models on candle: decoder, encoders and cross-encoders with their loaders, fused operations with gradients, constraints, generation.
+//!
+//! A request's answer is the same alone and in any company: on the CPU bit by bit, elsewhere up to rounding. An answer that is constrained
+//! keeps its constraint whatever the weights say. Files of a model are named by their contents: equal files, equal version.
 
 mod bert;
 mod constraint;
@@ -30,7 +33,7 @@ pub use decoder::{
     Want,
 };
 pub use error::{EngineError, Result};
-pub use layer::{Linear, LowRank};
+pub use layer::Linear;
 pub use load::{ModelDir, compute_dtype, parse_device, read_json, read_tensors, version_of, write_tensors};
 pub use random::Random;
 pub use segments::Segments;

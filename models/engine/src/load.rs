@@ -145,7 +145,14 @@ pub fn version_of(files: &[PathBuf]) -> Result<String> {
 /// # Errors
 /// [`EngineError::File`] when it is missing or something else.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|error| EngineError::file(path, error, "give the directory of a model"))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let name = path.file_name().unwrap_or_default();
+        let remedy = match name.to_str() {
+            Some(CONFIG) => "give the directory of a model".to_owned(),
+            _ => format!("fetch {} beside the weights that it belongs to", name.display()),
+        };
+        EngineError::file(path, error, remedy)
+    })?;
     serde_json::from_str(&text)
         .map_err(|error| EngineError::file(path, format!("not the JSON it should be: {error}"), "fetch it again"))
 }

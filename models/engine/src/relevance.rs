@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use endcap_inference::{Model, ModelError, Pair, Relevance};
 
 use crate::{
@@ -84,26 +84,13 @@ impl RelevanceModel {
             let ids: Vec<u32> = pass.iter().flat_map(|&index| &pairs[index].ids).copied().collect();
             let types: Vec<u32> = pass.iter().flat_map(|&index| &pairs[index].types).copied().collect();
             let segments = Segments::of_lengths(pass.iter().map(|&index| lengths[index]));
-            let of_pass = match &self.encoder {
-                CrossEncoder::Deberta(encoder) => encoder.score(&ids, &types, &segments)?,
-                CrossEncoder::Bert(encoder) => {
-                    // Where the second text's rows are pooled, they are its own: the separator behind it is none of them.
-                    let own: Vec<u32> = pass.iter().flat_map(|&index| own_rows(&pairs[index])).collect();
-                    let rows = encoder.encoder.rows(&ids, Some(&types), &segments)?;
-                    encoder.logits(&rows, &own, &segments)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?
-                }
-            };
+            let of_pass = self.encoder.score(&ids, &types, &segments)?;
             for (&index, logit) in pass.iter().zip(of_pass) {
                 logits[index] = logit;
             }
         }
         Ok(logits)
     }
-}
-
-/// 1 for the rows of the second text, 0 for all others.
-fn own_rows(pair: &PairEncoding) -> impl Iterator<Item = u32> + '_ {
-    (0..pair.ids.len()).map(|row| u32::from(pair.second.contains(&row)))
 }
 
 impl Model for RelevanceModel {

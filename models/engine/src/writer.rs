@@ -41,7 +41,10 @@ impl WriterFiles {
         let (mut name, mut extra) = (name(dir.path()), HashMap::new());
         if let Some(path) = adapter {
             let adapter = Adapter::load(path, device)?;
-            decoder = decoder.with_adapter(&adapter)?;
+            decoder = decoder.with_adapter(&adapter).map_err(|error| match error {
+                EngineError::Model(what) => EngineError::file(path, what, "use the adapter that was trained on this decoder"),
+                other => other,
+            })?;
             extra = adapter.extra;
             name = format!("{name}+{}", self::name(path));
         }
@@ -72,16 +75,18 @@ pub(crate) fn setting<T: DeserializeOwned>(dir: &ModelDir, key: &str) -> Result<
     }
 }
 
-/// A file's or directory's name up to its first dot.
+/// A directory's name, or an adapter file's without what says that it is one.
 pub(crate) fn name(path: &Path) -> String {
     let name = path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
-    name.split('.').next().unwrap_or_default().to_owned()
+    let stem = name.strip_suffix(".safetensors").unwrap_or(&name);
+    stem.strip_suffix(".adapter").unwrap_or(stem).to_owned()
 }
 
 /// `name`, then fingerprints of a model's own files and of what is used beside them.
 pub(crate) fn version(name: String, dir: &ModelDir, adapter: Option<&Path>) -> Result<String> {
     let mut beside = vec![dir.path().join(TOKENIZER)];
     beside.extend(adapter.map(Path::to_owned));
+    beside.extend(adapter.map(Adapter::config_path));
     Ok(format!("{name}@{}.{}", dir.version()?, version_of(&beside)?))
 }
 

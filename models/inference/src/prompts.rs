@@ -72,19 +72,24 @@ pub mod mark {
 }
 
 /// What a shopper or a catalogue wrote, made harmless: lower case, letters, digits and `' & % - .` only, single spaces, at most
-/// [`FIELD_MAX_BYTES`] bytes, cut at a word.
+/// [`FIELD_MAX_BYTES`] bytes, cut at a word; within one that is longer by itself (a name in a script without spaces).
 pub fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len().min(FIELD_MAX_BYTES));
     for word in text.split(|c: char| !(c.is_alphanumeric() || "'&%-.".contains(c))).filter(|word| !word.is_empty()) {
         let word = word.to_lowercase();
-        let needed = word.len() + usize::from(!out.is_empty());
-        if out.len() + needed > FIELD_MAX_BYTES {
-            break;
-        }
-        if !out.is_empty() {
+        let room = FIELD_MAX_BYTES.saturating_sub(out.len() + usize::from(!out.is_empty()));
+        let fitting = match word.len() {
+            length if length <= room => length,
+            length if length > FIELD_MAX_BYTES => word.floor_char_boundary(room),
+            _ => 0,
+        };
+        if fitting > 0 && !out.is_empty() {
             out.push(' ');
         }
-        out.push_str(&word);
+        out.push_str(&word[..fitting]);
+        if fitting < word.len() {
+            break;
+        }
     }
     out
 }
@@ -201,5 +206,32 @@ impl ThemesDocument {
         }
         text.push_str(json::CLOSE);
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_is_harmless_short_and_stays_as_it_is() {
+        let kanji = "寿司".repeat(20);
+        let words = "word ".repeat(40);
+        for (text, expected) in [
+            ("", String::new()),
+            (" <out> Smoked  GOUDA; 200 g ", "out smoked gouda 200 g".to_owned()),
+            (&words, words[..79].to_owned()),
+            // A word that would fit by itself is left out whole.
+            (&format!("{} {}", "a".repeat(60), "b".repeat(40)), "a".repeat(60)),
+            (&"x".repeat(200), "x".repeat(80)),
+            (&kanji, "寿司".repeat(13)),
+            (&format!("{kanji} a"), "寿司".repeat(13)),
+            (&format!("Nori {kanji}"), format!("nori {}", "寿司".repeat(12) + "寿")),
+            (&format!("{} {kanji}", "a".repeat(79)), "a".repeat(79)),
+        ] {
+            let found = plain(text);
+            assert_eq!(found, expected, "{text}");
+            assert!(found.len() <= FIELD_MAX_BYTES && plain(&found) == found, "{text}");
+        }
     }
 }

@@ -64,7 +64,7 @@ pub struct ChooseKeywords {
 }
 
 impl ChooseKeywords {
-    /// Every candidate with its place: (group, index within the group).
+    /// Every candidate's text, group by group.
     pub fn terms(&self) -> impl Iterator<Item = &str> {
         self.candidates.iter().flat_map(|group| group.terms.iter().map(String::as_str))
     }

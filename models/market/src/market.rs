@@ -6,7 +6,7 @@ use std::{
 };
 
 use endcap_inference::prompts;
-use endcap_schemas::{Category, Product, Term};
+use endcap_schemas::{Category, Product, Term, UNCATEGORISED};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -69,7 +69,7 @@ impl Market {
     /// products without a leaf, are left out.
     pub fn of(mut categories: Vec<Category>, mut products: Vec<Product>, terms: Vec<Term>) -> Self {
         let filled: HashSet<&str> = products.iter().map(Product::category).collect();
-        categories.retain(|category| filled.contains(category.name.as_str()));
+        categories.retain(|category| category.name != UNCATEGORISED && filled.contains(category.name.as_str()));
         let leaves: HashMap<&str, usize> = categories.iter().enumerate().map(|(i, leaf)| (leaf.name.as_str(), i)).collect();
         products.retain(|product| leaves.contains_key(product.category()));
         products.sort_by(|a, b| {

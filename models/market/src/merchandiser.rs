@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use endcap_inference::prompts::{FAVOURITES_MAX, RECENT_MAX, plain};
-use endcap_schemas::{Brief, Budget, Category, ContextChanged, Origin, Term, Theme};
+use endcap_schemas::{Brief, Budget, Category, ContextChanged, Origin, Term, Theme, UNCATEGORISED};
 
 use crate::{
     keywords,
@@ -66,7 +66,8 @@ pub struct Merchandiser {
 
 impl Merchandiser {
     /// A merchandiser for any market; of two categories with one name the first counts.
-    pub fn new(categories: Vec<Category>) -> Self {
+    pub fn new(mut categories: Vec<Category>) -> Self {
+        categories.retain(|category| category.name != UNCATEGORISED);
         let mut leaves = HashMap::with_capacity(categories.len());
         for (i, category) in categories.iter().enumerate() {
             leaves.entry(plain(&category.name)).or_insert(i);
@@ -127,7 +128,7 @@ impl Merchandiser {
         keywords::choose(brief, theme, candidates, known, min, max)
     }
 
-    /// The leaves, as [`Merchandiser::new`] took them.
+    /// The leaves that themes are about: all that [`Merchandiser::new`] was given but the one of products that fit nowhere.
     pub fn categories(&self) -> &[Category] {
         &self.categories
     }

@@ -9,7 +9,7 @@ pub(crate) fn stream(parts: &[u64]) -> ChaCha8Rng {
 }
 
 /// A 64-bit hash of a text (FNV-1a, then mixed): stable for ever, as held-out splits and titles hang on it.
-pub(crate) fn hash(text: &str) -> u64 {
+pub fn hash(text: &str) -> u64 {
     mix(text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)))
 }
 

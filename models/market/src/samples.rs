@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use endcap_inference::prompts::{self, ThemeDocument, ThemesDocument};
 use endcap_schemas::{
-    Brief, CategoryWeight, Cause, ContextChanged, DietSet, EventKind, Head, Product, PurchaseMemory, Season, Term, Theme,
+    Brief, CategoryWeight, Cause, ContextChanged, DietSet, EventKind, Head, Origin, Product, PurchaseMemory, Season, Term, Theme,
 };
 use rand::{Rng, RngExt};
 
@@ -15,6 +15,7 @@ use crate::{
     baskets::Basket,
     random::{one_of, stream, weighted},
     truth,
+    wording::sentence_case,
 };
 
 /// Themes of a sample's page.
@@ -28,6 +29,8 @@ const CONTEXT_MAX: usize = 16;
 const WANDERER_SHARE: f64 = 0.2;
 /// Share of the pairs and keyword tasks with one concept exchanged, so that models learn to read concepts.
 const EXCHANGED_SHARE: f64 = 0.15;
+/// Households that are drawn for one theme: diets may leave nothing of a market that is not the demo's.
+const HOUSEHOLDS_MAX: usize = 32;
 /// Samples lie in the four years from here (2023-01-01).
 const FROM_MS: i64 = 1_672_531_200_000;
 const TEXT_STREAM: u64 = 31;
@@ -125,6 +128,9 @@ impl Samples {
 
     /// A theme, a product and whether the product is relevant to it: about half are. Most of the others are close: of the same department, of
     /// another theme of the page, or of a leaf that goes with the theme's.
+    ///
+    /// # Panics
+    /// When the market has no products.
     pub fn pair<R: Rng>(&self, rng: &mut R) -> (Theme, Product, bool) {
         let (_, _, theme) = self.keyword_theme(rng);
         for _ in 0..64 {
@@ -134,13 +140,17 @@ impl Samples {
                 return (theme.clone(), product.clone(), truth::relevant(&theme, product));
             }
         }
-        unreachable!("the concepts of the demo market's themes are its leaves, and every leaf has products")
+        let product = one_of(rng, &self.market.products).expect("a market to sample from has products").clone();
+        let relevant = truth::relevant(&theme, &product);
+        (theme, product, relevant)
     }
 
     /// A theme of a random household with its brief and persona; the candidates come from real retrieval.
+    ///
+    /// # Panics
+    /// When the market has no leaves.
     pub fn keyword_theme<R: Rng>(&self, rng: &mut R) -> (Brief, String, Theme) {
-        let sample = self.theme(rng);
-        let mut theme = one_of(rng, &sample.page.themes).cloned().expect("a page of the demo market has themes");
+        let (sample, mut theme) = self.household_theme(rng);
         if rng.random_bool(EXCHANGED_SHARE) {
             self.exchange(&mut theme, &sample.context.brief, rng);
         }
@@ -163,6 +173,27 @@ impl Samples {
             texts
         });
         self.market.texts().chain(of_samples)
+    }
+
+    /// A household that may have something of the market, and one of its themes. Where there is none, a leaf stands for the theme.
+    fn household_theme<R: Rng>(&self, rng: &mut R) -> (ThemeSample, Theme) {
+        let mut sample = self.theme(rng);
+        for _ in 1..HOUSEHOLDS_MAX {
+            if !sample.page.themes.is_empty() {
+                break;
+            }
+            sample = self.theme(rng);
+        }
+        let theme = one_of(rng, &sample.page.themes).cloned().unwrap_or_else(|| {
+            let leaf = one_of(rng, &self.market.categories).expect("a market to sample from has leaves");
+            Theme {
+                title: sentence_case(&leaf.name),
+                intent: "browse the shelf".to_owned(),
+                concepts: vec![leaf.name.clone()],
+                origin: Origin::Cold,
+            }
+        });
+        (sample, theme)
     }
 
     /// Gives the household other favourites: any leaves that its diets allow.

@@ -1,18 +1,13 @@
 //! What is true in the demo market, against which models are measured.
 
 use endcap_inference::prompts::plain;
-use endcap_schemas::{Brief, Product, Term, Theme};
+use endcap_schemas::{Product, Term, Theme};
 
 use crate::Household;
 
 /// Whether the product is relevant to the theme: its leaf is one of the theme's concepts.
 pub fn relevant(theme: &Theme, product: &Product) -> bool {
-    concerns(theme, product.category())
-}
-
-/// Whether the term is right for the theme: its leaf is one of the concepts, and it keeps the household's diets.
-pub fn keyword_relevant(theme: &Theme, term: &Term, brief: &Brief) -> bool {
-    !term.violates.intersects(brief.diets) && term.category.as_deref().is_some_and(|category| concerns(theme, category))
+    theme.concepts.iter().any(|concept| plain(concept) == plain(product.category()))
 }
 
 /// Whether the term is right for the household (K-U): its leaf is in the household's profile, and it keeps the diets.
@@ -23,8 +18,4 @@ pub fn keyword_fits_household(term: &Term, household: &Household) -> bool {
 /// Whether the theme's anchor is in the household's profile.
 pub fn theme_in_taste(theme: &Theme, household: &Household) -> bool {
     theme.concepts.first().is_some_and(|anchor| household.likes(&plain(anchor)))
-}
-
-fn concerns(theme: &Theme, category: &str) -> bool {
-    theme.concepts.iter().any(|concept| plain(concept) == plain(category))
 }

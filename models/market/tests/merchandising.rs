@@ -7,7 +7,7 @@ use std::{
 
 use endcap_inference::prompts;
 use endcap_market::{DEMO_SEED, Market, Merchandiser, Samples, samples, truth};
-use endcap_schemas::{Category, ContextChanged, Diet, DietSet, Origin, Season, Term, Theme};
+use endcap_schemas::{Category, ContextChanged, Diet, DietSet, Origin, Product, Season, Term, Theme};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -152,7 +152,10 @@ fn keywords_are_relevant_ordered_and_of_varied_number() {
         let chosen = samples.merchandiser().choose_keywords(&brief, &theme, &candidates, 3, 8);
         assert!((3..=8).contains(&chosen.len()), "{theme:?}");
         assert_eq!(chosen.iter().collect::<HashSet<_>>().len(), chosen.len());
-        assert!(chosen.iter().all(|i| truth::keyword_relevant(&theme, &candidates[*i], &brief)), "{theme:?}");
+        let right = |term: &Term| {
+            !term.violates.intersects(brief.diets) && term.category.as_ref().is_some_and(|leaf| theme.concepts.contains(leaf))
+        };
+        assert!(chosen.iter().all(|i| right(&candidates[*i])), "{theme:?}");
         assert_eq!(candidates[chosen[0]].text, theme.concepts[0], "the anchor's node comes first");
         *lengths.entry(chosen.len()).or_default() += 1;
     }
@@ -218,6 +221,31 @@ fn pairs_are_balanced_true_and_often_hard() {
     }
     assert!((900..1100).contains(&right), "{right} of 2000 are relevant");
     assert!(near > 450, "{near} negatives share a department with the theme");
+}
+
+#[test]
+fn any_market_with_a_product_gives_samples() {
+    let demo = Market::generate(DEMO_SEED);
+    let of = |edit: &dyn Fn(&mut Category, &mut Product)| {
+        let mut leaf = demo.categories[0].clone();
+        let mut product = demo.products_of(&leaf.name)[0].clone();
+        edit(&mut leaf, &mut product);
+        Samples::new(Arc::new(Market::of(vec![leaf], vec![product], Vec::new())))
+    };
+    let every_diet: DietSet = Diet::ALL.into_iter().collect();
+    for (name, samples) in [
+        ("one leaf", of(&|_, _| ())),
+        ("against all diets", of(&|leaf, product| (leaf.violates, product.violates) = (every_diet, every_diet))),
+        ("adults only", of(&|leaf, product| (leaf.age_restricted, product.age_restricted) = (true, true))),
+        ("sold out", of(&|_, product| product.in_stock = false)),
+    ] {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        for _ in 0..100 {
+            let (theme, product, relevant) = samples.pair(&mut rng);
+            assert!(relevant, "{name}: {theme:?} {product:?}");
+            assert!(!samples.keyword_theme(&mut rng).2.concepts.is_empty(), "{name}");
+        }
+    }
 }
 
 #[test]

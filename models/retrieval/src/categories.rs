@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use endcap_schemas::{Category, Diet, DietSet};
+use endcap_schemas::{Category, Diet, DietSet, UNCATEGORISED};
 
 use crate::words::words;
 
@@ -12,8 +12,6 @@ const PRODUCTS_MIN: usize = 4;
 const VIOLATING_SHARE: f64 = 0.9;
 /// Most related categories.
 const RELATED_MAX: usize = 8;
-/// Name and department of products that fit nowhere.
-pub(crate) const UNCATEGORISED: &str = "uncategorised";
 
 /// What the taxonomy needs to know of a product.
 #[derive(Debug)]

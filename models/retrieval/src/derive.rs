@@ -5,12 +5,12 @@
 
 use std::collections::HashMap;
 
-use endcap_schemas::{Category, Descriptor, DietSet};
+use endcap_schemas::{Category, Descriptor, DietSet, UNCATEGORISED};
 use rusqlite::{Transaction, params};
 
 use crate::{
     MarketError,
-    categories::{self, Item, Matcher, UNCATEGORISED},
+    categories::{self, Item, Matcher},
     facts_of,
     rows::{self, CATEGORY_COLUMNS, TERM_COLUMNS, join_path, split_path},
     search::encoded,

@@ -117,11 +117,6 @@ impl MarketDir {
         Ok(dir)
     }
 
-    /// Whether `dir` holds a market.
-    pub fn is_market(dir: impl AsRef<Path>) -> bool {
-        dir.as_ref().join(DATABASE).is_file()
-    }
-
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -187,7 +182,7 @@ impl MarketDir {
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => Err(MarketError::Busy(self.path.clone())),
-            Err(TryLockError::Error(source)) => Err(MarketError::File { path, source }),
+            Err(TryLockError::Error(fault)) => Err(MarketError::File { path, fault }),
         }
     }
 }

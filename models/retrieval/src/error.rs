@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Why a market directory did not do what it was asked.
+/// Why a market directory did not do what it was asked. The text holds the cause, so there is no source to print it again.
 #[derive(Debug, Error)]
 pub enum MarketError {
     /// There is no market in the directory.
@@ -38,14 +38,14 @@ pub enum MarketError {
     Busy(PathBuf),
     /// The database did not do what it was asked.
     #[error("market database failed: {0}")]
-    Database(#[from] rusqlite::Error),
+    Database(rusqlite::Error),
     /// A file could not be read or written.
-    #[error("cannot access {path}: {source}")]
+    #[error("cannot access {path}: {fault}")]
     File {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        fault: std::io::Error,
     },
     /// The nearest-neighbour index failed.
     #[error("nearest-neighbour index failed: {0}")]
@@ -64,6 +64,12 @@ pub enum MarketError {
 impl MarketError {
     pub(crate) fn file(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
-        move |source| Self::File { path, source }
+        move |fault| Self::File { path, fault }
+    }
+}
+
+impl From<rusqlite::Error> for MarketError {
+    fn from(fault: rusqlite::Error) -> Self {
+        Self::Database(fault)
     }
 }

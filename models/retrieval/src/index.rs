@@ -27,7 +27,8 @@ const CONNECTIVITY: usize = 16;
 const EXPANSION_ADD: usize = 128;
 /// Nodes looked at when neighbours are searched for.
 const EXPANSION_SEARCH: usize = 256;
-/// Up to this many terms one thread builds the index, so that the same corpus gives the same index bit by bit.
+/// Up to this many terms one thread builds the index, so that the same corpus gives the same index bit by bit. Several threads add terms in
+/// another order every time.
 const ONE_THREAD_MAX: usize = 50_000;
 
 /// Gives one vector per text, in order, all of the same dimensions; or says why it cannot.
@@ -70,7 +71,7 @@ pub enum IndexProgress {
 /// What a build did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexReport {
-    /// Version of the index: a hash of encoder, corpus and parameters.
+    /// Version of the index: a hash of encoder, corpus, parameters and the finished file.
     pub version: String,
     /// Terms in it.
     pub terms: usize,
@@ -101,6 +102,8 @@ pub fn build_index(
     if meta(&db, "vectors_encoder")?.as_deref() != Some(encoder_version) || !vectors_path.exists() {
         let tx = db.transaction()?;
         tx.execute("DELETE FROM term_vectors", [])?;
+        // The rows begin anew, so an index over the old ones is of no use.
+        tx.execute("DELETE FROM meta WHERE key IN ('index_rows', 'index_inputs')", [])?;
         set_meta(&tx, "vectors_encoder", encoder_version)?;
         tx.commit()?;
     }
@@ -110,16 +113,48 @@ pub fn build_index(
         return Err(MarketError::Unfit("an index over no terms: import keywords first".to_owned()));
     }
     let vectors = VectorFile::open(&vectors_path)?;
-    let version = version_of(&db, encoder_version, vectors.dimensions())?;
-    let report = |unchanged| IndexReport { version: version.clone(), terms: rows.len(), embedded, unchanged };
-    let name = format!("terms-{version}.usearch");
-    if meta(&db, "index_version")?.as_deref() == Some(&version) && dir.path().join(&name).exists() {
-        return Ok(report(true));
+    let inputs = inputs_of(&db, encoder_version, vectors.dimensions())?;
+    let report = |version, unchanged| IndexReport { version, terms: rows.len(), embedded, unchanged };
+    if let Some(version) = built_from(dir, &db, &inputs)? {
+        return Ok(report(version, true));
     }
-    let bytes = build_graph(&dir.path().join(&name), &vectors, &rows, options.threads, progress)?;
-    publish(&mut db, &version, &name, bytes, &vectors_name)?;
-    remove_old(dir, &name, &vectors_name);
-    Ok(report(false))
+    let unfinished = dir.path().join("terms-new.unfinished");
+    build_graph(&unfinished, &vectors, &rows, options.threads, progress)?;
+    let built = finish(dir, &unfinished, inputs)?;
+    publish(&mut db, &built, &vectors_name)?;
+    remove_old(dir, &built.name, &vectors_name);
+    Ok(report(built.version, false))
+}
+
+/// A finished index file.
+struct Built {
+    /// Hash of what it was built from.
+    inputs: String,
+    version: String,
+    name: String,
+    bytes: u64,
+}
+
+/// Version of the index in place, where it was built from `inputs`.
+fn built_from(dir: &MarketDir, db: &Connection, inputs: &str) -> Result<Option<String>, MarketError> {
+    let there = meta(db, "index_inputs")?.as_deref() == Some(inputs)
+        && meta(db, "index_file")?.is_some_and(|name| dir.path().join(name).exists());
+    if there { meta(db, "index_version") } else { Ok(None) }
+}
+
+/// Gives the index file its version, and the name that holds it.
+fn finish(dir: &MarketDir, unfinished: &Path, inputs: String) -> Result<Built, MarketError> {
+    let file = fs::File::open(unfinished).map_err(MarketError::file(unfinished))?;
+    file.sync_all().map_err(MarketError::file(unfinished))?;
+    let bytes = file.metadata().map_err(MarketError::file(unfinished))?.len();
+    let mut hash = blake3::Hasher::new();
+    hash.update(inputs.as_bytes());
+    hash.update_reader(file).map_err(MarketError::file(unfinished))?;
+    let version = hash.finalize().to_hex()[..12].to_owned();
+    let name = format!("terms-{version}.usearch");
+    let path = dir.path().join(&name);
+    fs::rename(unfinished, &path).map_err(MarketError::file(&path))?;
+    Ok(Built { inputs, version, name, bytes })
 }
 
 /// Embeds chunk by chunk what has no vector; gives how many terms that were.
@@ -133,7 +168,7 @@ fn embed_missing(
     let total: usize = db.query_row("SELECT count(*) FROM terms", [], |row| row.get(0))?;
     let before: usize =
         db.query_row("SELECT count(*) FROM terms t JOIN term_vectors v ON v.term = t.id", [], |row| row.get(0))?;
-    let mut rows: u64 = db.query_row("SELECT coalesce(max(row) + 1, 0) FROM term_vectors", [], |row| row.get(0))?;
+    let mut rows = rows_written(db)?;
     let mut file = None;
     let mut done = before;
     let mut last = i64::MIN;
@@ -158,11 +193,18 @@ fn embed_missing(
                 insert.execute(params![id, rows + at as u64])?;
             }
         }
-        tx.commit()?;
         rows += ids.len() as u64;
+        set_meta(&tx, "index_rows", &rows.to_string())?;
+        tx.commit()?;
         done += ids.len();
         progress(IndexProgress::Embedding { done, total });
     }
+}
+
+/// Rows of the vector file that were ever finished. Those of terms that are gone count: a reader of an older index still looks at them.
+fn rows_written(db: &Connection) -> Result<u64, MarketError> {
+    let named: u64 = db.query_row("SELECT coalesce(max(row) + 1, 0) FROM term_vectors", [], |row| row.get(0))?;
+    Ok(meta(db, "index_rows")?.and_then(|rows| rows.parse().ok()).unwrap_or(0).max(named))
 }
 
 fn missing_after(db: &Connection, last: i64, chunk: usize) -> Result<(Vec<i64>, Vec<String>), MarketError> {
@@ -181,8 +223,8 @@ fn live_rows(db: &Connection) -> Result<Vec<u64>, MarketError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// A hash of everything that the index is a function of.
-fn version_of(db: &Connection, encoder_version: &str, dimensions: usize) -> Result<String, MarketError> {
+/// A hash of everything that the index is a function of, but for the order in which several threads add terms.
+fn inputs_of(db: &Connection, encoder_version: &str, dimensions: usize) -> Result<String, MarketError> {
     let mut hash = blake3::Hasher::new();
     hash.update(format!("2 {encoder_version} {dimensions} {CONNECTIVITY} {EXPANSION_ADD} {EXPANSION_SEARCH}\n").as_bytes());
     let mut statement = db.prepare("SELECT id, text FROM terms ORDER BY id")?;
@@ -195,14 +237,14 @@ fn version_of(db: &Connection, encoder_version: &str, dimensions: usize) -> Resu
     Ok(hash.finalize().to_hex()[..12].to_owned())
 }
 
-/// Builds the graph and moves it into place; gives the file's size in bytes.
+/// Builds the graph and writes it to `path`.
 fn build_graph(
     path: &Path,
     vectors: &VectorFile,
     rows: &[u64],
     threads: usize,
     progress: &mut dyn FnMut(IndexProgress),
-) -> Result<u64, MarketError> {
+) -> Result<(), MarketError> {
     let threads = if rows.len() <= ONE_THREAD_MAX { 1 } else { threads.clamp(1, 64) };
     let mut index = graph(vectors.dimensions())?;
     set_distance(&mut index, vectors.dimensions());
@@ -226,13 +268,7 @@ fn build_graph(
         }
         workers.into_iter().try_for_each(|worker| worker.join().expect("a thread that adds vectors does not panic"))
     })?;
-    let unfinished = path.with_extension("unfinished");
-    index.save(&unfinished.to_string_lossy()).map_err(index_fault)?;
-    let file = fs::File::open(&unfinished).map_err(MarketError::file(&unfinished))?;
-    file.sync_all().map_err(MarketError::file(&unfinished))?;
-    let bytes = file.metadata().map_err(MarketError::file(&unfinished))?.len();
-    fs::rename(&unfinished, path).map_err(MarketError::file(path))?;
-    Ok(bytes)
+    index.save(&path.to_string_lossy()).map_err(index_fault)
 }
 
 /// Takes rows from `next` on until none is left, and reports how many were added.
@@ -259,11 +295,12 @@ fn add_rows(
     }
 }
 
-fn publish(db: &mut Connection, version: &str, name: &str, bytes: u64, vectors: &str) -> Result<(), MarketError> {
+fn publish(db: &mut Connection, built: &Built, vectors: &str) -> Result<(), MarketError> {
     let tx = db.transaction()?;
-    set_meta(&tx, "index_version", version)?;
-    set_meta(&tx, "index_file", name)?;
-    set_meta(&tx, "index_bytes", &bytes.to_string())?;
+    set_meta(&tx, "index_inputs", &built.inputs)?;
+    set_meta(&tx, "index_version", &built.version)?;
+    set_meta(&tx, "index_file", &built.name)?;
+    set_meta(&tx, "index_bytes", &built.bytes.to_string())?;
     set_meta(&tx, "index_vectors", vectors)?;
     tx.commit()?;
     Ok(())

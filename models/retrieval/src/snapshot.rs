@@ -63,7 +63,7 @@ impl Snapshot {
     pub(crate) fn take(dir: &MarketDir, last: Option<&Snapshot>) -> Result<Self, MarketError> {
         match Self::take_once(dir, last) {
             // The index was replaced between reading its name and opening it: read the new name.
-            Err(MarketError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Self::take_once(dir, last),
+            Err(MarketError::File { fault, .. }) if fault.kind() == std::io::ErrorKind::NotFound => Self::take_once(dir, last),
             taken => taken,
         }
     }
@@ -286,6 +286,6 @@ pub(crate) fn counts(db: &Connection) -> Result<Counts, MarketError> {
         withdrawn: count("SELECT count(*) FROM products WHERE withdrawn = 1")?,
         categories: count("SELECT count(*) FROM categories")?,
         terms: count("SELECT count(*) FROM terms")?,
-        embedded: count("SELECT count(*) FROM term_vectors")?,
+        embedded: count("SELECT count(*) FROM terms t JOIN term_vectors v ON v.term = t.id")?,
     })
 }

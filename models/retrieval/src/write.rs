@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use endcap_schemas::{Category, Descriptor, Product, Term};
+use endcap_schemas::{Category, Descriptor, Product, Term, UNCATEGORISED};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::{
@@ -316,7 +316,8 @@ pub(crate) fn put_term(tx: &Transaction<'_>, term: &Term, source: &str, change: 
 /// Makes the taxonomy's nodes, leaves and departments, terms of the corpus; nodes that are gone go.
 pub(crate) fn put_nodes(tx: &Transaction<'_>, categories: &[Category]) -> Result<(), MarketError> {
     let mut nodes: HashMap<&str, Term> = HashMap::new();
-    for category in categories {
+    let categories: Vec<&Category> = categories.iter().filter(|category| category.name != UNCATEGORISED).collect();
+    for category in &categories {
         let department = nodes.entry(&category.department).or_insert_with(|| Term {
             text: category.department.clone(),
             descriptor: Descriptor::Node,
@@ -343,6 +344,9 @@ pub(crate) fn put_nodes(tx: &Transaction<'_>, categories: &[Category]) -> Result
         tx.prepare("SELECT text FROM terms WHERE source = 'node'")?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
     stale.retain(|text| !nodes.contains_key(text.as_str()));
     for text in stale {
+        // Numbers are given again: a vector that stayed would become the next term's.
+        tx.prepare_cached("DELETE FROM term_vectors WHERE term IN (SELECT id FROM terms WHERE text = ?1 AND source = 'node')")?
+            .execute([&text])?;
         tx.prepare_cached("DELETE FROM terms WHERE text = ?1 AND source = 'node'")?.execute([text])?;
     }
     let mut nodes: Vec<Term> = nodes.into_values().collect();

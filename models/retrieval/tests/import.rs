@@ -207,6 +207,21 @@ fn purchases_become_events_that_may_be_sent_twice() {
 }
 
 #[test]
+fn purchases_that_are_gone_are_forgotten() {
+    let here = Here::new();
+    here.everything();
+    let market = here.market();
+    let popularity = || market.snapshot().product("cj:13").unwrap().unwrap().popularity;
+    let (learnt, version) = (popularity(), here.dir.catalogue_version().unwrap());
+    let none = here.file("purchases.tsv", PURCHASES.lines().next().unwrap());
+    for _ in 0..2 {
+        import::purchases(&here.dir, &none, EventFormat::CompleteJourney, &mut |_| ()).unwrap();
+        assert!(popularity() < learnt, "{} after {learnt}", popularity());
+    }
+    assert_ne!(here.dir.catalogue_version().unwrap(), version);
+}
+
+#[test]
 fn files_are_read_plain_or_compressed() {
     let gz = {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

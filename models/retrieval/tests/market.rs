@@ -163,6 +163,38 @@ fn an_index_build_that_is_killed_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn a_new_leaf_does_not_inherit_the_vector_of_one_that_is_gone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    let catalog = |leaf: &str| {
+        let of = |path: &[&str], at: usize| product(&format!("{}{at}", &path[1][..1]), "something", path, 0.5);
+        let products =
+            (0..4).flat_map(|at| [of(&["dairy", "butter"], at), Product { id: format!("p{at}"), ..of(&["dairy", leaf], at) }]);
+        let lines: Vec<String> = products.map(|product| serde_json::to_string(&product).unwrap()).collect();
+        let file = scratch.path().join("catalog.jsonl");
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        import::catalog(&dir, &file, import::CatalogFormat::EndcapJson, None, &mut |_| ()).unwrap();
+    };
+    catalog("yoghurt");
+    assert_eq!(index(&dir, "words@1").embedded, 3);
+    let before = Market::open(scratch.path()).unwrap().snapshot();
+    let (yoghurt, quark) = (vector("yoghurt", DIMENSIONS), vector("quark", DIMENSIONS));
+    let near = before.near(&yoghurt, 3).unwrap();
+
+    catalog("quark");
+    let counts = dir.counts().unwrap();
+    assert_eq!((counts.terms, counts.embedded), (3, 2));
+    assert_eq!(index(&dir, "words@1").embedded, 1);
+    let after = Market::open(scratch.path()).unwrap().snapshot();
+    let found = after.near(&quark, 1).unwrap()[0];
+    assert_eq!(after.terms(&[found.term]).unwrap()[0].1.text, "quark");
+    assert_eq!(found.term, near[0].term, "the number is given again");
+    assert!(found.cosine > 0.999, "{found:?}");
+    assert!(after.near_exact(&yoghurt, 3).unwrap()[0].cosine < 0.9);
+    assert_eq!(before.near(&yoghurt, 3).unwrap(), near, "readers of the old index keep its vectors");
+}
+
+#[test]
 fn encoders_that_answer_nonsense_are_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = MarketDir::create(scratch.path()).unwrap();

@@ -30,7 +30,7 @@ impl Card<'_> {
         };
         let RunReport { steps, tokens, seconds, parameters, stopped, .. } = *self.report;
         format!(
-            "# {}\n\n{}\n\n## How it was made\n\n`{}`, seed {}, budget {budget}{}: {steps} steps, {:.2}M tokens, {:.1} minutes of one processor's time at \
+            "# {}\n\n{}\n\n## How it was made\n\n`{}`, seed {}, budget {budget}{}: {steps} steps, {:.2}M tokens, {:.1} minutes at \
              {} thread(s), {:.2}M trained numbers, learning rate {}. All data is drawn from {}; no real shopper is in it.\n\n\
              ## Scores on held-out data\n\n{}\n## What it is not good for\n\n{}\n",
             self.title,

@@ -10,6 +10,9 @@ use crate::{Result, TrainError, adamw::AdamW, params::Params};
 /// How far a run has come. The generator's position is a function of `seed` and `step`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Position {
+    /// What the run is of: data and starting weights.
+    #[serde(default)]
+    pub(crate) of: String,
     pub(crate) seed: u64,
     pub(crate) step: u64,
     pub(crate) tokens: u64,
@@ -33,14 +36,17 @@ pub(crate) fn save(path: &Path, params: &Params, optimiser: &AdamW, position: &P
     replace(path, &bytes)
 }
 
-/// Brings `params` and `optimiser` to where a checkpoint left them.
-pub(crate) fn load(path: &Path, params: &mut Params, optimiser: &mut AdamW) -> Result<Position> {
+/// Brings `params` and `optimiser` to where a checkpoint of the same run left them; `None` where it is another run's.
+pub(crate) fn load(path: &Path, of: &str, params: &mut Params, optimiser: &mut AdamW) -> Result<Option<Position>> {
     let bytes = fs::read(path).map_err(TrainError::read(path))?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| TrainError::content(path, error))?;
     let position = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY)).ok_or_else(|| {
         TrainError::content(path, "it holds no position: not a checkpoint of a training run; remove it to start afresh")
     })?;
     let position: Position = serde_json::from_str(position).map_err(|error| TrainError::content(path, error))?;
+    if position.of != of {
+        return Ok(None);
+    }
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| TrainError::content(path, error))?;
     let fill = |kind: &str, name: &str, into: &mut [f32]| -> Result<()> {
         let tensor = tensors.tensor(&format!("{kind}/{name}")).map_err(|error| TrainError::content(path, error))?;
@@ -60,7 +66,7 @@ pub(crate) fn load(path: &Path, params: &mut Params, optimiser: &mut AdamW) -> R
         fill("second", &param.name, second)?;
     }
     optimiser.steps = position.step;
-    Ok(position)
+    Ok(Some(position))
 }
 
 fn view<'a>(shape: &[usize], values: &'a [f32]) -> TensorView<'a> {
@@ -99,12 +105,13 @@ mod tests {
         params.freeze(|name| name == "frozen");
         let mut optimiser = AdamW::new(&params, AdamWConfig::default());
         optimiser.step(&mut params, &vec![vec![0.1, 0.2, 0.3, 0.4]], 0.1);
-        let position = Position { seed: 3, step: 1, tokens: 99, elapsed: Duration::from_millis(1_500) };
+        let position = Position { of: "a test".into(), seed: 3, step: 1, tokens: 99, elapsed: Duration::from_millis(1_500) };
         save(&path, &params, &optimiser, &position).unwrap();
 
         let (mut other, mut fresh) = (params.clone(), AdamW::new(&params, AdamWConfig::default()));
         other.0.iter_mut().for_each(|param| param.value.fill(0.0));
-        assert_eq!(load(&path, &mut other, &mut fresh).unwrap(), position);
+        assert_eq!(load(&path, "another", &mut other, &mut fresh).unwrap(), None);
+        assert_eq!(load(&path, "a test", &mut other, &mut fresh).unwrap(), Some(position));
         assert_eq!((other, fresh), (params, optimiser));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside the checkpoint");
     }
@@ -116,11 +123,11 @@ mod tests {
         let mut params = Params::default();
         params.push("x", &[2], vec![1.0, 2.0]);
         let mut optimiser = AdamW::new(&params, AdamWConfig::default());
-        let position = Position { seed: 0, step: 0, tokens: 0, elapsed: Duration::ZERO };
+        let position = Position { of: "a test".into(), seed: 0, step: 0, tokens: 0, elapsed: Duration::ZERO };
         save(&path, &params, &optimiser, &position).unwrap();
         let mut wider = Params::default();
         wider.push("x", &[3], vec![0.0; 3]);
-        let error = load(&path, &mut wider, &mut optimiser).unwrap_err();
+        let error = load(&path, "a test", &mut wider, &mut optimiser).unwrap_err();
         assert!(error.to_string().contains("another size"), "{error}");
     }
 }

@@ -226,8 +226,11 @@ fn read_decoder(folder: &std::path::Path, vocabulary: usize) -> Result<(LlamaSha
     let path = folder.join("config.json");
     let text = std::fs::read(&path).map_err(crate::TrainError::read(&path))?;
     let config: serde_json::Value = serde_json::from_slice(&text).map_err(|error| crate::TrainError::content(&path, error))?;
-    let size = |name: &str| config[name].as_u64().map_or(0, |n| n as usize);
-    let shape = decoder_shape(vocabulary, size("num_hidden_layers"), size("intermediate_size"));
+    let size = |name: &str| {
+        let number = config[name].as_u64().ok_or_else(|| crate::TrainError::content(&path, format!("it has no `{name}`")));
+        number.map(|n| n as usize)
+    };
+    let shape = decoder_shape(vocabulary, size("num_hidden_layers")?, size("intermediate_size")?);
     let mut params = shape.import(&Tensors::read(&folder.join("model.safetensors"))?)?;
     let (size, head) = Tensors::read(&folder.join("base-head.safetensors"))?.get(&format!("{CANDIDATE_HEAD}.weight"))?;
     params.push(CANDIDATE_HEAD, &size, head);
@@ -316,6 +319,10 @@ impl<'a> Lessons<'a> {
 
 impl Task for Lessons<'_> {
     type Micro = Micro;
+
+    fn data(&self) -> &str {
+        &self.source.name
+    }
 
     fn micro(&self, done: f32, rng: &mut ChaCha8Rng) -> Result<Micro> {
         let mut micro = Micro::default();

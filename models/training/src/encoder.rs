@@ -73,10 +73,10 @@ pub fn train_encoder(
         title: "Encoder of the embedded default",
         made: format!(
             "A BERT of {} layers × {} (inner {}), mean pooled, distilled from all-MiniLM-L6-v2: its vectors, projected to {} dimensions, \
-             each term's led towards its category's name by {}. Texts: the demo market's terms, names and titles, and {} combinations of its words.",
-            shape.layers, shape.hidden, shape.inner, shape.hidden, run.lead, run.composed
+             each term's led towards its category's name by {}. Texts: terms, names and titles of {}, and {} combinations of its words.",
+            shape.layers, shape.hidden, shape.inner, shape.hidden, run.lead, source.name, run.composed
         ),
-        command: "endcap train encoder",
+        command: "endcap train encoder --teacher DIR",
         not_for: "Texts beyond a grocery market's words, other languages, sentences. Terms outside the demo market's vocabulary are spelled in \
                   fragments and land anywhere.",
         source,
@@ -107,6 +107,7 @@ pub(crate) fn vectors(
 }
 
 struct Distil {
+    data: String,
     shape: BertShape,
     tokens: usize,
     threads: usize,
@@ -173,7 +174,17 @@ impl Distil {
             texts.extend(std::iter::repeat_n(row, 20));
         }
         let names = names.iter().map(encode).collect::<Result<_>>()?;
-        Ok(Self { shape, tokens: run.settings.micro_tokens, threads, texts, held_out, neighbours, terms: term_rows, names })
+        Ok(Self {
+            data: source.name.clone(),
+            shape,
+            tokens: run.settings.micro_tokens,
+            threads,
+            texts,
+            held_out,
+            neighbours,
+            terms: term_rows,
+            names,
+        })
     }
 }
 
@@ -203,6 +214,10 @@ fn other_texts(run: &EncoderRun, source: &Source, terms: &[String]) -> Vec<Strin
 
 impl Task for Distil {
     type Micro = (Packed, Vec<f32>);
+
+    fn data(&self) -> &str {
+        &self.data
+    }
 
     fn micro(&self, _: f32, rng: &mut ChaCha8Rng) -> Result<Self::Micro> {
         let (mut batch, mut targets) = (Packed::new(), Vec::new());

@@ -131,10 +131,17 @@ pub(crate) fn train<T: Task>(
 ) -> Result<RunReport> {
     check(settings)?;
     let mut optimiser = AdamW::new(params, AdamWConfig::default());
-    let mut position = Position { seed: settings.seed, step: 0, tokens: 0, elapsed: Duration::ZERO };
+    let of = format!("{}, from weights {:016x}", task.data(), params.fingerprint());
+    let mut position = Position { of, seed: settings.seed, step: 0, tokens: 0, elapsed: Duration::ZERO };
     if let Some(path) = settings.checkpoint.as_ref().filter(|path| path.exists()) {
-        position = checkpoint::load(path, params, &mut optimiser)?;
-        (around.say)(&format!("resumed at step {} after {:.1} min", position.step, position.elapsed.as_secs_f64() / 60.0));
+        match checkpoint::load(path, &position.of, params, &mut optimiser)? {
+            Some(kept) => {
+                let minutes = kept.elapsed.as_secs_f64() / 60.0;
+                (around.say)(&format!("resumed at step {} after {minutes:.1} min", kept.step));
+                position = kept;
+            }
+            None => (around.say)(&format!("{} is of other data or other starting weights: beginning afresh", path.display())),
+        }
     }
     let mut progress = Progress::new(&position, settings.score_every);
     let mut saved = position.elapsed;
@@ -271,6 +278,10 @@ mod tests {
 
     impl Task for Line {
         type Micro = Vec<f32>;
+
+        fn data(&self) -> &str {
+            "a line"
+        }
 
         fn micro(&self, _: f32, rng: &mut ChaCha8Rng) -> Result<Vec<f32>> {
             Ok((0..16).map(|_| rng.random::<f32>()).collect())

@@ -16,6 +16,9 @@ pub(crate) trait Task: Sync {
     /// A packed micro-batch.
     type Micro: Send;
 
+    /// What it draws from, in words: another text, another run.
+    fn data(&self) -> &str;
+
     /// Draws a micro-batch; `done` is the share of the budget used, 0…1.
     fn micro(&self, done: f32, rng: &mut ChaCha8Rng) -> Result<Self::Micro>;
 

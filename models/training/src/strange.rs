@@ -7,8 +7,8 @@ use endcap_inference::prompts;
 use endcap_schemas::{Product, Theme};
 use rand::{Rng, RngExt, seq::SliceRandom};
 
-/// Words that the names of one pair are made of: few, so that different leaves share some.
-const POOL: (usize, usize) = (4, 8);
+/// Words that the names of one pair are made of: few, so that leaves share some.
+const POOL: (usize, usize) = (6, 20);
 /// Words of a name.
 const WORDS: (usize, usize) = (1, 4);
 /// Share of the words that nobody has ever seen.

@@ -1,5 +1,6 @@
 //! Limits of the AIQA stage.
 
+use endcap_runtime::outside;
 use serde::{Deserialize, Serialize};
 
 /// Settings of the AIQA stage.
@@ -12,8 +13,8 @@ pub struct AiqaConfig {
     pub products_min: usize,
     /// Share (0…1) of a placement's judged products that must be relevant.
     pub share_min: f64,
-    /// Probability (0…1) from which a product is relevant; calibrate it with the cross-encoder.
-    pub threshold: f32,
+    /// Probability (0…1) from which a product is relevant; `None` takes the one that was calibrated with the cross-encoder.
+    pub threshold: Option<f32>,
     /// Placements below which the merchandiser fills the page.
     pub floor: usize,
     /// Replacements that are judged for every placement that is missing.
@@ -30,11 +31,34 @@ impl Default for AiqaConfig {
             products_max: 20,
             products_min: 4,
             share_min: 0.6,
-            threshold: 0.5,
+            threshold: None,
             floor: 5,
             replacements_per_gap: 2,
             per_keyword_max: 60,
             banned: ["cannabis", "cbd", "gift card", "lottery", "prescription", "weapon"].map(str::to_owned).to_vec(),
         }
+    }
+}
+
+impl AiqaConfig {
+    /// What is wrong with the settings: each key with the range that it may have.
+    pub fn check(&self) -> Vec<String> {
+        [
+            outside("products_max", self.products_max, 1..=1_000),
+            outside("products_min", self.products_min, 1..=self.products_max.max(1)),
+            outside("share_min", self.share_min, 0.0..=1.0),
+            self.threshold.and_then(|threshold| outside("threshold", threshold, 0.0..=1.0)),
+            outside("floor", self.floor, 1..=100),
+            outside("replacements_per_gap", self.replacements_per_gap, 0..=100),
+            outside("per_keyword_max", self.per_keyword_max, 1..=10_000),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// The threshold; even odds where neither the settings nor a model gave one.
+    pub fn threshold(&self) -> f32 {
+        self.threshold.unwrap_or(0.5)
     }
 }

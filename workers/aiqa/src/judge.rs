@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use endcap_inference::{Handle, Model, ModelError, Pair, Relevance, prompts};
-use endcap_runtime::{StageError, Store, StoreError};
+use endcap_runtime::{StageError, Store};
 use endcap_schemas::Product;
 
 use crate::Slate;
@@ -95,7 +95,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> Judge<R> {
             return Ok(());
         }
         let keys: Vec<[u8; 32]> = open.iter().map(|open| open.key).collect();
-        for (open, cached) in open.iter_mut().zip(self.store.cached(CACHE, &keys).map_err(store_error)?) {
+        for (open, cached) in open.iter_mut().zip(self.store.cached(CACHE, &keys)?) {
             open.score = cached.and_then(|bytes| Some(f32::from_le_bytes(bytes.try_into().ok()?)));
             counts[open.page].cached += u64::from(open.score.is_some());
         }
@@ -119,16 +119,12 @@ impl<R: Model<Request = Pair, Answer = Relevance>> Judge<R> {
                     remembered.push((open[i].key, relevance.probability.to_le_bytes().to_vec()));
                 }
                 Err(ModelError::Request(_)) => count.refused += 1,
-                Err(error) => return Err(StageError::Unavailable("cross-encoder", error.to_string())),
+                Err(error @ ModelError::Failed(_)) => return Err(StageError::Faltered("cross-encoder", error.to_string())),
+                Err(error @ ModelError::Gone) => {
+                    return Err(StageError::Broken(format!("cross-encoder: {error}; find its panic in the log and start again")));
+                }
             }
         }
-        self.store.remember(CACHE, &remembered).map_err(store_error)
-    }
-}
-
-pub(crate) fn store_error(error: StoreError) -> StageError {
-    match error {
-        StoreError::Unavailable(reason) => StageError::Unavailable("store", reason),
-        StoreError::Corrupt(reason) => StageError::Failed(reason),
+        Ok(self.store.remember(CACHE, &remembered)?)
     }
 }

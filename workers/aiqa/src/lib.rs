@@ -24,7 +24,7 @@ pub use floor::{Allowed, Outcome, fits, outcome, replacements};
 pub use judge::{CACHE, POLICY_VERSION, PairCounts, pair, verdict_key};
 pub use slate::{Fate, Slate, interleave};
 
-use judge::{Judge, store_error};
+use judge::Judge;
 use shelf::Shelf;
 use work::Work;
 
@@ -102,7 +102,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
 
     /// Whether the store holds an older page that still fits.
     fn older_fits(&self, page: &ThemesDeduped, stamp: Stamp, snapshot: &Snapshot) -> Result<bool, StageError> {
-        let stored = self.judge.store.page(&page.head.user).map_err(store_error)?;
+        let stored = self.judge.store.page(&page.head.user)?;
         let Some(bytes) = stored.filter(|stored| stored.stamp < stamp).and_then(|stored| stored.page) else { return Ok(false) };
         // A page that this version cannot read is one that it cannot vouch for.
         let Ok(older) = wire::decode::<PagePublished>(&bytes) else { return Ok(false) };

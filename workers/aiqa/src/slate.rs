@@ -102,7 +102,7 @@ impl Slate {
 
     /// What is told about it.
     pub fn explained(&self, config: &AiqaConfig) -> Value {
-        let scored = |(product, score): (&Arc<Product>, &f32)| json!({ "id": product.id, "name": product.name, "score": score, "relevant": *score >= config.threshold });
+        let scored = |(product, score): (&Arc<Product>, &f32)| json!({ "id": product.id, "name": product.name, "score": score, "relevant": *score >= config.threshold() });
         json!({
             "title": self.theme.title,
             "origin": self.theme.origin,
@@ -116,7 +116,7 @@ impl Slate {
     }
 
     fn relevant(&self, config: &AiqaConfig) -> impl Iterator<Item = (&Arc<Product>, f32)> {
-        let threshold = config.threshold;
+        let threshold = config.threshold();
         self.products.iter().zip(self.scores.iter().copied()).filter(move |(_, score)| *score >= threshold)
     }
 }

@@ -267,8 +267,8 @@ impl Bench {
         let verdicts = self.stage.process(&pages.into_iter().map(input).collect::<Vec<_>>()).unwrap();
         for verdict in &verdicts {
             match verdict {
-                Verdict::Passed(passed) => self.store.put(&passed.writes).unwrap(),
-                Verdict::Settled(settled) => self.store.put(&settled.writes).unwrap(),
+                Verdict::Passed(passed) => self.store.put_all(&passed.writes, &[]).unwrap(),
+                Verdict::Settled(settled) => self.store.put_all(&settled.writes, &[]).unwrap(),
                 other => panic!("passed or settled: {other:?}"),
             }
         }
@@ -421,7 +421,7 @@ fn a_short_page_is_published_where_there_is_no_older_one_and_again_when_it_is_re
 fn a_lost_device_is_retried() {
     let mut bench = Bench::new(&[], true);
     let input = Input { value: six("anna"), partition: 0, offset: 0, appended_ms: 2 };
-    assert!(matches!(bench.stage.process(&[input]), Err(StageError::Unavailable("cross-encoder", _))));
+    assert!(matches!(bench.stage.process(&[input]), Err(StageError::Faltered("cross-encoder", _))));
 }
 
 #[test]

@@ -65,7 +65,7 @@ impl<'a> Work<'a> {
         let drafts = self.page.drafts.len();
         json!({
             "outcome": match outcome { Outcome::Publish => "published", Outcome::KeepOlder => "older_page_stays", Outcome::Withdraw => "withdrawn" },
-            "threshold": config.threshold,
+            "threshold": config.threshold(),
             "floor": config.floor,
             "placements": self.slates.iter().take(drafts).map(|slate| slate.explained(config)).collect::<Vec<_>>(),
             "replacements": self.slates.iter().skip(drafts).map(|slate| slate.explained(config)).collect::<Vec<_>>(),

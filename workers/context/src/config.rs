@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use endcap_runtime::outside;
 use endcap_schemas::EventKind;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,28 @@ impl ContextConfig {
             EventKind::View => self.view_weight,
             EventKind::Preference | EventKind::Consent | EventKind::Erase => 0.0,
         }
+    }
+
+    /// What is wrong with the settings: each key with the range that it may have.
+    pub fn check(&self) -> Vec<String> {
+        [
+            outside("favourites_max", self.favourites_max, 1..=100),
+            outside("recent_max", self.recent_max, 1..=100),
+            outside("leaves_max", self.leaves_max, 1..=1_000),
+            outside("ids_max", self.ids_max, 1..=10_000),
+            outside("half_life_days", self.half_life_days, 0.01..=36_500.0),
+            outside("purchase_weight", self.purchase_weight, 0.0..=1_000.0),
+            outside("cart_weight", self.cart_weight, 0.0..=1_000.0),
+            outside("view_weight", self.view_weight, 0.0..=1_000.0),
+            outside("future_max_s", self.future_max_s, 0..=86_400),
+            outside("expires_s", self.expires_s, 1..=315_576_000),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(
+            self.locale.trim().is_empty().then(|| "`locale` must be a language tag such as en, an empty text is not".to_owned()),
+        )
+        .collect()
     }
 
     /// The largest skew allowed, ms.

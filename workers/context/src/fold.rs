@@ -23,6 +23,16 @@ pub struct Known {
     pub state: Option<FoldState>,
     /// The stamp up to which the shopper is erased, ms on the hybrid clock.
     pub erased_until_ms: Option<i64>,
+    /// Where that erasure stood in the log: partition and offset.
+    pub erased_at: Option<(i32, i64)>,
+}
+
+impl Known {
+    /// What is known after an erasure up to `until_ms` that stood at `at`. One that comes again moves nothing.
+    pub(crate) fn erase(&self, until_ms: i64, at: Position) -> Self {
+        let later = self.erased_at.filter(|(partition, offset)| *partition == at.partition && *offset > at.offset);
+        Self { state: None, erased_until_ms: Some(until_ms), erased_at: Some(later.unwrap_or((at.partition, at.offset))) }
+    }
 }
 
 /// What becomes of an event.
@@ -56,7 +66,7 @@ pub fn fold(
     if event.kind == EventKind::Erase {
         return erase(known, at, config);
     }
-    if erased_at(known, config).is_some_and(|erased_ms| at.appended_ms <= erased_ms) {
+    if is_erased(known, at, config) {
         return Folded::Dropped(DropReason::Erased);
     }
     if event.at_ms > at.appended_ms.saturating_add(config.future_max_ms()) {
@@ -77,10 +87,7 @@ pub fn fold(
         Placed::Earlier => return Folded::Dropped(DropReason::Superseded),
         Placed::Repeated => return Folded::Dropped(DropReason::Duplicate),
     }
-    let mut state = known
-        .state
-        .clone()
-        .unwrap_or_else(|| FoldState::fresh(known.erased_until_ms.unwrap_or(0), erased_at(known, config), config));
+    let mut state = known.state.clone().unwrap_or_else(|| FoldState::fresh(known, erased_ms(known, config), config));
     if !state.personalise && matches!(event.kind, EventKind::Purchase | EventKind::CartAdd | EventKind::View) {
         return Folded::Dropped(DropReason::NoConsent);
     }
@@ -108,8 +115,17 @@ fn erase(known: &Known, at: Position, config: &ContextConfig) -> Folded {
     Folded::Erase(beyond_skew.max(clock_ms + 1).max(known.erased_until_ms.unwrap_or(0)))
 }
 
-/// When the log took the shopper's erasure, ms. What the log took up to then belongs to the life that is gone.
-fn erased_at(known: &Known, config: &ContextConfig) -> Option<i64> {
+/// Whether an event stood before the shopper's erasure, so that it belongs to the life that is gone. Within a partition offsets
+/// tell: what one append took has one time.
+fn is_erased(known: &Known, at: Position, config: &ContextConfig) -> bool {
+    match known.state.as_ref().map_or(known.erased_at, |state| state.erased_at) {
+        Some((partition, offset)) if partition == at.partition => at.offset <= offset,
+        _ => erased_ms(known, config).is_some_and(|erased_ms| at.appended_ms <= erased_ms),
+    }
+}
+
+/// When the log took the shopper's erasure, ms.
+fn erased_ms(known: &Known, config: &ContextConfig) -> Option<i64> {
     let from_stamp = || known.erased_until_ms.map(|until_ms| until_ms - 1 - config.future_max_ms());
     known.state.as_ref().map_or_else(from_stamp, |state| state.erased_ms)
 }
@@ -153,8 +169,7 @@ fn products(event: &ShopperEvent, product: impl Fn(&str) -> Option<Product>) -> 
         return Ok(found);
     }
     unknown.truncate(8);
-    let message =
-        format!("catalogue does not have {}; import the product or correct the event, then redrive it", unknown.join(", "));
+    let message = format!("catalogue does not have {}; import the product, then send the event again", unknown.join(", "));
     Err(Rejection { kind: "unknown_product", message })
 }
 

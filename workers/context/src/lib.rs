@@ -9,7 +9,7 @@ mod state;
 
 use std::{collections::HashMap, sync::Arc};
 
-use endcap_runtime::{DropReason, Input, Passed, Settled, Stage, StageError, Store, StoreError, Verdict, Write};
+use endcap_runtime::{DropReason, Input, Passed, Settled, Stage, StageError, Store, Verdict, Write};
 use endcap_schemas::{ContextChanged, Product, ShopperEvent, UserKey};
 use serde_json::{Value, json};
 
@@ -37,12 +37,16 @@ impl ContextStage {
     }
 
     fn known(&self, user: &UserKey) -> Result<Known, StageError> {
-        let state = match self.store.state(user).map_err(store_error)? {
-            Some(bytes) => Some(FoldState::decode(&bytes).map_err(|error| StageError::Failed(error.to_string()))?),
+        let state = match self.store.state(user)? {
+            Some(bytes) => Some(FoldState::decode(&bytes).map_err(state_error)?),
             None => None,
         };
-        let erased = if state.is_none() { self.store.erased_until(user).map_err(store_error)? } else { None };
-        Ok(Known { state, erased_until_ms: erased.map(|stamp| stamp.0.div_euclid(1_000)) })
+        let erasure = if state.is_none() { self.store.erasure(user)? } else { None };
+        Ok(Known {
+            state,
+            erased_until_ms: erasure.map(|erasure| erasure.stamp.0.div_euclid(1_000)),
+            erased_at: erasure.and_then(|erasure| erasure.at),
+        })
     }
 
     /// The products of an event's lines, as far as the catalogue has them.
@@ -56,7 +60,7 @@ impl ContextStage {
     }
 
     /// Applies a decision to what is known, and says it as a verdict.
-    fn apply(&self, folded: Folded, known: &mut Known, event: &ShopperEvent) -> Verdict<ContextChanged> {
+    fn apply(&self, folded: Folded, known: &mut Known, event: &ShopperEvent, at: Position) -> Verdict<ContextChanged> {
         let user = event.key();
         match folded {
             Folded::Changed(state) => {
@@ -70,11 +74,11 @@ impl ContextStage {
                 self.passed(state, event, Vec::new())
             }
             Folded::Erase(until_ms) => {
-                *known = Known { state: None, erased_until_ms: Some(until_ms) };
+                *known = known.erase(until_ms, at);
                 Verdict::Settled(Box::new(Settled {
                     reason: DropReason::Erased,
                     explanation: Value::Null,
-                    writes: vec![Write::Erase { user, stamp: erasure_stamp(until_ms) }],
+                    writes: vec![Write::Erase { user, stamp: erasure_stamp(until_ms), at: known.erased_at }],
                     counters: vec![("context.erasures", 1)],
                 }))
             }
@@ -118,16 +122,17 @@ impl Stage for ContextStage {
             let at = Position { partition: input.partition, offset: input.offset, appended_ms: input.appended_ms };
             let products = self.products(event)?;
             let folded = fold(known, event, at, &self.config, |id| products.get(id).cloned());
-            verdicts.push(self.apply(folded, known, event));
+            verdicts.push(self.apply(folded, known, event, at));
         }
         Ok(verdicts)
     }
 }
 
-fn store_error(error: StoreError) -> StageError {
+/// A later version's states stop the stage; a state that is none is its shopper's alone.
+fn state_error(error: StateError) -> StageError {
     match error {
-        StoreError::Unavailable(reason) => StageError::Unavailable("store", reason),
-        StoreError::Corrupt(reason) => StageError::Failed(reason),
+        StateError::Version(_) => StageError::Broken(error.to_string()),
+        StateError::Unreadable(_) => StageError::Failed(error.to_string()),
     }
 }
 

@@ -10,7 +10,7 @@ use endcap_schemas::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{ContextConfig, Position};
+use crate::{ContextConfig, Known, Position};
 
 /// Version of the state's encoding.
 const VERSION: u32 = 1;
@@ -30,6 +30,9 @@ pub struct FoldState {
     pub(crate) clock_ms: i64,
     /// When the log took the shopper's erasure; what it took before belongs to a life that is gone.
     pub(crate) erased_ms: Option<i64>,
+    /// Where it stood in the log: partition and offset.
+    #[serde(default)]
+    pub(crate) erased_at: Option<(i32, i64)>,
     /// Latest time among the events, ms.
     newest_ms: i64,
     cause: Cause,
@@ -67,14 +70,15 @@ pub enum StateError {
 }
 
 impl FoldState {
-    /// The state of a shopper of whom nothing is known. `clock_ms` is where the hybrid clock stands, 0 for a first life.
-    pub fn fresh(clock_ms: i64, erased_ms: Option<i64>, config: &ContextConfig) -> Self {
+    /// The state of a shopper without one: a first life, or one after an erasure that the log took at `erased_ms`.
+    pub fn fresh(known: &Known, erased_ms: Option<i64>, config: &ContextConfig) -> Self {
         Self {
             version: VERSION,
             partition: -1,
             offset: -1,
-            clock_ms,
+            clock_ms: known.erased_until_ms.unwrap_or(0),
             erased_ms,
+            erased_at: known.erased_at,
             newest_ms: 0,
             cause: Cause { event_id: String::new(), event_ms: 0, accepted_ms: 0 },
             seen: VecDeque::new(),
@@ -141,7 +145,7 @@ impl FoldState {
 
     fn engage(&mut self, event: &ShopperEvent, products: &[Product], config: &ContextConfig) {
         let weight = config.weight(event.kind);
-        for product in products {
+        for product in products.iter().filter(|product| product.is_categorised()) {
             self.weigh(product.category(), weight, event.at_ms, config);
         }
         if event.kind == EventKind::Purchase {

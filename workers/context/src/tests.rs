@@ -63,7 +63,7 @@ fn fold_all(events: &[ShopperEvent], config: &ContextConfig) -> (Known, Vec<Fold
         let folded = fold(&known, event, at, config, catalogue);
         match &folded {
             Folded::Changed(state) => known.state = Some((**state).clone()),
-            Folded::Erase(until_ms) => known = Known { state: None, erased_until_ms: Some(*until_ms) },
+            Folded::Erase(until_ms) => known = known.erase(*until_ms, at),
             _ => {}
         }
         all.push(folded);
@@ -220,21 +220,26 @@ impl Place {
         Self { store, _dir: dir }
     }
 
-    /// Processes events as one batch and, as the loop does, stores what the verdicts write.
+    /// Processes events as one batch and, as the loop does, stores what the verdicts write. The log took each a millisecond after
+    /// the last.
     fn process(&self, events: &[(i64, ShopperEvent)]) -> Vec<Verdict<ContextChanged>> {
+        self.process_taken(events, |offset| NOW_MS + offset)
+    }
+
+    fn process_taken(&self, events: &[(i64, ShopperEvent)], taken_ms: impl Fn(i64) -> i64) -> Vec<Verdict<ContextChanged>> {
         let mut stage = ContextStage::new(ContextConfig::default(), 7, self.store.clone(), Box::new(|id| Ok(catalogue(id))));
         let input = |(offset, event): &(i64, ShopperEvent)| Input {
             value: event.clone(),
             partition: 0,
             offset: *offset,
-            appended_ms: NOW_MS + *offset,
+            appended_ms: taken_ms(*offset),
         };
         let batch: Vec<_> = events.iter().map(input).collect();
         let verdicts = stage.process(&batch).unwrap();
         for verdict in &verdicts {
             match verdict {
-                Verdict::Passed(passed) => self.store.put(&passed.writes).unwrap(),
-                Verdict::Settled(settled) => self.store.put(&settled.writes).unwrap(),
+                Verdict::Passed(passed) => self.store.put_all(&passed.writes, &[]).unwrap(),
+                Verdict::Settled(settled) => self.store.put_all(&settled.writes, &[]).unwrap(),
                 Verdict::Dropped(_) | Verdict::Rejected(_) => {}
             }
         }
@@ -308,10 +313,11 @@ fn an_erased_shopper_is_gone_and_a_new_life_begins_beyond_the_stamp() {
     assert_eq!(words(&place.process(&life)), ["passed", "erased"]);
     let user = UserKey::of("anna");
     assert_eq!(place.store.state(&user).unwrap(), None);
-    let erased = place.store.erased_until(&user).unwrap().unwrap();
+    let erasure = place.store.erasure(&user).unwrap().unwrap();
+    let erased = erasure.stamp;
     assert!(erased >= Stamp::of(NOW_MS + 1 + SKEW_MS, 999), "beyond the largest skew");
     assert_eq!(words(&place.process(&life)), ["erased", "erased"], "a redelivery resurrects nothing");
-    assert_eq!(place.store.erased_until(&user).unwrap(), Some(erased), "and moves nothing");
+    assert_eq!(place.store.erasure(&user).unwrap(), Some(erasure), "and moves nothing");
 
     let next = [(2, purchase("e0", NOW_MS + 2, &["cola"]))];
     let out = outs(&place.process(&next)).remove(0);
@@ -339,13 +345,38 @@ fn an_erasure_within_a_batch_separates_two_lives() {
 }
 
 #[test]
+fn an_erasure_separates_what_one_append_took() {
+    let append = [
+        (4, purchase("e4", NOW_MS, &["gouda"])),
+        (5, event("e5", EventKind::Erase, NOW_MS, &[])),
+        (6, purchase("e6", NOW_MS, &["cola"])),
+        (7, purchase("e7", NOW_MS, &["brie"])),
+    ];
+    let words_of = |place: &Place, events: &[_]| words(&place.process_taken(events, |_| NOW_MS));
+    for cut in 0..append.len() {
+        let place = Place::new();
+        let mut all = words_of(&place, &append[..cut]);
+        all.extend(words_of(&place, &append[cut..]));
+        assert_eq!(all, ["passed", "erased", "passed", "passed"], "cut at {cut}");
+        assert_eq!(words_of(&place, &append), ["erased", "erased", "superseded", "passed"], "all of it again, cut at {cut}");
+    }
+    let place = Place::new();
+    assert_eq!(words_of(&place, &append[..2]), ["passed", "erased"]);
+    assert_eq!(words_of(&place, &append), ["erased", "erased", "passed", "passed"], "before the new life began");
+}
+
+#[test]
 fn an_unreadable_state_fails_the_batch_and_a_malformed_event_needs_no_store() {
     let place = Place::new();
     let user = UserKey::of("anna");
-    place.store.put(&[Write::State { user, stamp: Stamp::of(1, 0), state: b"{}".to_vec() }]).unwrap();
+    place.store.put_all(&[Write::State { user, stamp: Stamp::of(1, 0), state: b"{}".to_vec() }], &[]).unwrap();
     let mut stage = ContextStage::new(ContextConfig::default(), 0, place.store.clone(), Box::new(|id| Ok(catalogue(id))));
     let mut input = Input { value: purchase("e0", NOW_MS, &["gouda"]), partition: 0, offset: 0, appended_ms: NOW_MS };
     assert!(matches!(stage.process(std::slice::from_ref(&input)), Err(StageError::Failed(_))));
+    let user = UserKey::of("anna");
+    place.store.put_all(&[Write::State { user, stamp: Stamp::of(2, 0), state: b"{\"version\":9}".to_vec() }], &[]).unwrap();
+    let stopped = stage.process(std::slice::from_ref(&input)).unwrap_err();
+    assert!(matches!(&stopped, StageError::Broken(cause) if cause.contains("roll the deployment forward")), "{stopped}");
     input.value.lines.clear();
     assert_eq!(words(&stage.process(&[input]).unwrap()), ["malformed"]);
 }

@@ -4,7 +4,7 @@
 //! pages are left alone on purpose: a page stays a function of its context.
 
 use endcap_inference::{Embed, Embedding, Handle, Model, ModelError, prompts};
-use endcap_runtime::{Input, Passed, Stage, StageError, Verdict};
+use endcap_runtime::{Input, Passed, Stage, StageError, Verdict, outside};
 use endcap_schemas::{Draft, DroppedDraft, KeywordsChosen, ThemesDeduped};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -22,6 +22,14 @@ pub struct DedupConfig {
 impl Default for DedupConfig {
     fn default() -> Self {
         Self { cosine_min: 0.92, keywords_max: 8 }
+    }
+}
+
+impl DedupConfig {
+    /// What is wrong with the settings: each key with the range that it may have.
+    pub fn check(&self) -> Vec<String> {
+        let keywords = outside("keywords_max", self.keywords_max, 0..=64);
+        outside("cosine_min", self.cosine_min, -1.0..=1.0).into_iter().chain(keywords).collect()
     }
 }
 
@@ -45,8 +53,9 @@ impl<E: Model<Request = Embed, Answer = Embedding>> DedupStage<E> {
             .map(|answer| match answer {
                 Ok(vector) => Ok(Some(vector)),
                 Err(ModelError::Request(_)) => Ok(None),
-                Err(error @ (ModelError::Failed(_) | ModelError::Gone)) => {
-                    Err(StageError::Unavailable("encoder", error.to_string()))
+                Err(error @ ModelError::Failed(_)) => Err(StageError::Faltered("encoder", error.to_string())),
+                Err(error @ ModelError::Gone) => {
+                    Err(StageError::Broken(format!("encoder: {error}; find its panic in the log and start again")))
                 }
             })
             .collect()

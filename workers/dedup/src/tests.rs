@@ -150,5 +150,5 @@ fn a_text_that_the_encoder_refuses_stays_and_a_lost_device_is_retried() {
     let batch = [page("anna", vec![draft("unreadable", &[]), draft("pasta night", &["spaghetti"])])];
     assert_eq!(passed(working.process(&batch).unwrap().remove(0)).drafts.len(), 2);
     let (mut broken, _) = stage(true);
-    assert!(matches!(broken.process(&batch), Err(StageError::Unavailable("encoder", _))));
+    assert!(matches!(broken.process(&batch), Err(StageError::Faltered("encoder", _))));
 }

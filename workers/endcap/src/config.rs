@@ -12,6 +12,11 @@ use std::{
     time::Duration,
 };
 
+use endcap_aiqa::AiqaConfig;
+use endcap_context::ContextConfig;
+use endcap_dedup::DedupConfig;
+use endcap_keywords::KeywordsConfig;
+use endcap_themes::ThemesConfig;
 use serde::de::DeserializeOwned;
 
 use crate::{cli::UpArgs, path::PathConfig};
@@ -242,11 +247,11 @@ impl Settings {
         let mut merged = Merged { layers, faults: layers.iter().flat_map(|layer| layer.faults.clone()).collect() };
         let config = Config::take(&mut merged);
         let path = PathConfig {
-            context: merged.table("context").unwrap_or_default(),
-            themes: merged.table("themes").unwrap_or_default(),
-            keywords: merged.table("keywords").unwrap_or_default(),
-            dedup: merged.table("dedup").unwrap_or_default(),
-            aiqa: merged.table("aiqa"),
+            context: merged.table("context", ContextConfig::check),
+            themes: merged.table("themes", ThemesConfig::check),
+            keywords: merged.table("keywords", KeywordsConfig::check),
+            dedup: merged.table("dedup", DedupConfig::check),
+            aiqa: merged.table("aiqa", AiqaConfig::check),
             debounce: config.debounce,
         };
         if merged.faults.is_empty() { Ok(Self { config, path }) } else { Err(Faults(merged.faults)) }
@@ -304,16 +309,19 @@ impl Merged<'_> {
         value
     }
 
-    /// A stage's settings; `None` where no file has its table.
-    fn table<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
-        let (layer, table) = self.layers.iter().rev().find_map(|layer| Some((layer, layer.tables.get(key)?)))?;
-        match table.clone().try_into() {
-            Ok(settings) => Some(settings),
-            Err(error) => {
-                self.faults.push(format!("{}: table `{key}`: {}", layer.name, error.message()));
-                None
+    /// A stage's settings, checked; the default where no file has its table.
+    fn table<T: DeserializeOwned + Default>(&mut self, key: &str, check: impl Fn(&T) -> Vec<String>) -> T {
+        let found = self.layers.iter().rev().find_map(|layer| Some((layer, layer.tables.get(key)?)));
+        let Some((layer, table)) = found else { return T::default() };
+        let (settings, faults) = match table.clone().try_into::<T>() {
+            Ok(settings) => {
+                let faults = check(&settings);
+                (settings, faults)
             }
-        }
+            Err(error) => (T::default(), vec![error.message().to_owned()]),
+        };
+        self.faults.extend(faults.into_iter().map(|fault| format!("{}: table `{key}`: {fault}", layer.name)));
+        settings
     }
 }
 
@@ -411,8 +419,26 @@ mod tests {
             &[file("[aiqa]\nfloor = 4\nbeauty = 7\n[weather]\nx = 1")],
             &["`weather` is a table", "table `aiqa`: unknown field `beauty`"],
         );
+        check(
+            &[file("[aiqa]\nfloor = 0\nshare_min = 1.5\n[dedup]\ncosine_min = nan\n[themes.guard]\ntitle_chars_min = 61")],
+            &[
+                "table `themes`: `guard.title_chars_min` must be 1 to 60, 61 is not",
+                "table `dedup`: `cosine_min` must be -1 to 1, NaN is not",
+                "table `aiqa`: `share_min` must be 0 to 1, 1.5 is not",
+                "`floor` must be 1 to 100, 0 is not",
+            ],
+        );
         check(&[file("seed = ")], &["not a TOML file"]);
         check(&[env(&[("ENDCAP_DEBOUNCE", "2 parsecs"), ("ENDCAP_EVENTS", "0")])], &["`events` must be", "`debounce` must be"]);
+    }
+
+    #[test]
+    fn the_stages_defaults_pass_their_own_checks_and_leave_the_threshold_to_the_model() {
+        let tables = TABLES.map(|table| format!("[{table}]\n")).concat();
+        let path = Settings::resolve(&[file(&tables)]).unwrap().path;
+        assert_eq!(path, PathConfig { debounce: path.debounce, ..PathConfig::default() });
+        let path = Settings::resolve(&[file("[aiqa]\nfloor = 4")]).unwrap().path;
+        assert_eq!((path.aiqa.floor, path.aiqa.threshold), (4, None));
     }
 
     #[test]

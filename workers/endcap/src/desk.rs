@@ -217,12 +217,8 @@ impl Desk {
             });
             results.push(EventResult { id, status: if reason.is_none() { "accepted" } else { "rejected" }, reason });
         }
-        let producer = self.file.producer();
-        if !letters.is_empty() {
-            producer.bury(&letters).context("cannot keep rejected events")?;
-        }
-        if !outgoing.is_empty() {
-            append(&producer, &outgoing)?;
+        if !(outgoing.is_empty() && letters.is_empty()) {
+            admit(&self.file.producer(), &outgoing, &letters)?;
         }
         Ok(Taken { accepted_ms, results })
     }
@@ -373,9 +369,10 @@ fn recent_purchases(file: &Embedded, user: &UserKey) -> Result<Vec<PurchaseMemor
     Ok(serde_json::from_value(told).unwrap_or_default())
 }
 
-fn append(producer: &Producer, records: &[Outgoing]) -> Result<()> {
-    match producer.append(records, None) {
-        Ok(_) => Ok(()),
+/// Takes events and keeps what was refused beside them: both or neither, so that a request may be sent again.
+fn admit(producer: &Producer, records: &[Outgoing], refused: &[DeadLetter]) -> Result<()> {
+    match producer.admit(records, refused) {
+        Ok(()) => Ok(()),
         Err(error @ LogError::Full { .. }) => Err(anyhow!(error)).context("events cannot be taken now"),
         Err(error) => Err(anyhow!(error)).context("cannot append events"),
     }

@@ -1,7 +1,8 @@
 //! `endcap eval demo`: the paper's table 1 and the agreement with the teacher, on households of the demo market that no training saw.
 //!
-//! The models are asked through the same stages that serve. Teacher and students share the student's themes (as in the paper, whose table 1
-//! distils the keyword model alone); control is a static library; popularity and chance are beside them.
+//! Themes and relevance come from the stages that serve, candidates from the keywords stage's own retrieval. Teacher and students share the
+//! student's themes (as in the paper, whose table 1 distils the keyword model alone); control is a static library; popularity and chance are
+//! beside them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,7 +18,7 @@ use endcap_evaluation::{
     popular_themes, random_keywords, random_themes, share, theme_agreement,
 };
 use endcap_inference::{ChooseKeywords, Embed, prompts};
-use endcap_keywords::{Found, KeywordsConfig, Shortlist, shortlist};
+use endcap_keywords::{Found, KeywordsConfig, Shortlist, neighbours, shortlist};
 use endcap_market::{DEMO_SEED, Household, Market as DemoMarket, Samples};
 use endcap_retrieval::{Filter, Snapshot};
 use endcap_runtime::{Embedded, EmbeddedConfig, Input, Stage, Store, SystemClock, Verdict};
@@ -206,23 +207,12 @@ impl Bench {
         for (place, concept) in theme.concepts.iter().enumerate() {
             let concept = prompts::plain(concept);
             if !known.contains_key(&concept) {
-                let neighbours = self.neighbours(&concept, config.neighbours)?;
-                known.insert(concept.clone(), neighbours);
+                let vector = self.fleet.encoder.ask_all(vec![Embed { text: concept.clone() }]).remove(0)?;
+                known.insert(concept.clone(), neighbours(&self.snapshot, &vector, config.neighbours)?);
             }
             found.extend(known[&concept].iter().cloned().map(|found| Found { concept: place, ..found }));
         }
         Ok(shortlist(&theme.concepts, found, brief, &config.descriptors, config.candidates_max))
-    }
-
-    fn neighbours(&self, concept: &str, count: usize) -> Result<Vec<Found>> {
-        let vector = self.fleet.encoder.ask_all(vec![Embed { text: concept.to_owned() }]).remove(0)?;
-        let near = self.snapshot.near(&vector.0, count)?;
-        let cosines: HashMap<i64, f32> = near.iter().map(|near| (near.term, near.cosine)).collect();
-        let terms = self.snapshot.terms(&near.iter().map(|near| near.term).collect::<Vec<_>>())?;
-        Ok(terms
-            .into_iter()
-            .map(|(id, term)| Found { concept: 0, id, cosine: cosines[&id], age_restricted: false, term })
-            .collect())
     }
 
     /// What each policy picks for every question: indices into its shortlist.
@@ -334,7 +324,7 @@ impl Bench {
 
     /// Pages as AIQA publishes them, without what it fills in from the merchandiser.
     fn published(&self, cases: &[Case], pages: Vec<Vec<Draft>>) -> Result<Vec<JudgedPage>> {
-        let config = AiqaConfig { threshold: self.fleet.threshold, ..AiqaConfig::default() };
+        let config = AiqaConfig { threshold: Some(self.fleet.threshold), ..AiqaConfig::default() };
         let mut stage =
             AiqaStage::new(config, self.market.clone(), self.store.clone(), self.fleet.judge.clone(), BTreeMap::new());
         let mut judged = Vec::with_capacity(cases.len());

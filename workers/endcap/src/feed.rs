@@ -13,7 +13,6 @@ use anyhow::{Context, Result, bail};
 use endcap_market::Shoppers;
 use endcap_runtime::{Clock, LogError, Outgoing, Shutdown, embedded::Producer};
 use endcap_schemas::ShopperEvent;
-use serde::{Deserialize, Serialize};
 
 use crate::desk::outgoing_of;
 
@@ -91,11 +90,7 @@ pub fn feed(
     shutdown: &Shutdown,
 ) -> Result<()> {
     let name = source.name();
-    let noted = producer.progress(&name).context("cannot read how far the feed is")?;
-    let mut next: u64 = match noted {
-        Some(text) => text.parse().with_context(|| format!("cannot read how far the feed is: {text:?}"))?,
-        None => 0,
-    };
+    let mut next = fed_so_far(&name, producer)?;
     state.fed.store(next, Ordering::SeqCst);
     let (first, start) = (next, clock.monotonic());
     while !shutdown.is_triggered() {
@@ -127,6 +122,14 @@ pub fn feed(
     Ok(())
 }
 
+/// How far the source `name` was fed by earlier starts.
+fn fed_so_far(name: &str, producer: &Producer) -> Result<u64> {
+    match producer.progress(name).context("cannot read how far the feed is")? {
+        Some(text) => text.parse().with_context(|| format!("cannot read how far the feed is: {text:?}")),
+        None => Ok(0),
+    }
+}
+
 /// Events that a rate makes due after `passed`: the first at once.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of seconds times events")]
 fn due_events(rate: f64, passed: Duration) -> u64 {
@@ -153,11 +156,28 @@ fn append(producer: &Producer, records: &[Outgoing], name: &str, next: u64, shut
     }
 }
 
-/// When a simulation began, kept in the log so that a new start has the same shoppers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Calendar {
-    start_ms: i64,
-    step_ms: i64,
+/// When a start of a simulation without end began, and with which event. Never kept: after a pause, or at another rate, time goes
+/// on from the new start.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Anchor {
+    first: u64,
+    at_ms: i64,
+    rate: Option<f64>,
+}
+
+impl Anchor {
+    /// When the `n`-th event happens: as it becomes due, so that none comes from the future.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "milliseconds far below 2^52")]
+    fn stamp(&self, n: u64) -> i64 {
+        let passed_ms = self.rate.map_or(0.0, |rate| n.saturating_sub(self.first) as f64 * 1_000.0 / rate);
+        self.at_ms + passed_ms as i64
+    }
+
+    /// Start and step of the shoppers' own calendar, which here decides over their season alone.
+    fn calendar(&self) -> (i64, i64) {
+        let step_ms = self.stamp(self.first + 1) - self.at_ms;
+        (self.at_ms - i64::try_from(self.first).unwrap_or(0) * step_ms, step_ms)
+    }
 }
 
 /// Simulated shoppers of the demo market.
@@ -165,11 +185,13 @@ pub struct Simulated {
     shoppers: Shoppers,
     name: String,
     words: String,
+    /// `None` for a bounded run.
+    anchor: Option<Anchor>,
 }
 
 impl Simulated {
-    /// `count` shoppers of `seed`. A bounded run begins at a fixed date; one without end begins when it is first started and keeps pace
-    /// with the clock.
+    /// `count` shoppers of `seed`. A bounded run begins at a fixed date; one without end goes on at the clock's time at every
+    /// start.
     ///
     /// # Errors
     /// When the log does not answer.
@@ -186,28 +208,15 @@ impl Simulated {
         }
         let kind = if pace.events.is_some() { "bounded" } else { "live" };
         let name = format!("shoppers/{kind}/{seed}/{count}");
-        let calendar = match pace.events {
-            Some(_) => Calendar { start_ms: BOUNDED_START_MS, step_ms: STEP_MS },
-            None => live_calendar(&name, pace, producer, clock)?,
+        let anchor = match pace.events {
+            Some(_) => None,
+            None => Some(Anchor { first: fed_so_far(&name, producer)?, at_ms: clock.now_ms(), rate: pace.rate }),
         };
+        let (start_ms, step_ms) = anchor.map_or((BOUNDED_START_MS, STEP_MS), |anchor| anchor.calendar());
         let rate = pace.rate.map_or_else(|| "as fast as the stages allow".to_owned(), |rate| format!("{rate} events a second"));
         let words = format!("{count} simulated shoppers, {rate}");
-        Ok(Self { shoppers: Shoppers::new(market, seed, count, calendar.start_ms, calendar.step_ms), name, words })
+        Ok(Self { shoppers: Shoppers::new(market, seed, count, start_ms, step_ms), name, words, anchor })
     }
-}
-
-fn live_calendar(name: &str, pace: Pace, producer: &Producer, clock: &dyn Clock) -> Result<Calendar> {
-    let key = format!("{name}/calendar");
-    if let Some(text) = producer.progress(&key).context("cannot read when the simulation began")? {
-        return serde_json::from_str(&text).context("cannot read when the simulation began");
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "milliseconds between two events")]
-    let step_ms = (1_000.0 / pace.rate.unwrap_or(1.0)).max(1.0) as i64;
-    // Every event lies within its step: one step back, so that none comes from the future.
-    let calendar = Calendar { start_ms: clock.now_ms() - step_ms, step_ms };
-    let text = serde_json::to_string(&calendar).expect("two numbers are JSON");
-    producer.append(&[], Some((&key, &text))).context("cannot note when the simulation began")?;
-    Ok(calendar)
 }
 
 impl Source for Simulated {
@@ -220,6 +229,9 @@ impl Source for Simulated {
             let mut event = self.shoppers.event(n);
             // Another simulation in the same data directory has other events: its ids must not look like repeats of these.
             event.id = format!("{}/{}", self.name, event.id);
+            if let Some(anchor) = &self.anchor {
+                event.at_ms = anchor.stamp(n);
+            }
             event
         };
         Ok(Batch { events: (n..n + max).map(event).collect(), counted: max })
@@ -283,6 +295,31 @@ mod tests {
         let ids: Vec<String> =
             file.records(Topic::EVENTS, 0, 1_000).unwrap().into_iter().map(|record| record.headers.id).collect();
         assert_eq!(ids, (0..250).map(|n| format!("e{n}")).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_simulation_without_end_goes_on_at_the_clocks_time_at_every_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::at(1_700_000_000_000));
+        let file = Embedded::open(dir.path().join("file"), EmbeddedConfig::default(), clock.clone()).unwrap();
+        let market = Arc::new(endcap_market::Market::generate(endcap_market::DEMO_SEED));
+        let mut ids = Vec::new();
+        for (first, rate) in [(0, 0.5), (10, 4_000.0), (20, 3.0)] {
+            clock.advance(Duration::from_secs(7 * 86_400));
+            let pace = Pace { rate: Some(rate), events: None };
+            let mut source = Simulated::new(market.clone(), 1, 5, pace, &file.producer(), clock.as_ref()).unwrap();
+            let batch = source.read(first, 10).unwrap();
+            for (n, event) in (0_u32..).zip(&batch.events) {
+                let due_ms = clock.now_ms() + (f64::from(n) * 1_000.0 / rate) as i64;
+                assert_eq!(event.at_ms, due_ms, "event {n} at {rate} a second");
+            }
+            ids.extend(batch.events.iter().map(|event| event.id.clone()));
+            let next = (first + 10).to_string();
+            file.producer().append(&outgoing(&batch.events).unwrap(), Some((&source.name(), &next))).unwrap();
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), 30);
     }
 
     #[test]

@@ -38,9 +38,7 @@ impl Monitor {
     /// # Errors
     /// When the log does not answer.
     pub fn new(file: Embedded, stages: Vec<(&'static str, Arc<StageStats>)>) -> Result<Self> {
-        let end = file.end(Topic::PAGES).context("cannot read the log")?;
-        let next_page = (end - i64::try_from(PAGES_MAX).unwrap_or(i64::MAX)).max(0);
-        Ok(Self { file, stages, next_page, fresh: VecDeque::new(), past: VecDeque::new() })
+        Ok(Self { file, stages, next_page: 0, fresh: VecDeque::new(), past: VecDeque::new() })
     }
 
     /// A reading. `up_for` is the time since the start; `feeder` says what the feeder is doing.
@@ -90,8 +88,10 @@ impl Monitor {
         })
     }
 
-    /// Takes the freshness of the pages published since the last reading.
+    /// Takes the freshness of pages published since the last reading; those that would be forgotten at once are passed over.
     fn read_pages(&mut self) -> Result<()> {
+        let end = self.file.end(Topic::PAGES).context("cannot read the log")?;
+        self.next_page = self.next_page.max(end - i64::try_from(PAGES_MAX).unwrap_or(i64::MAX));
         let records = self.file.records(Topic::PAGES, self.next_page, READ_MAX).context("cannot read the log")?;
         for record in &records {
             self.next_page = record.offset + 1;

@@ -58,8 +58,8 @@ pub struct PathConfig {
     pub keywords: KeywordsConfig,
     /// Of the dedup stage.
     pub dedup: DedupConfig,
-    /// Of the AIQA stage; `None` takes the threshold that was calibrated with the model.
-    pub aiqa: Option<AiqaConfig>,
+    /// Of the AIQA stage.
+    pub aiqa: AiqaConfig,
     /// How long a shopper must rest before a page is made.
     pub debounce: Duration,
 }
@@ -110,7 +110,7 @@ impl Path {
         let versions = versions.into_iter().map(|(name, version)| (name.to_owned(), version.to_owned())).collect();
         let store: Arc<dyn Store> = Arc::new(ground.file.clone());
         let market = || ground.market.clone();
-        let aiqa = config.aiqa.unwrap_or_else(|| AiqaConfig { threshold: fleet.threshold, ..AiqaConfig::default() });
+        let aiqa = AiqaConfig { threshold: config.aiqa.threshold.or(Some(fleet.threshold)), ..config.aiqa };
         let lookup = product_lookup(market());
         let mut path = Self { stages: Vec::new(), threads: Vec::new() };
         let context = ContextStage::new(config.context, GENERATION, store.clone(), lookup);
@@ -163,7 +163,7 @@ impl Path {
     /// Waits until every stage has ended.
     pub fn join(self) {
         for thread in self.threads {
-            // A stage's panic was logged where it happened; the loop catches those of its work.
+            // The loop catches every panic and tells it as the stage's end.
             let _ = thread.join();
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fs::File,
-    io::{BufRead, BufReader, Lines},
+    io::{BufRead, BufReader, Lines, Seek},
     path::{Path, PathBuf},
 };
 
@@ -25,6 +25,8 @@ pub const SEEDED: &str = "seeded-diet-";
 pub struct Imported {
     path: PathBuf,
     seed: u64,
+    /// A hash of the events: another market's have a position of their own.
+    hash: String,
     lines: Lines<BufReader<File>>,
     at: u64,
     seen: HashSet<UserKey>,
@@ -37,9 +39,12 @@ impl Imported {
     /// When there are none.
     pub fn open(market: &Path, seed: u64) -> Result<Self> {
         let path = grounds::events_of(market);
-        let file = File::open(&path)
+        let mut file = File::open(&path)
             .with_context(|| format!("no events in {}: `endcap import events` brings them in", market.display()))?;
-        Ok(Self { path, seed, lines: BufReader::new(file).lines(), at: 0, seen: HashSet::new() })
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(&mut file).and_then(|_| file.rewind()).with_context(|| format!("cannot read {}", path.display()))?;
+        let hash = hasher.finalize().to_hex()[..12].to_owned();
+        Ok(Self { path, seed, hash, lines: BufReader::new(file).lines(), at: 0, seen: HashSet::new() })
     }
 
     fn next(&mut self) -> Result<Option<ShopperEvent>> {
@@ -72,7 +77,7 @@ impl Imported {
 
 impl Source for Imported {
     fn name(&self) -> String {
-        format!("replay/{}", self.seed)
+        format!("replay/{}/{}", self.seed, self.hash)
     }
 
     fn read(&mut self, n: u64, max: u64) -> Result<Batch> {
@@ -135,6 +140,14 @@ mod tests {
             let second = Imported::open(dir.path(), 7).unwrap().read(cut, 1_000).unwrap();
             assert_eq!(ids(&[first, second]), ids(std::slice::from_ref(&whole)), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn every_market_has_a_position_of_its_own() {
+        let name = |rows, seed| Imported::open(market(rows).path(), seed).unwrap().name();
+        assert_eq!(name(3, 7), name(3, 7));
+        assert_ne!(name(3, 7), name(4, 7), "other events");
+        assert_ne!(name(3, 7), name(3, 8), "another seed");
     }
 
     #[test]

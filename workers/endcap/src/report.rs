@@ -119,8 +119,9 @@ pub fn make(file: &Embedded, market: &Market) -> Result<Report> {
     let published = read_published(file, &snapshot)?;
     let stored = read_stored(file, &snapshot)?;
     let pages_published = end(file, Topic::PAGES)?;
-    let seconds = match (first_ms(file)?, published.last_ms) {
-        (Some(from), Some(to)) => seconds_between(from, to),
+    let first = first(file)?;
+    let seconds = match (first, published.last_ms) {
+        (Some((_, from)), Some(to)) => seconds_between(from, to),
         _ => 0.0,
     };
     let cache = cache_figures(&tallies);
@@ -145,7 +146,7 @@ pub fn make(file: &Embedded, market: &Market) -> Result<Report> {
         candidates: candidates(&tallies),
         cache: CacheReport { keywords_hit_rate: cache.keywords, verdicts_hit_rate: cache.verdicts },
         models: stored.versions.into_iter().map(|(name, versions)| (name, versions.join(", "))).collect(),
-        log_trimmed: published.pages < pages_published,
+        log_trimmed: published.pages < pages_published || first.is_some_and(|(offset, _)| offset > 0),
         seeded_diets: seeded_diets(file)?,
     })
 }
@@ -311,8 +312,10 @@ fn end(file: &Embedded, topic: Topic) -> Result<u64> {
     Ok(u64::try_from(file.end(topic).context("cannot read the log")?).unwrap_or(0))
 }
 
-fn first_ms(file: &Embedded) -> Result<Option<i64>> {
-    Ok(file.records(Topic::EVENTS, 0, 1).context("cannot read the log")?.first().map(|record| record.appended_ms))
+/// Offset and time of the first event that the log still holds.
+fn first(file: &Embedded) -> Result<Option<(i64, i64)>> {
+    let records = file.records(Topic::EVENTS, 0, 1).context("cannot read the log")?;
+    Ok(records.first().map(|record| (record.offset, record.appended_ms)))
 }
 
 fn seeded_diets(file: &Embedded) -> Result<u64> {

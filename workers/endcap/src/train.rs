@@ -28,7 +28,7 @@ const LORA: LoraShape = LoraShape { rank: 8, alpha: 16.0 };
 /// How far a term's vector is led from the teacher's towards its category's name.
 const LEAD: f32 = 0.5;
 /// Texts composed of the market's words that the encoder is distilled on.
-const COMPOSED: usize = 20_000;
+const COMPOSED: usize = 8_000;
 /// Minutes of one model, and of all that a market needs.
 const MINUTES: f64 = 10.0;
 const MARKET_MINUTES: f64 = 90.0;
@@ -59,7 +59,10 @@ pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
         signal_hook::flag::register(*signal, stop.clone()).context("cannot listen to signals")?;
     }
     for (what, minutes) in lessons {
-        println!("{}: {minutes:.0} minutes", what.name());
+        match args.steps {
+            Some(steps) => println!("{}: {steps} steps", what.name()),
+            None => println!("{}: {minutes:.0} minutes", what.name()),
+        }
         school.teach(what, minutes, args, &stop)?;
         if stop.load(Ordering::Relaxed) {
             println!("stopped; the same command goes on from here");
@@ -124,7 +127,7 @@ impl School {
         let (source, tokenizer, around) = (&self.source, &self.tokenizer, &mut around);
         let (settings, folder) = (self.settings(what, minutes, args), |name: &str| self.folder.join(name));
         let from = |name: &str| self.from.as_ref().map(|from| from.join(name));
-        let report = match what {
+        match what {
             Trainable::Encoder => {
                 let teacher = args.teacher.clone().context("name the encoder's teacher with --teacher")?;
                 let run = EncoderRun { settings, teacher, out: folder("encoder"), lead: LEAD, composed: COMPOSED };
@@ -153,7 +156,6 @@ impl School {
                 train_adapter(&run, source, tokenizer, around)?
             }
         };
-        println!("{}", serde_json::to_string_pretty(&report)?);
         Ok(())
     }
 

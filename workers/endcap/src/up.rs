@@ -4,6 +4,7 @@
 
 use std::{
     io::{self, Write},
+    panic::{AssertUnwindSafe, catch_unwind},
     process,
     sync::{
         Arc, Mutex,
@@ -170,7 +171,8 @@ fn start_feeder(
     thread::Builder::new()
         .name("feeder".to_owned())
         .spawn(move || {
-            let fed = feed::feed(source.as_mut(), &producer, pace, clock.as_ref(), &state, &shutdown);
+            let fed =
+                unpanicked("the feeder", || feed::feed(source.as_mut(), &producer, pace, clock.as_ref(), &state, &shutdown));
             let _ = events.send(Event::Fed(fed)); // nobody listens when the process is already ending
         })
         .context("cannot start the feeder")?;
@@ -214,13 +216,21 @@ fn start_web(
     io::stdout().flush().context("cannot tell the address")?;
     let events = events.clone();
     let serve = move || {
-        let served = runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve the page")?;
-            web::serve(listener, web::router(desk, access), ended).await
+        let served = unpanicked("the web server", || {
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve the page")?;
+                web::serve(listener, web::router(desk, access), ended).await
+            })
         });
         let _ = events.send(Event::Served(served)); // nobody listens when the process is already ending
     };
     thread::Builder::new().name("web".to_owned()).spawn(serve).context("cannot start the web server")
+}
+
+/// Runs a thread's work so that the waiting thread hears of its panic too.
+fn unpanicked(who: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(anyhow!("{who} panicked, as told above: this is a fault of the program")))
 }
 
 /// The first signal asks to drain, the second ends at once.

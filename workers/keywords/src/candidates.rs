@@ -1,9 +1,9 @@
-//! The candidates of a theme: the neighbours of its concepts, filtered and merged (paper 4.3.2). Pure.
+//! The candidates of a theme: the neighbours of its concepts, filtered and merged (paper 4.3.2).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use endcap_inference::{Candidates, prompts::plain};
-use endcap_retrieval::words;
+use endcap_inference::{Candidates, Embedding, prompts::plain};
+use endcap_retrieval::{MarketError, Snapshot, words};
 use endcap_schemas::{Brief, Descriptor, Term};
 
 /// A term that a concept retrieved.
@@ -34,6 +34,24 @@ pub struct Shortlist {
     pub against_diet: usize,
     /// Turned away for dislikes, age or kind of descriptor.
     pub against_policy: usize,
+}
+
+/// The `count` terms nearest to a concept, as the theme's first concept would find them.
+///
+/// # Errors
+/// When the market is not indexed or cannot be read.
+pub fn neighbours(snapshot: &Snapshot, concept: &Embedding, count: usize) -> Result<Vec<Found>, MarketError> {
+    let near = snapshot.near(&concept.0, count)?;
+    let cosines: HashMap<i64, f32> = near.iter().map(|near| (near.term, near.cosine)).collect();
+    let terms = snapshot.terms(&near.iter().map(|near| near.term).collect::<Vec<_>>())?;
+    let found = |(id, term): (i64, Term)| Found {
+        concept: 0,
+        id,
+        cosine: cosines[&id],
+        age_restricted: term.category.as_deref().and_then(|name| snapshot.category(name)).is_some_and(|c| c.age_restricted),
+        term,
+    };
+    Ok(terms.into_iter().map(found).collect())
 }
 
 /// Merges what the concepts retrieved, best first, to `limit` candidates of distinct text that the household may have. Where a node

@@ -1,5 +1,6 @@
 //! Limits of the keywords stage.
 
+use endcap_runtime::outside;
 use endcap_schemas::Descriptor;
 use serde::{Deserialize, Serialize};
 
@@ -28,5 +29,21 @@ impl Default for KeywordsConfig {
             keywords_max: 8,
             descriptors: vec![Descriptor::Node, Descriptor::Query],
         }
+    }
+}
+
+impl KeywordsConfig {
+    /// What is wrong with the settings: each key with the range that it may have.
+    pub fn check(&self) -> Vec<String> {
+        [
+            outside("neighbours", self.neighbours, 1..=10_000),
+            outside("candidates_max", self.candidates_max, 1..=1_000),
+            outside("keywords_max", self.keywords_max, 1..=64),
+            outside("keywords_min", self.keywords_min, 1..=self.keywords_max.max(1)),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(self.descriptors.is_empty().then(|| "`descriptors` must name at least one kind, none is not".to_owned()))
+        .collect()
     }
 }

@@ -15,11 +15,11 @@ use std::{collections::HashMap, sync::Arc};
 use endcap_inference::{ChooseKeywords, ChosenKeywords, Embed, Embedding, Handle, Model, ModelError};
 use endcap_market::Merchandiser;
 use endcap_retrieval::{Market, MarketError, Snapshot};
-use endcap_runtime::{Input, Stage, StageError, Store, StoreError, Verdict};
+use endcap_runtime::{Input, Stage, StageError, Store, Verdict};
 use endcap_schemas::{KeywordsChosen, ThemesWritten};
 
 pub use cache::{CACHE, Remembered, Versions, question};
-pub use candidates::{Found, Shortlist, shortlist};
+pub use candidates::{Found, Shortlist, neighbours, shortlist};
 pub use config::KeywordsConfig;
 pub use savings::{PromptTokens, Savings, TokenCounter};
 pub use work::{Answered, Source, answer};
@@ -101,7 +101,7 @@ where
     /// Answers from the cache what it holds. An entry that cannot be read is asked again.
     fn recall(&self, questions: &mut [Question<'_>]) -> Result<(), StageError> {
         let keys: Vec<[u8; 32]> = questions.iter().map(|question| question.key).collect();
-        for (question, cached) in questions.iter_mut().zip(self.store.cached(CACHE, &keys).map_err(store_error)?) {
+        for (question, cached) in questions.iter_mut().zip(self.store.cached(CACHE, &keys)?) {
             question.answered = cached
                 .and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok())
                 .map(|known| Answered::cached(known.keywords));
@@ -123,9 +123,9 @@ where
         let mut found = Vec::with_capacity(texts.len());
         for vector in self.encoder.ask_all(texts) {
             found.push(match vector {
-                Ok(vector) => self.neighbours(&vector, snapshot)?,
+                Ok(vector) => neighbours(snapshot, &vector, self.config.neighbours).map_err(market_error)?,
                 Err(ModelError::Request(_)) => Vec::new(),
-                Err(error) => return Err(StageError::Unavailable("encoder", error.to_string())),
+                Err(error) => return Err(model_error("encoder", &error)),
             });
         }
         for question in open {
@@ -139,21 +139,6 @@ where
         Ok(())
     }
 
-    fn neighbours(&self, vector: &Embedding, snapshot: &Snapshot) -> Result<Vec<Found>, StageError> {
-        let near = snapshot.near(&vector.0, self.config.neighbours).map_err(market_error)?;
-        let cosines: HashMap<i64, f32> = near.iter().map(|near| (near.term, near.cosine)).collect();
-        let ids: Vec<i64> = near.iter().map(|near| near.term).collect();
-        let terms = snapshot.terms(&ids).map_err(market_error)?;
-        let found = |(id, term): (i64, endcap_schemas::Term)| Found {
-            concept: 0,
-            id,
-            cosine: cosines[&id],
-            age_restricted: term.category.as_deref().and_then(|name| snapshot.category(name)).is_some_and(|c| c.age_restricted),
-            term,
-        };
-        Ok(terms.into_iter().map(found).collect())
-    }
-
     /// Asks the model what is open and has candidates, once for all shoppers.
     fn choose(&self, questions: &mut [Question<'_>], rules: &Rules) -> Result<Vec<Entry>, StageError> {
         let (asked, requests): (Vec<usize>, Vec<ChooseKeywords>) = questions
@@ -165,7 +150,7 @@ where
         let mut remembered = Vec::new();
         for (i, chosen) in asked.into_iter().zip(self.chooser.ask_all(requests)) {
             if let Err(error @ (ModelError::Failed(_) | ModelError::Gone)) = &chosen {
-                return Err(StageError::Unavailable("keyword model", error.to_string()));
+                return Err(model_error("keyword model", error));
             }
             let question = &mut questions[i];
             let answered = answer(question.page, question.theme, &question.list, chosen, &self.config, &rules.merchandiser);
@@ -196,7 +181,7 @@ where
         self.recall(&mut questions)?;
         self.retrieve(&mut questions, &snapshot)?;
         let remembered = self.choose(&mut questions, rules)?;
-        self.store.remember(CACHE, &remembered).map_err(store_error)?;
+        self.store.remember(CACHE, &remembered)?;
         for question in &mut questions {
             question.measure(&rules.savings, &snapshot, &self.count);
         }
@@ -219,10 +204,10 @@ where
     }
 }
 
-fn store_error(error: StoreError) -> StageError {
+fn model_error(model: &'static str, error: &ModelError) -> StageError {
     match error {
-        StoreError::Unavailable(reason) => StageError::Unavailable("store", reason),
-        StoreError::Corrupt(reason) => StageError::Failed(reason),
+        ModelError::Gone => StageError::Broken(format!("{model}: {error}; find its panic in the log and start again")),
+        ModelError::Failed(_) | ModelError::Request(_) => StageError::Faltered(model, error.to_string()),
     }
 }
 

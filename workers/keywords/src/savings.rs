@@ -15,7 +15,6 @@ pub type TokenCounter = Box<dyn Fn(&str) -> usize + Send>;
 
 /// Sizes of the alternatives in tokens, for one version of the market.
 pub struct Savings {
-    version: String,
     /// Tokens of all leaves of a department, as a list of candidates.
     departments: HashMap<String, u64>,
     /// Tokens of the whole corpus as a list of candidates.
@@ -43,12 +42,7 @@ impl Savings {
         for category in snapshot.categories() {
             *departments.entry(category.department.clone()).or_default() += item_tokens(&category.name, count);
         }
-        Ok(Self { version: snapshot.version().to_owned(), departments, corpus: corpus(snapshot, count)? })
-    }
-
-    /// The version of the market that was measured.
-    pub fn version(&self) -> &str {
-        &self.version
+        Ok(Self { departments, corpus: corpus(snapshot, count)? })
     }
 
     /// The tokens of a prompt of `head` tokens without candidates and `retrieved` with them, for a page in `departments`.

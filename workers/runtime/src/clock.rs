@@ -1,4 +1,4 @@
-//! Time, injected. Nothing else in the workers reads a clock.
+//! Time, injected. What a stage or its loop decides by comes from here; only waiting itself goes by the machine's clock.
 
 use std::{
     sync::{
@@ -39,7 +39,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is moved: for tests, and for replays, whose time is that of the events.
+/// A clock that stands still until it is moved: for tests.
 #[derive(Debug, Default)]
 pub struct ManualClock {
     ms: AtomicI64,

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use endcap_schemas::{UserKey, topics::Topic};
 
 use crate::{
-    Commit, DeadLetter, DropReason, Headers, Log, LogError, Outgoing, Received, StageResult, Stamp, Store, Tally, Write,
+    Commit, DeadLetter, DropReason, Erasure, Headers, Log, LogError, Outgoing, Received, StageResult, Stamp, Store, Tally, Write,
 };
 
 /// Longest that a check waits for a record that must come.
@@ -172,7 +172,7 @@ pub fn check_any_order<S: Store>(make: impl Fn() -> S, writes: &[Write], orders:
         .map(|order| {
             let store = make();
             for place in order {
-                store.put(&writes[*place..=*place]).expect("a write is taken");
+                store.put_all(&writes[*place..=*place], &[]).expect("a write is taken");
             }
             rows(&store, writes)
         })
@@ -183,7 +183,7 @@ pub fn check_any_order<S: Store>(make: impl Fn() -> S, writes: &[Write], orders:
 }
 
 /// State, page with its stamp, and erasure of every user that `writes` names.
-type Rows = BTreeMap<UserKey, (Option<Vec<u8>>, Option<(Stamp, Option<Vec<u8>>)>, Option<Stamp>)>;
+type Rows = BTreeMap<UserKey, (Option<Vec<u8>>, Option<(Stamp, Option<Vec<u8>>)>, Option<Erasure>)>;
 
 fn rows(store: &impl Store, writes: &[Write]) -> Rows {
     writes
@@ -194,7 +194,7 @@ fn rows(store: &impl Store, writes: &[Write]) -> Rows {
         .map(|user| {
             let page = store.page(user).expect("a read is answered").map(|page| (page.stamp, page.page));
             let state = store.state(user).expect("a read is answered");
-            (user.clone(), (state, page, store.erased_until(user).expect("a read is answered")))
+            (user.clone(), (state, page, store.erasure(user).expect("a read is answered")))
         })
         .collect()
 }
@@ -219,14 +219,14 @@ fn the_greatest_write_stays_whatever_the_order<S: Store>(make: &impl Fn() -> S) 
     for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]] {
         let store = make();
         for place in order.into_iter().chain(order) {
-            store.put(&writes[place..=place]).expect("a write is taken");
+            store.put_all(&writes[place..=place], &[]).expect("a write is taken");
         }
         assert_eq!(store.state(&anna).expect("a read is answered").as_deref(), Some(&b"b"[..]), "order {order:?}");
         let stored = store.page(&anna).expect("a read is answered").expect("the page is there");
         assert_eq!((stored.stamp, stored.page.as_deref()), (Stamp(7), Some(&b"page"[..])), "order {order:?}");
     }
     let store = make();
-    store.put(&[page("anna", 7, Some(b"page")), page("anna", 8, None)]).expect("a write is taken");
+    store.put_all(&[page("anna", 7, Some(b"page")), page("anna", 8, None)], &[]).expect("a write is taken");
     assert_eq!(
         store.page(&anna).expect("a read is answered").map(|p| p.page),
         Some(None),
@@ -237,18 +237,21 @@ fn the_greatest_write_stays_whatever_the_order<S: Store>(make: &impl Fn() -> S) 
 
 fn an_erased_user_stays_erased(store: &impl Store) {
     let anna = UserKey::of("anna");
-    store.put(&[state("anna", 5, b"s"), page("anna", 5, Some(b"p")), state("bert", 5, b"s")]).expect("a write is taken");
-    store.put_results(&[result("anna", "context", 5)]).expect("a result is taken");
-    store.put(&[Write::Erase { user: anna.clone(), stamp: Stamp(10) }]).expect("an erasure is taken");
-    store.put(&[Write::Erase { user: anna.clone(), stamp: Stamp(9) }]).expect("an older erasure is taken");
-    store.put(&[state("anna", 10, b"late"), page("anna", 9, Some(b"late"))]).expect("a late write is taken");
-    store.put_results(&[result("anna", "themes", 10)]).expect("a late result is taken");
-    assert_eq!(store.erased_until(&anna).expect("a read is answered"), Some(Stamp(10)));
+    store.put_all(&[state("anna", 5, b"s"), page("anna", 5, Some(b"p")), state("bert", 5, b"s")], &[]).expect("a write is taken");
+    store.put_all(&[], &[result("anna", "context", 5)]).expect("a result is taken");
+    store.put_all(&[Write::Erase { user: anna.clone(), stamp: Stamp(10), at: Some((0, 8)) }], &[]).expect("an erasure is taken");
+    store
+        .put_all(&[Write::Erase { user: anna.clone(), stamp: Stamp(9), at: Some((0, 9)) }], &[])
+        .expect("an older erasure is taken");
+    store.put_all(&[state("anna", 10, b"late"), page("anna", 9, Some(b"late"))], &[]).expect("a late write is taken");
+    store.put_all(&[], &[result("anna", "themes", 10)]).expect("a late result is taken");
+    let erasure = Erasure { stamp: Stamp(10), at: Some((0, 8)) };
+    assert_eq!(store.erasure(&anna).expect("a read is answered"), Some(erasure));
     assert_eq!(store.state(&anna).expect("a read is answered"), None);
     assert_eq!(store.page(&anna).expect("a read is answered"), None);
     assert!(store.results(&anna).expect("a read is answered").is_empty());
     assert!(store.state(&UserKey::of("bert")).expect("a read is answered").is_some(), "others stay");
-    store.put(&[state("anna", 11, b"new")]).expect("a write is taken");
+    store.put_all(&[state("anna", 11, b"new")], &[]).expect("a write is taken");
     assert_eq!(
         store.state(&anna).expect("a read is answered").as_deref(),
         Some(&b"new"[..]),
@@ -269,7 +272,7 @@ fn result(user: &str, stage: &str, stamp: i64) -> StageResult {
 fn results_are_the_latest_of_each_stage_in_path_order(store: &impl Store) {
     let results =
         [result("anna", "aiqa", 2), result("anna", "themes", 3), result("anna", "context", 9), result("anna", "themes", 1)];
-    store.put_results(&results).expect("results are taken");
+    store.put_all(&[], &results).expect("results are taken");
     let got = store.results(&UserKey::of("anna")).expect("a read is answered");
     assert_eq!(got, [results[2].clone(), results[1].clone(), results[0].clone()]);
 }

@@ -26,7 +26,7 @@ pub const RETRIES: &str = "endcap_stage_retries_total";
 /// Describes every metric to the recorder; call once, after it is installed.
 pub fn describe() {
     describe_counter!(RECORDS, Unit::Count, "records by stage, verdict and reason");
-    describe_counter!(SECONDS, Unit::Seconds, "where the seconds of a stage went");
+    describe_gauge!(SECONDS, Unit::Seconds, "where the seconds of a stage went; only grows");
     describe_histogram!(BATCH, Unit::Count, "records in a batch handed to a stage");
     describe_counter!(DEAD_LETTERS, Unit::Count, "dead letters by stage and kind of fault");
     describe_gauge!(WAITING, Unit::Count, "records that wait for a stage");
@@ -35,7 +35,7 @@ pub fn describe() {
     describe_counter!(RETRIES, Unit::Count, "attempts that met an unavailable dependency");
 }
 
-/// Writes down what a commit made durable. Seconds are written as a gauge that only grows: the crate's counters hold whole numbers.
+/// Writes down what a commit made durable.
 pub(crate) fn committed(stage: &'static str, tally: &Tally) {
     if tally.passed > 0 {
         counter!(RECORDS, "stage" => stage, "verdict" => "passed", "reason" => "").increment(tally.passed);
@@ -49,6 +49,7 @@ pub(crate) fn committed(stage: &'static str, tally: &Tally) {
     }
 }
 
+/// Seconds are a gauge that only grows: the crate's counters hold whole numbers.
 pub(crate) fn spent(stage: &'static str, phase: Phase, time: Duration) {
     gauge!(SECONDS, "stage" => stage, "where" => phase.label()).increment(time.as_secs_f64());
 }

@@ -35,6 +35,11 @@ impl Waits {
         )
     }
 
+    /// Begins again with the first wait.
+    pub(crate) fn reset(&mut self) {
+        self.0.reset();
+    }
+
     pub(crate) fn next(&mut self) -> Duration {
         self.0.next_backoff().unwrap_or(self.0.max_interval)
     }

@@ -7,6 +7,8 @@ use endcap_schemas::{Message, UserKey};
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::StoreError;
+
 /// A worker of the path.
 pub trait Stage: Send {
     /// What it takes.
@@ -20,7 +22,8 @@ pub trait Stage: Send {
     ///
     /// # Errors
     /// [`StageError::Unavailable`] when a dependency is down (the loop retries the batch); [`StageError::Failed`] when the batch as a
-    /// whole cannot be done (the loop halves it until the culprit is alone).
+    /// whole cannot be done (the loop halves it until the culprit is alone); [`StageError::Faltered`] when it may be either;
+    /// [`StageError::Broken`] when no record can be done any more (the loop ends).
     fn process(&mut self, batch: &[Input<Self::In>]) -> Result<Vec<Verdict<Self::Out>>, StageError>;
 
     /// Roughly how much work `value` is, in the unit of [`LoopConfig::batch_tokens_max`](crate::LoopConfig); 1 where records are alike.
@@ -108,6 +111,8 @@ pub enum Write {
         user: UserKey,
         /// Up to when, beyond the largest skew allowed.
         stamp: Stamp,
+        /// Where in the log it was asked for: partition and offset; `None` where it was not asked for in the log.
+        at: Option<(i32, i64)>,
     },
 }
 
@@ -168,7 +173,23 @@ pub enum StageError {
     /// A dependency is down: retry.
     #[error("{0} is unavailable: {1}")]
     Unavailable(&'static str, String),
+    /// A dependency answers with a failure that may be its own or the records': retry a few times, then take it as the records'.
+    #[error("{0} failed: {1}")]
+    Faltered(&'static str, String),
     /// The batch cannot be done as a whole.
     #[error("batch failed: {0}")]
     Failed(String),
+    /// No record can be done until somebody mends the cause, which names its remedy: stop.
+    #[error("{0}")]
+    Broken(String),
+}
+
+impl From<StoreError> for StageError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(cause) => StageError::Unavailable("store", cause),
+            // No record is to blame for it, and the next one would meet it too.
+            StoreError::Corrupt(_) => StageError::Broken(error.to_string()),
+        }
+    }
 }

@@ -8,26 +8,11 @@ use crate::{Stamp, Write};
 /// Where state, results and pages are kept. Writes may be repeated and may arrive in any order: per row the greatest stamp wins,
 /// and among equal stamps the greater bytes, so that every order of arrival ends in the same rows.
 pub trait Store: Send + Sync {
-    /// Writes all of `writes`.
+    /// Writes all of `writes`, and what a stage did for users, for `explain`. The latter is kept for a short time.
     ///
     /// # Errors
     /// [`StoreError`] when they are not durable; some of them may be.
-    fn put(&self, writes: &[Write]) -> Result<(), StoreError>;
-
-    /// Writes what a stage did for a user, for `explain`. Kept for a short time.
-    ///
-    /// # Errors
-    /// [`StoreError`] when they are not durable.
-    fn put_results(&self, results: &[StageResult]) -> Result<(), StoreError>;
-
-    /// Both of the above; a store that can makes one trip of it.
-    ///
-    /// # Errors
-    /// [`StoreError`] when they are not durable; some of them may be.
-    fn put_all(&self, writes: &[Write], results: &[StageResult]) -> Result<(), StoreError> {
-        self.put(writes)?;
-        self.put_results(results)
-    }
+    fn put_all(&self, writes: &[Write], results: &[StageResult]) -> Result<(), StoreError>;
 
     /// The fold state of a user.
     ///
@@ -47,11 +32,11 @@ pub trait Store: Send + Sync {
     /// [`StoreError`] when the store does not answer.
     fn results(&self, user: &UserKey) -> Result<Vec<StageResult>, StoreError>;
 
-    /// The stamp up to which a user is erased.
+    /// The latest erasure of a user.
     ///
     /// # Errors
     /// [`StoreError`] when the store does not answer.
-    fn erased_until(&self, user: &UserKey) -> Result<Option<Stamp>, StoreError>;
+    fn erasure(&self, user: &UserKey) -> Result<Option<Erasure>, StoreError>;
 
     /// Cached answers for `keys`, in their order.
     ///
@@ -64,6 +49,15 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError`] when the store does not answer.
     fn remember(&self, cache: &'static str, entries: &[([u8; 32], Vec<u8>)]) -> Result<(), StoreError>;
+}
+
+/// How far a user is erased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Erasure {
+    /// Up to when.
+    pub stamp: Stamp,
+    /// Where in the log it was asked for: partition and offset; `None` where that is not known.
+    pub at: Option<(i32, i64)>,
 }
 
 /// A page as the store holds it.

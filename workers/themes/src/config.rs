@@ -1,5 +1,6 @@
 //! Limits and word lists of the themes stage.
 
+use endcap_runtime::outside;
 use serde::{Deserialize, Serialize};
 
 /// Settings of the themes stage.
@@ -62,6 +63,27 @@ impl Default for GuardConfig {
             medical: list(&MEDICAL),
             brands: list(&BRANDS),
         }
+    }
+}
+
+impl ThemesConfig {
+    /// What is wrong with the settings: each key with the range that it may have.
+    pub fn check(&self) -> Vec<String> {
+        let guard = &self.guard;
+        [
+            outside("themes", self.themes, 1..=32),
+            outside("guard.title_chars_max", guard.title_chars_max, 1..=200),
+            outside("guard.title_chars_min", guard.title_chars_min, 1..=guard.title_chars_max.max(1)),
+            outside("guard.title_words_max", guard.title_words_max, 1..=50),
+            outside("guard.text_chars_max", guard.text_chars_max, 1..=1_000),
+            outside("guard.concepts_max", guard.concepts_max, 1..=50),
+            outside("guard.concepts_min", guard.concepts_min, 1..=guard.concepts_max.max(1)),
+            outside("guard.department_max", guard.department_max, 1..=32),
+        ]
+        .into_iter()
+        .chain([outside("guard.words_share_min", guard.words_share_min, 0.0..=1.0)])
+        .flatten()
+        .collect()
     }
 }
 

@@ -63,7 +63,10 @@ impl<M: Model<Request = WriteThemes, Answer = WrittenThemes>> ThemesStage<M> {
                 Err(ModelError::Request(reason)) => {
                     (Source::Failed(format!("model cannot answer: {reason}")), TokenCounts::default())
                 }
-                Err(error) => return Err(StageError::Unavailable("theme model", error.to_string())),
+                Err(error @ ModelError::Failed(_)) => return Err(StageError::Faltered("theme model", error.to_string())),
+                Err(error @ ModelError::Gone) => {
+                    return Err(StageError::Broken(format!("theme {error}; find its panic in the log and start again")));
+                }
             };
         }
         Ok(sources)

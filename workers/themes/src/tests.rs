@@ -308,5 +308,5 @@ fn counters_say_where_every_theme_came_from() {
 fn a_lost_device_is_retried() {
     let (mut stage, _) = stage(true);
     let batch = inputs(vec![context("anna", brief(&[], &[]), &["pasta"])]);
-    assert!(matches!(stage.process(&batch), Err(StageError::Unavailable("theme model", _))));
+    assert!(matches!(stage.process(&batch), Err(StageError::Faltered("theme model", _))));
 }

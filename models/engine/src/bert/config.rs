@@ -16,7 +16,7 @@ pub enum Pooling {
     Mean,
     /// The first row (through the pooler, where a cross-encoder has one).
     Cls,
-    /// Mean over the rows of the second text (token type 1).
+    /// Mean over the rows of the second text and the separator behind it (token type 1).
     SecondSegmentMean,
 }
 

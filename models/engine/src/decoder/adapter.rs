@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use candle_core::{Device, Tensor, Var};
@@ -12,7 +12,7 @@ use super::{
     DecoderConfig, DecoderWeights,
     weights::{Fused, Names},
 };
-use crate::{EngineError, LowRank, Random, Result, load};
+use crate::{EngineError, Random, Result, load};
 
 const PREFIX: &str = "base_model.model.";
 
@@ -51,11 +51,15 @@ impl Adapter {
     /// # Errors
     /// [`EngineError::File`] when a file is missing, cut short or foreign.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
-        let own = path.with_extension("json");
-        let config = if own.exists() { own } else { path.with_file_name("adapter_config.json") };
-        let config: AdapterConfig = load::read_json(&config)?;
+        let config: AdapterConfig = load::read_json(&Self::config_path(path))?;
         Self::from_tensors(config, load::read_tensors(path, device)?)
             .map_err(|error| EngineError::file(path, error, "use an adapter saved by PEFT or by this project"))
+    }
+
+    /// The config of the adapter in `path`, as [`Self::load`] finds it.
+    pub(crate) fn config_path(path: &Path) -> PathBuf {
+        let own = path.with_extension("json");
+        if own.exists() { own } else { path.with_file_name("adapter_config.json") }
     }
 
     /// An adapter from PEFT's names.
@@ -117,13 +121,13 @@ impl Adapter {
         Ok((Self { config, parts, extra: HashMap::new() }, vars))
     }
 
-    /// `weights` with this adapter's parts attached to them (differentiable, not merged).
+    /// `weights` with this adapter's parts added to them.
     ///
     /// # Errors
     /// [`EngineError::Model`] when a part fits no layer.
-    pub(super) fn attach(&self, config: &DecoderConfig, mut weights: DecoderWeights) -> Result<DecoderWeights> {
+    pub(super) fn merge(&self, config: &DecoderConfig, mut weights: DecoderWeights) -> Result<DecoderWeights> {
         let scale = self.config.lora_alpha / self.config.r.max(1) as f64;
-        let mut attached = 0;
+        let mut merged = 0;
         for (index, layer) in weights.layers.iter_mut().enumerate() {
             for fused in Fused::ALL {
                 let mut first = 0;
@@ -132,18 +136,14 @@ impl Adapter {
                         if a.dims() != [self.config.r, fused.inputs(config)] || b.dims() != [outputs, self.config.r] {
                             return Err(EngineError::model(format!("adapter part {module} does not fit the decoder")));
                         }
-                        let linear = layer.part_mut(fused);
-                        // Where nothing changes these are the same tensors, so that variables stay variables.
-                        let like = |x: &Tensor| x.to_dtype(linear.weight.dtype())?.to_device(linear.weight.device());
-                        let part = LowRank { a: like(a)?, b: like(b)?, scale, first };
-                        linear.low_rank.push(part);
-                        attached += 1;
+                        layer.part_mut(fused).add_low_rank(a, b, scale, first)?;
+                        merged += 1;
                     }
                     first += outputs;
                 }
             }
         }
-        if attached != self.parts.len() {
+        if merged != self.parts.len() {
             return Err(EngineError::model("adapter has parts for layers that the decoder does not have"));
         }
         Ok(weights)

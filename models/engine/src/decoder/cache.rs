@@ -8,8 +8,8 @@ use crate::{EngineError, Result};
 /// Positions that the CPU kernels take at a time; capacities are rounded up to it.
 pub(super) const BLOCK: usize = crate::ops::kernels::BLOCK;
 
-/// Keys and values of the tokens that one sequence has seen, reserved for `capacity` tokens at once. A clone is a copy: a shared prompt is
-/// computed once and cloned for each of its continuations.
+/// Keys and values of the tokens that one sequence has seen, at most `capacity` tokens. On the CPU their room is reserved at once; elsewhere
+/// the cache grows by concatenation. A clone is a copy: a shared prompt is computed once and cloned for each of its continuations.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     length: usize,

@@ -96,22 +96,7 @@ impl Decoder {
     /// # Errors
     /// [`EngineError::Model`] when the adapter does not fit.
     pub fn with_adapter(&self, adapter: &Adapter) -> Result<Self> {
-        let mut weights = adapter.attach(&self.config, self.weights.clone())?;
-        for layer in &mut weights.layers {
-            for fused in weights::Fused::ALL {
-                let part = layer.part_mut(fused);
-                *part = part.merged()?;
-            }
-        }
-        Self::new(self.config.clone(), weights)
-    }
-
-    /// The decoder with `adapter` beside its weights: differentiable in the adapter. [`Self::step`] needs a merged one.
-    ///
-    /// # Errors
-    /// [`EngineError::Model`] when the adapter does not fit.
-    pub fn with_live_adapter(&self, adapter: &Adapter) -> Result<Self> {
-        Self::new(self.config.clone(), adapter.attach(&self.config, self.weights.clone())?)
+        Self::new(self.config.clone(), adapter.merge(&self.config, self.weights.clone())?)
     }
 
     /// Last hidden states after the norm, `[rows, hidden]`, of packed sequences; differentiable.
@@ -119,14 +104,6 @@ impl Decoder {
     /// # Errors
     /// [`EngineError::Model`] for a token that the vocabulary does not have or a sequence that is too long.
     pub fn hidden(&self, ids: &[u32], segments: &Segments) -> Result<Tensor> {
-        Ok(self.hidden_after(ids, segments, self.config.layers)?.0)
-    }
-
-    /// [`Self::hidden`], and the residual stream after the first `layers` layers, not normalised: `([rows, hidden], [rows, hidden])`.
-    ///
-    /// # Errors
-    /// As [`Self::hidden`].
-    pub fn hidden_after(&self, ids: &[u32], segments: &Segments, layers: usize) -> Result<(Tensor, Tensor)> {
         let (c, w) = (&self.config, &self.weights);
         self.check(ids, segments)?;
         let how = Attention {
@@ -138,18 +115,14 @@ impl Decoder {
             rope: Some(self.rope.clone()),
         };
         let mut x = ops::select_rows(&w.embeddings, ids)?;
-        let mut tapped = x.clone();
-        for (index, layer) in w.layers.iter().enumerate() {
+        for layer in &w.layers {
             let normed = ops::rms_norm(&x, &layer.attention_norm, c.eps)?;
             let attended = ops::attention(&layer.qkv.forward(&normed)?, &how)?;
             x = (x + layer.out.forward(&attended)?)?;
             let normed = ops::rms_norm(&x, &layer.mlp_norm, c.eps)?;
             x = (x + layer.down.forward(&ops::swiglu(&layer.gate_up.forward(&normed)?)?)?)?;
-            if index + 1 == layers {
-                tapped = x.clone();
-            }
         }
-        Ok((ops::rms_norm(&x, &w.norm, c.eps)?, tapped))
+        Ok(ops::rms_norm(&x, &w.norm, c.eps)?)
     }
 
     /// Logits of hidden rows `[rows, hidden]` → `[rows, vocab]`; differentiable.

@@ -25,14 +25,12 @@ pub struct StepInput<'a> {
 pub struct Want<'a> {
     /// Rows whose last hidden state is wanted.
     pub rows: &'a [usize],
-    /// Rows whose residual stream after some number of layers is wanted (not normalised): `(layers, rows)`.
-    pub tap: Option<(usize, &'a [usize])>,
 }
 
 impl<'a> Want<'a> {
     /// The last hidden states of `rows`.
     pub fn rows(rows: &'a [usize]) -> Self {
-        Self { rows, tap: None }
+        Self { rows }
     }
 }
 
@@ -41,8 +39,6 @@ impl<'a> Want<'a> {
 pub struct StepOutput {
     /// Last hidden states after the norm, `[wanted rows, hidden]`.
     pub hidden: Tensor,
-    /// The residual stream of the tapped rows, `[tapped rows, hidden]`.
-    pub tapped: Option<Tensor>,
 }
 
 impl Decoder {
@@ -57,7 +53,7 @@ impl Decoder {
     /// After an error the caches are unusable.
     ///
     /// # Errors
-    /// [`EngineError::Model`] for an unknown token, sequence or row, an empty or repeated input, a full cache or an adapter that is not merged.
+    /// [`EngineError::Model`] for an unknown token, sequence or row, an empty or repeated input or a full cache.
     pub fn step(&self, caches: &mut [&mut KvCache], inputs: &[StepInput<'_>], want: &Want<'_>) -> Result<StepOutput> {
         let segments = self.check_step(caches, inputs, want)?;
         let output = if self.device().is_cpu() {
@@ -85,12 +81,8 @@ impl Decoder {
             self.check_ids(input.tokens)?;
         }
         let segments = Segments::of_lengths(inputs.iter().map(|input| input.tokens.len()));
-        let tapped = want.tap.map_or(&[][..], |(_, rows)| rows);
-        if let Some(row) = want.rows.iter().chain(tapped).find(|row| **row >= segments.rows()) {
+        if let Some(row) = want.rows.iter().find(|row| **row >= segments.rows()) {
             return Err(EngineError::model(format!("no row {row} in a step of {} tokens", segments.rows())));
-        }
-        if want.tap.is_some_and(|(layers, _)| layers > self.config.layers) {
-            return Err(EngineError::model(format!("cannot tap beyond {} layers", self.config.layers)));
         }
         Ok(segments)
     }
@@ -110,17 +102,8 @@ impl Decoder {
             .flat_map(|input| (caches[input.seq].len()..).take(input.tokens.len()))
             .map(|position| position as u32)
             .collect();
-        let pick = |x: &Tensor, rows: &[usize]| {
-            let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-            ops::select_rows(x, &rows)
-        };
         let mut x = ops::select_rows(&w.embeddings, &ids)?;
-        let mut tapped = None;
-        for layer in 0..=c.layers {
-            if let Some((_, rows)) = want.tap.filter(|(tap, _)| *tap == layer) {
-                tapped = Some(pick(&x, rows)?);
-            }
-            let Some(part) = w.layers.get(layer) else { break };
+        for (layer, part) in w.layers.iter().enumerate() {
             let qkv = part.qkv.forward(&ops::rms_norm(&x, &part.attention_norm, c.eps)?)?;
             let all = qkv.reshape((ids.len(), c.heads + 2 * c.kv_heads, c.head))?;
             let q = (self.rope.turn_tensor(&all.narrow(1, 0, c.heads)?, &positions)? / (c.head as f64).sqrt())?;
@@ -135,7 +118,8 @@ impl Decoder {
             let normed = ops::rms_norm(&x, &part.mlp_norm, c.eps)?;
             x = (x + part.down.forward(&ops::swiglu(&part.gate_up.forward(&normed)?)?)?)?;
         }
-        Ok(StepOutput { hidden: ops::rms_norm(&pick(&x, want.rows)?, &w.norm, c.eps)?, tapped })
+        let rows: Vec<u32> = want.rows.iter().map(|row| *row as u32).collect();
+        Ok(StepOutput { hidden: ops::rms_norm(&ops::select_rows(&x, &rows)?, &w.norm, c.eps)? })
     }
 }
 

@@ -81,7 +81,6 @@ impl Taker<'_> {
 
 /// Puts a fused layer back as `[out, in]` tensors.
 pub(crate) fn split(linear: &Linear, names: &[(String, usize)], out: &mut HashMap<String, Tensor>) -> Result<()> {
-    let linear = linear.merged()?;
     let mut first = 0;
     for (name, outputs) in names {
         let part = linear.weight.narrow(1, first, *outputs)?.t()?.contiguous()?;

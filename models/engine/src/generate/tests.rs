@@ -99,6 +99,29 @@ impl Constraint for Pairs {
     }
 }
 
+/// Jobs of two kinds in one run.
+impl Constraint for Box<dyn Constraint> {
+    fn forced(&mut self) -> Result<Vec<u32>, ConstraintError> {
+        (**self).forced()
+    }
+
+    fn allowed(&mut self) -> Result<Allowed<'_>, ConstraintError> {
+        (**self).allowed()
+    }
+
+    fn advance(&mut self, token: u32) -> Result<(), ConstraintError> {
+        (**self).advance(token)
+    }
+
+    fn finished(&self) -> bool {
+        (**self).finished()
+    }
+
+    fn observe(&mut self, scores: &[f32]) {
+        (**self).observe(scores);
+    }
+}
+
 fn keywords(n: u32) -> Job<Box<dyn Constraint>> {
     let prompt: Vec<u32> = (0..20 + n * 7).map(|i| (i * 31 + n) % 90).collect();
     let candidates: Vec<Vec<u32>> = (0..6 + n).map(|i| vec![i % 3, 10 + i, 20 + i % 2, 90]).collect();

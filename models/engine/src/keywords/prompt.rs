@@ -1,4 +1,4 @@
-//! How a keyword request stands in tokens. Training lays its samples out with the same code.
+//! How a keyword request stands in tokens. Training lays its samples out by itself and must give the same tokens.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -33,13 +33,6 @@ pub struct KeywordPrompt {
     pub ends: Vec<usize>,
     /// Tokens of every candidate with its separator, as the answer writes it, `[candidates]`.
     pub terms: Vec<Arc<[u32]>>,
-}
-
-impl KeywordPrompt {
-    /// The tokens of the answer `picks`: their terms, then `end`.
-    pub fn answer(&self, picks: &[usize], end: &[u32]) -> Vec<u32> {
-        picks.iter().flat_map(|&pick| self.terms[pick].iter()).chain(end).copied().collect()
-    }
 }
 
 /// Lays requests out. Tokens of a term are computed once.
@@ -144,7 +137,7 @@ mod tests {
         assert!(prompt.ends.iter().all(|&end| prompt.tokens[end] == separator));
         let separators = prompt.tokens.iter().filter(|&&token| token == separator).count();
         assert_eq!(separators, 4 + 2 + 1, "of candidates, concepts and diets");
-        let answer = prompt.answer(&[3, 0], encoder.end());
+        let answer = [&*prompt.terms[3], &*prompt.terms[0], encoder.end()].concat();
         assert_eq!(tokenizer.decode(&answer), " lentil soup; oat milk;<end>");
         assert_eq!(encoder.prompt(&request).unwrap(), prompt, "kept tokens are the same");
     }

@@ -113,7 +113,7 @@ pub fn purchases(
     let _lock = dir.lock()?;
     let mut db = dir.writer()?;
     let tx = db.transaction()?;
-    tx.execute("DELETE FROM purchases", [])?;
+    let forgotten = tx.execute("DELETE FROM purchases", [])?;
     let mut numbers: HashMap<(String, String), i64> = HashMap::new();
     let mut change = CatalogueChange::default();
     while let Some(event) = rows.next().transpose()? {
@@ -129,7 +129,8 @@ pub fn purchases(
         rows.report(progress);
     }
     progress(&Progress { phase: Phase::Deriving, ..rows.progress() });
-    settle(&tx, change)?;
+    // What was learnt before goes even where nothing takes its place.
+    settle(&tx, CatalogueChange { changed: forgotten as u64, ..change })?;
     tx.commit()?;
     checkpoint(&db)?;
     Ok(ImportReport { change, ..rows.finish()? })

@@ -116,7 +116,7 @@ pub struct ImportReport {
     pub rejects_file: Option<PathBuf>,
 }
 
-/// Why an import did not happen; the market is as it was.
+/// Why an import did not happen; the market is as it was. The text holds the cause, so there is no source to print it again.
 #[derive(Debug, Error)]
 pub enum ImportError {
     /// There is no such format.
@@ -140,14 +140,14 @@ pub enum ImportError {
         found: String,
     },
     /// The file cannot be read to its end.
-    #[error("cannot read {file} at line {line}: {source}")]
+    #[error("cannot read {file} at line {line}: {fault}")]
     Read {
         /// The file.
         file: PathBuf,
         /// Line that could not be read.
         line: u64,
         /// Why.
-        source: io::Error,
+        fault: io::Error,
     },
     /// The market cannot be written.
     #[error(transparent)]

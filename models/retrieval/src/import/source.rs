@@ -33,7 +33,7 @@ pub(crate) struct Source {
 impl Source {
     /// Opens `path`; rejected rows go to a file in `rejects_dir`, where one is given.
     pub(crate) fn open(path: &Path, rejects_dir: Option<&Path>) -> Result<Self, ImportError> {
-        let fault = |source| ImportError::Read { file: path.to_owned(), line: 0, source };
+        let fault = |fault| ImportError::Read { file: path.to_owned(), line: 0, fault };
         let file = File::open(path).map_err(fault)?;
         let total = file.metadata().map_err(fault)?.len();
         let read = Arc::new(AtomicU64::new(0));
@@ -83,7 +83,7 @@ impl Source {
     /// Checks that the file's first line begins a JSON object.
     pub(crate) fn json_lines(&mut self, of: &str) -> Result<(), ImportError> {
         let start = loop {
-            let seen = self.reader.fill_buf().map_err(|source| ImportError::Read { file: self.path.clone(), line: 0, source })?;
+            let seen = self.reader.fill_buf().map_err(|fault| ImportError::Read { file: self.path.clone(), line: 0, fault })?;
             let blank = seen.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
             if blank == seen.len() && !seen.is_empty() {
                 self.line += seen.iter().filter(|byte| **byte == b'\n').count() as u64;
@@ -115,11 +115,8 @@ impl Source {
         self.line += 1;
         let (mut whole, mut any) = (true, false);
         loop {
-            let seen = self.reader.fill_buf().map_err(|source| ImportError::Read {
-                file: self.path.clone(),
-                line: self.line,
-                source,
-            })?;
+            let seen =
+                self.reader.fill_buf().map_err(|fault| ImportError::Read { file: self.path.clone(), line: self.line, fault })?;
             if seen.is_empty() {
                 return Ok(any.then_some(whole));
             }

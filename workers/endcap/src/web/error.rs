@@ -5,6 +5,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use endcap_runtime::LogError;
 use serde_json::json;
 
 /// A failed request: a status and one sentence for the caller.
@@ -26,9 +27,12 @@ impl ApiError {
     }
 }
 
-/// What went wrong inside is logged, and told without details.
+/// A full log is the caller's to wait for; what else went wrong inside is logged, and told without details.
 impl From<anyhow::Error> for ApiError {
     fn from(error: anyhow::Error) -> Self {
+        if let Some(full @ LogError::Full { .. }) = error.downcast_ref() {
+            return Self::new(StatusCode::TOO_MANY_REQUESTS, full.to_string());
+        }
         tracing::error!(error = format!("{error:#}"), "request failed");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer: try again in a moment")
     }

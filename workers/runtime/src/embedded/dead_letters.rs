@@ -58,14 +58,14 @@ pub struct StoredDeadLetter {
     pub headers: Headers,
     /// Its original bytes; empty when masked.
     pub value: Vec<u8>,
-    /// Whether its user was erased since: then it says nothing of them any more.
+    /// Whether its user was erased since it happened, or since the log took it: then it says nothing of them any more.
     pub masked: bool,
 }
 
 const SELECT: &str =
     "SELECT id, at_ms, stage, \"group\", attempts, kind, message, topic, partition, \"offset\", appended_ms, \"key\", headers,
         CASE WHEN ?1 THEN value ELSE x'' END,
-        EXISTS (SELECT 1 FROM erased WHERE erased.user = d.\"key\" AND erased.stamp >= d.time_ms * 1000)
+        EXISTS (SELECT 1 FROM erased WHERE erased.user = d.\"key\" AND erased.stamp >= min(d.time_ms, d.appended_ms) * 1000)
     FROM dead_letters d";
 
 impl Embedded {

@@ -1,15 +1,15 @@
-//! Looking over the whole file, for pages that list, reports that count, and senders that must not lose what was refused.
+//! Looking over the whole file, for pages that list and reports that count.
 
 use std::collections::BTreeMap;
 
 use endcap_schemas::UserKey;
 use rusqlite::params;
 
-use super::{Embedded, Producer, dead_letters};
-use crate::{DeadLetter, LogError, Stamp, StoreError, StoredPage};
+use super::Embedded;
+use crate::{LogError, Stamp, StoreError, StoredPage};
 
 impl Embedded {
-    /// Users with a page (withdrawn ones included) and the page, by key, at most `limit` from `after` (exclusive).
+    /// Users with a page and the page, by key, at most `limit` from `after` (exclusive).
     ///
     /// # Errors
     /// [`StoreError`] when the file does not answer.
@@ -17,12 +17,14 @@ impl Embedded {
         self.pages("user > ?1", &after.map(ToString::to_string).unwrap_or_default(), limit)
     }
 
-    /// Users whose key holds `part`, with their pages, by key.
+    /// Users whose key holds `part`, with their pages, by key. Of the default tenant only the user counts.
     ///
     /// # Errors
     /// [`StoreError`] when the file does not answer.
     pub fn pages_like(&self, part: &str, limit: usize) -> Result<Vec<(UserKey, StoredPage)>, StoreError> {
-        self.pages("instr(lower(user), lower(?1)) > 0", part, limit)
+        let own = format!("{}/", UserKey::DEFAULT_TENANT);
+        let shown = format!("CASE WHEN substr(user, 1, {0}) = '{own}' THEN substr(user, {0} + 1) ELSE user END", own.len());
+        self.pages(&format!("instr(lower({shown}), lower(?1)) > 0"), part, limit)
     }
 
     /// How many users have a page.
@@ -63,7 +65,9 @@ impl Embedded {
 
     fn pages(&self, condition: &str, value: &str, limit: usize) -> Result<Vec<(UserKey, StoredPage)>, StoreError> {
         self.shared.read(|connection| {
-            let sql = format!("SELECT user, stamp, page, written_ms FROM pages WHERE {condition} ORDER BY user LIMIT ?2");
+            let sql = format!(
+                "SELECT user, stamp, page, written_ms FROM pages WHERE page IS NOT NULL AND {condition} ORDER BY user LIMIT ?2"
+            );
             let mut statement = connection.prepare_cached(&sql)?;
             let rows = statement.query_map(params![value, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
                 let user: String = row.get(0)?;
@@ -75,17 +79,6 @@ impl Embedded {
     }
 }
 
-impl Producer {
-    /// Keeps what was refused before it entered the log. Durable when it answers.
-    ///
-    /// # Errors
-    /// [`LogError`] when the file does not answer; then nothing was kept.
-    pub fn bury(&self, letters: &[DeadLetter]) -> Result<(), LogError> {
-        let now_ms = self.shared.clock.now_ms();
-        self.shared.write(|transaction| letters.iter().try_for_each(|letter| dead_letters::bury(transaction, letter, now_ms)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -93,7 +86,7 @@ mod tests {
     use endcap_schemas::topics::Topic;
 
     use super::*;
-    use crate::{DeadLetterFilter, EmbeddedConfig, Headers, ManualClock, Received, Store, Write};
+    use crate::{DeadLetter, DeadLetterFilter, EmbeddedConfig, Headers, ManualClock, Received, Store, Write};
 
     fn open(dir: &tempfile::TempDir) -> Embedded {
         Embedded::open(dir.path().join("file"), EmbeddedConfig::default(), Arc::new(ManualClock::at(5_000))).unwrap()
@@ -103,16 +96,19 @@ mod tests {
     fn pages_are_listed_by_key_and_found_by_a_part_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let file = open(&dir);
-        for (user, page) in [("Ada", Some(vec![1])), ("bob", None), ("cleo", Some(vec![3]))] {
-            file.put(&[Write::Page { user: UserKey::of(user), stamp: Stamp(7), page }]).unwrap();
+        for (user, page) in [("Ada", Some(vec![1])), ("bob", None), ("cleo", Some(vec![3])), ("dora", Some(vec![4]))] {
+            file.put_all(&[Write::Page { user: UserKey::of(user), stamp: Stamp(7), page }], &[]).unwrap();
         }
+        let elsewhere = UserKey { tenant: "alpine".into(), user: "eve".into() };
+        file.put_all(&[Write::Page { user: elsewhere, stamp: Stamp(7), page: Some(vec![5]) }], &[]).unwrap();
         let names = |found: Vec<(UserKey, StoredPage)>| found.into_iter().map(|(user, _)| user.user).collect::<Vec<_>>();
-        assert_eq!(names(file.pages_after(None, 2).unwrap()), ["Ada", "bob"]);
-        assert_eq!(names(file.pages_after(Some(&UserKey::of("bob")), 2).unwrap()), ["cleo"]);
-        assert_eq!(names(file.pages_like("A", 9).unwrap()), ["Ada", "bob", "cleo"]); // the tenant `default` holds an a
-        assert_eq!(names(file.pages_like("ADA", 9).unwrap()), ["Ada"]);
-        assert_eq!(names(file.pages_like("%", 9).unwrap()), [""; 0]);
-        assert_eq!(file.pages_count().unwrap(), 2);
+        assert_eq!(names(file.pages_after(None, 3).unwrap()), ["eve", "Ada", "cleo"], "a withdrawn page takes no place");
+        assert_eq!(names(file.pages_after(Some(&UserKey::of("bob")), 1).unwrap()), ["cleo"]);
+        assert_eq!(names(file.pages_like("A", 9).unwrap()), ["eve", "Ada", "dora"], "`default` holds an a, but is not looked at");
+        for (part, found) in [("ADA", &["Ada"][..]), ("bob", &[]), ("alp", &["eve"]), ("fault", &[]), ("%", &[])] {
+            assert_eq!(names(file.pages_like(part, 9).unwrap()), found, "{part}");
+        }
+        assert_eq!(file.pages_count().unwrap(), 4);
     }
 
     #[test]
@@ -135,7 +131,7 @@ mod tests {
             kind: "malformed".into(),
             message: "no".into(),
         };
-        file.producer().bury(&[letter]).unwrap();
+        file.producer().admit(&[], &[letter]).unwrap();
         let found = file.dead_letters(&DeadLetterFilter::default()).unwrap();
         assert_eq!((found[0].stage.as_str(), found[0].kind.as_str()), ("ingest", "malformed"));
         assert_eq!(file.dead_letter_counts().unwrap()[&("ingest".to_owned(), "malformed".to_owned())], 1);

@@ -22,7 +22,7 @@ use endcap_schemas::topics::Topic;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use thiserror::Error;
 
-use crate::{Backlog, Clock, LogError, Outgoing, Received, StoreError, Tally};
+use crate::{Backlog, Clock, DeadLetter, LogError, Outgoing, Received, StoreError, Tally};
 pub use consumer::Consumer;
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
 pub use retention::{Retained, Retention};
@@ -108,8 +108,10 @@ impl Embedded {
     /// [`OpenError`] with the remedy.
     pub fn open(path: impl AsRef<Path>, config: EmbeddedConfig, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         let path = path.as_ref().to_owned();
-        let mut writer =
-            connect(&path, config.busy_timeout).map_err(|cause| OpenError::Unusable(format!("{}: {cause}", path.display())))?;
+        let unusable = |cause: rusqlite::Error| OpenError::Unusable(format!("{}: {cause}", path.display()));
+        let mut writer = open_file(&path, config.busy_timeout).map_err(unusable)?;
+        schema::refuse_foreign(&writer)?;
+        set_up(&writer).map_err(unusable)?;
         schema::migrate(&mut writer, &schema::migrations())?;
         let shared = Shared {
             path,
@@ -216,26 +218,41 @@ impl Producer {
     /// # Errors
     /// [`LogError::Full`] while a group is too far behind (nothing is written; try again later), [`LogError`] when the file does not answer.
     pub fn append(&self, records: &[Outgoing], progress: Option<(&str, &str)>) -> Result<Vec<i64>, LogError> {
-        let limit = self.shared.config.waiting_max;
-        let mut full = None;
-        let offsets = self.shared.write::<_, LogError>(|transaction| {
-            full = fullest(transaction)?.filter(|(_, waiting)| *waiting >= limit);
-            if full.is_some() {
-                return Ok(Vec::new());
-            }
+        self.write(|transaction, now_ms| {
             if let Some((name, value)) = progress {
                 transaction.execute(
                     "INSERT INTO progress VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
                     params![name, value],
                 )?;
             }
-            append(transaction, records, self.shared.clock.now_ms())
+            append(transaction, records, now_ms)
+        })
+    }
+
+    /// Appends `records` and keeps, in the same transaction, what was refused before it entered the log.
+    ///
+    /// # Errors
+    /// [`LogError::Full`] as [`Producer::append`]; [`LogError`] when the file does not answer. Then nothing was kept.
+    pub fn admit(&self, records: &[Outgoing], refused: &[DeadLetter]) -> Result<(), LogError> {
+        self.write(|transaction, now_ms| {
+            refused.iter().try_for_each(|letter| dead_letters::bury(transaction, letter, now_ms))?;
+            append(transaction, records, now_ms).map(|_| ())
+        })
+    }
+
+    /// Runs `work` with the time in a transaction, unless the log is full.
+    fn write<R: Default>(&self, work: impl FnOnce(&Transaction<'_>, i64) -> rusqlite::Result<R>) -> Result<R, LogError> {
+        let limit = self.shared.config.waiting_max;
+        let mut full = None;
+        let written = self.shared.write::<_, LogError>(|transaction| {
+            full = fullest(transaction)?.filter(|(_, waiting)| *waiting >= limit);
+            if full.is_some() { Ok(R::default()) } else { work(transaction, self.shared.clock.now_ms()) }
         })?;
         if let Some((topic, waiting)) = full {
             return Err(LogError::Full { topic, waiting, limit });
         }
         self.shared.wake.notify();
-        Ok(offsets)
+        Ok(written)
     }
 
     /// How far the source `name` was read, as the last append noted it.
@@ -311,14 +328,23 @@ impl From<Fault> for StoreError {
 }
 
 fn connect(path: &Path, busy_timeout: Duration) -> rusqlite::Result<Connection> {
+    let connection = open_file(path, busy_timeout)?;
+    set_up(&connection)?;
+    Ok(connection)
+}
+
+fn open_file(path: &Path, busy_timeout: Duration) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(busy_timeout)?;
     connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+fn set_up(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
          PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16000;",
-    )?;
-    Ok(connection)
+    )
 }
 
 /// Appends records to their topics and answers their offsets.

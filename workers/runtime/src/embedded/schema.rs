@@ -10,7 +10,7 @@ const APPLICATION_ID: i32 = 0x456E_6463;
 
 /// One step per schema version: the n-th brings a file from version n to n + 1.
 pub(super) fn migrations() -> Vec<String> {
-    vec![first()]
+    vec![first(), second()]
 }
 
 /// Version 1: one table per topic, named like it, so that `sqlite3` shows what is where.
@@ -50,16 +50,28 @@ fn first() -> String {
     )
 }
 
+/// Version 2: an erasure tells where in the log it was asked for; that of an older one is not known.
+fn second() -> String {
+    "ALTER TABLE erased ADD COLUMN partition INTEGER NOT NULL DEFAULT -1;
+     ALTER TABLE erased ADD COLUMN \"offset\" INTEGER NOT NULL DEFAULT -1;"
+        .to_owned()
+}
+
+/// Refuses a database of something else. Only reads, so that a stranger's file stays as it was.
+pub(super) fn refuse_foreign(connection: &Connection) -> Result<(), OpenError> {
+    let sql = |cause: rusqlite::Error| OpenError::Unusable(cause.to_string());
+    let id: i32 = connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(sql)?;
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
+    if tables > 0 && id != APPLICATION_ID { Err(OpenError::Foreign) } else { Ok(()) }
+}
+
 /// Brings the file to the version that the last of `migrations` leads to, in one transaction. Several processes may try at once.
 pub(super) fn migrate(connection: &mut Connection, migrations: &[String]) -> Result<(), OpenError> {
     let sql = |cause: rusqlite::Error| OpenError::Unusable(cause.to_string());
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sql)?;
     let pragma = |name: &str| transaction.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i32>(0)).map_err(sql);
+    refuse_foreign(&transaction)?;
     let found = pragma("user_version")?;
-    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
-    if tables > 0 && pragma("application_id")? != APPLICATION_ID {
-        return Err(OpenError::Foreign);
-    }
     let known = i32::try_from(migrations.len()).expect("versions are few");
     if found > known {
         return Err(OpenError::Newer { found, known });

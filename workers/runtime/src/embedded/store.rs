@@ -4,20 +4,14 @@ use endcap_schemas::UserKey;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::Embedded;
-use crate::{StageResult, Stamp, Store, StoreError, StoredPage, Write};
+use crate::{Erasure, StageResult, Stamp, Store, StoreError, StoredPage, Write};
 
 /// Stages in path order, for [`Store::results`]; others come after them, by time.
 const PATH: [&str; 5] = ["context", "themes", "keywords", "dedup", "aiqa"];
+/// Partition and offset of an erasure that was not asked for in the log.
+const NOWHERE: (i32, i64) = (-1, -1);
 
 impl Store for Embedded {
-    fn put(&self, writes: &[Write]) -> Result<(), StoreError> {
-        self.put_all(writes, &[])
-    }
-
-    fn put_results(&self, results: &[StageResult]) -> Result<(), StoreError> {
-        self.put_all(&[], results)
-    }
-
     fn put_all(&self, writes: &[Write], results: &[StageResult]) -> Result<(), StoreError> {
         let now_ms = self.shared.clock.now_ms();
         self.shared.write(|transaction| {
@@ -65,11 +59,14 @@ impl Store for Embedded {
         Ok(results)
     }
 
-    fn erased_until(&self, user: &UserKey) -> Result<Option<Stamp>, StoreError> {
+    fn erasure(&self, user: &UserKey) -> Result<Option<Erasure>, StoreError> {
         self.shared.read(|connection| {
             connection
-                .prepare_cached("SELECT stamp FROM erased WHERE user = ?1")?
-                .query_row([user.to_string()], |row| row.get(0).map(Stamp))
+                .prepare_cached("SELECT stamp, partition, \"offset\" FROM erased WHERE user = ?1")?
+                .query_row([user.to_string()], |row| {
+                    let at: (i32, i64) = (row.get(1)?, row.get(2)?);
+                    Ok(Erasure { stamp: Stamp(row.get(0)?), at: (at != NOWHERE).then_some(at) })
+                })
                 .optional()
         })
     }
@@ -110,15 +107,20 @@ fn put(transaction: &Transaction<'_>, write: &Write, now_ms: i64) -> rusqlite::R
                      > (pages.stamp, pages.page IS NOT NULL, coalesce(pages.page, x''))",
             )?
             .execute(params![user.to_string(), stamp.0, page, now_ms]),
-        Write::Erase { user, stamp } => erase(transaction, &user.to_string(), *stamp),
+        Write::Erase { user, stamp, at } => erase(transaction, &user.to_string(), *stamp, at.unwrap_or(NOWHERE)),
     }
     .map(|_| ())
 }
 
-fn erase(transaction: &Transaction<'_>, user: &str, stamp: Stamp) -> rusqlite::Result<usize> {
+fn erase(transaction: &Transaction<'_>, user: &str, stamp: Stamp, at: (i32, i64)) -> rusqlite::Result<usize> {
     transaction
-        .prepare_cached("INSERT INTO erased VALUES (?1, ?2) ON CONFLICT (user) DO UPDATE SET stamp = max(stamp, excluded.stamp)")?
-        .execute(params![user, stamp.0])?;
+        .prepare_cached(
+            "INSERT INTO erased VALUES (?1, ?2, ?3, ?4) ON CONFLICT (user) DO UPDATE
+             SET stamp = excluded.stamp, partition = excluded.partition, \"offset\" = excluded.\"offset\"
+             WHERE (excluded.stamp, excluded.partition, excluded.\"offset\")
+                 > (erased.stamp, erased.partition, erased.\"offset\")",
+        )?
+        .execute(params![user, stamp.0, at.0, at.1])?;
     let mut gone = 0;
     for table in ["states", "pages", "results"] {
         gone += transaction

@@ -30,6 +30,8 @@ pub(crate) const MALFORMED: &str = "malformed";
 pub(crate) const STAGE_FAILED: &str = "stage_failed";
 /// Kind of a dead letter whose output does not fit the wire.
 pub(crate) const UNWRITABLE: &str = "unwritable_output";
+/// How often a dependency that falters is asked before the records are to blame.
+const FALTERS_MAX: usize = 6;
 /// How often the backlog is measured.
 const BACKLOG_EVERY: Duration = Duration::from_secs(1);
 
@@ -114,6 +116,22 @@ pub enum StageStopped {
         /// Records asked about.
         records: usize,
     },
+    /// The stage cannot go on; the cause says what mends it.
+    #[error("stage {stage} stopped: {cause}")]
+    Broken {
+        /// The stage.
+        stage: &'static str,
+        /// Why, and what to do.
+        cause: String,
+    },
+    /// The loop itself panicked.
+    #[error("stage {stage} panicked: {cause}; this is a fault of the program, nothing that was committed is lost")]
+    Panicked {
+        /// The stage.
+        stage: &'static str,
+        /// The panic's message.
+        cause: String,
+    },
     /// The log holds what cannot be read.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -130,7 +148,8 @@ pub fn run_stage<S: Stage>(stage: &mut S, log: &mut dyn Log, env: &StageEnv) -> 
     info!(stage = S::NAME, group = log.group(), "stage starts");
     env.stats.update(|s| s.running = true);
     let mut run = Run::new(stage, log, env);
-    let result = run.turn_until_shutdown();
+    let result = catch_unwind(AssertUnwindSafe(|| run.turn_until_shutdown()))
+        .unwrap_or_else(|panic| Err(StageStopped::Panicked { stage: S::NAME, cause: panic_text(&*panic).to_owned() }));
     env.stats.update(|s| s.running = false);
     match &result {
         Ok(()) => info!(stage = S::NAME, "stage has finished"),
@@ -150,6 +169,8 @@ struct Run<'a, S: Stage> {
     unsaved: Tally,
     /// Live records among which a culprit is looked for; zero while nothing fails.
     suspects: usize,
+    /// Waits between polls of a log that is down.
+    poll_waits: Waits,
     backlog_at: Option<Duration>,
 }
 
@@ -165,7 +186,8 @@ impl<'a, S: Stage> Run<'a, S> {
     fn new(stage: &'a mut S, log: &'a mut dyn Log, env: &'a StageEnv) -> Self {
         let breaker = Breaker::new(env.config.breaker);
         let pending = Pending::new(env.config.debounce, env.config.debounce_max);
-        Self { stage, log, env, pending, breaker, unsaved: Tally::default(), suspects: 0, backlog_at: None }
+        let poll_waits = Waits::new(env.config.retry);
+        Self { stage, log, env, pending, breaker, unsaved: Tally::default(), suspects: 0, poll_waits, backlog_at: None }
     }
 
     fn turn_until_shutdown(&mut self) -> Result<(), StageStopped> {
@@ -196,7 +218,9 @@ impl<'a, S: Stage> Run<'a, S> {
             let polled = match self.log.poll(room, wait) {
                 Ok(polled) => polled,
                 Err(LogError::Unavailable(cause)) => {
-                    self.pause_once("log", &cause);
+                    let mut waits = std::mem::replace(&mut self.poll_waits, Waits::new(config.retry));
+                    self.pause("log", &cause, &mut waits);
+                    self.poll_waits = waits;
                     return Ok(());
                 }
                 Err(LogError::Conflict(_)) => {
@@ -205,6 +229,8 @@ impl<'a, S: Stage> Run<'a, S> {
                 }
                 Err(error) => return Err(error.into()),
             };
+            self.poll_waits.reset();
+            self.env.stats.update(|s| s.trouble = None);
             // A poll that had to wait is idleness, one that did not is work.
             self.spend(if wait.is_zero() || !polled.is_empty() { Phase::Poll } else { Phase::Idle }, start);
             let full = polled.len() == room;
@@ -244,7 +270,7 @@ impl<'a, S: Stage> Run<'a, S> {
         let inputs: Vec<Input<S::In>> = batch.iter_mut().filter_map(Held::start).collect();
         let live = inputs.len();
         let start = self.env.clocks.wall.monotonic();
-        let attempt = if live == 0 { Attempt::Done(Vec::new()) } else { self.process(&inputs) };
+        let attempt = if live == 0 { Attempt::Done(Vec::new()) } else { self.process(&inputs)? };
         let infer = self.env.clocks.wall.monotonic().saturating_sub(start);
         match attempt {
             Attempt::Done(verdicts) if verdicts.len() != live => {
@@ -278,9 +304,10 @@ impl<'a, S: Stage> Run<'a, S> {
         }
     }
 
-    /// Asks the stage, for as long as a dependency of it is down.
-    fn process(&mut self, inputs: &[Input<S::In>]) -> Attempt<S::Out> {
+    /// Asks the stage, for as long as a dependency of it is down; a dependency that falters is asked a few times.
+    fn process(&mut self, inputs: &[Input<S::In>]) -> Result<Attempt<S::Out>, StageStopped> {
         let mut waits = Waits::new(self.env.config.retry);
+        let mut falters = 0;
         loop {
             let start = self.env.clocks.wall.monotonic();
             let answer = catch_unwind(AssertUnwindSafe(|| self.stage.process(inputs)));
@@ -288,15 +315,25 @@ impl<'a, S: Stage> Run<'a, S> {
             match answer {
                 Ok(Ok(verdicts)) => {
                     self.env.stats.update(|s| s.trouble = None);
-                    return Attempt::Done(verdicts);
+                    return Ok(Attempt::Done(verdicts));
                 }
-                Ok(Err(StageError::Failed(cause))) => return Attempt::Failed(cause),
-                Ok(Err(StageError::Unavailable(dependency, cause))) => {
+                Ok(Err(StageError::Failed(cause))) => return Ok(Attempt::Failed(cause)),
+                Ok(Err(StageError::Broken(cause))) => return Err(StageStopped::Broken { stage: S::NAME, cause }),
+                Ok(Err(StageError::Faltered(dependency, cause))) => {
+                    falters += 1;
+                    if falters == FALTERS_MAX {
+                        return Ok(Attempt::Failed(format!("{dependency} failed {falters} times: {cause}")));
+                    }
                     if self.pause(dependency, &cause, &mut waits) {
-                        return Attempt::Interrupted;
+                        return Ok(Attempt::Interrupted);
                     }
                 }
-                Err(panic) => return Attempt::Failed(format!("the stage panicked: {}", panic_text(&*panic))),
+                Ok(Err(StageError::Unavailable(dependency, cause))) => {
+                    if self.pause(dependency, &cause, &mut waits) {
+                        return Ok(Attempt::Interrupted);
+                    }
+                }
+                Err(panic) => return Ok(Attempt::Failed(format!("the stage panicked: {}", panic_text(&*panic)))),
             }
         }
     }
@@ -314,11 +351,6 @@ impl<'a, S: Stage> Run<'a, S> {
         let asked = self.env.shutdown.wait(waits.next());
         self.spend(Phase::Idle, start);
         asked
-    }
-
-    fn pause_once(&mut self, dependency: &'static str, cause: &str) {
-        let mut waits = Waits::new(self.env.config.retry);
-        self.pause(dependency, cause, &mut waits);
     }
 
     /// Drops what is held: another consumer of the group has done it.

@@ -190,7 +190,8 @@ impl<T: Message> Pending<T> {
         }
     }
 
-    /// Resolved records hold nobody up: they are due at once.
+    /// When a record is due, ms. A resolved one waits for the debounce too: taken earlier, it would take along live ones that stand
+    /// before it.
     fn due_ms(&self, held: &Held<T>) -> i64 {
         if held.is_live() {
             held.due_ms(self.debounce_ms, self.debounce_max_ms)

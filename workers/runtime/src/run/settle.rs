@@ -41,8 +41,8 @@ impl<S: Stage> Run<'_, S> {
             let Some((user, stamp)) = &held.context else { continue };
             if !known.contains_key(user) {
                 let store = self.env.store.clone();
-                let Some(until) = self.insist_on_store(|| store.erased_until(user))? else { return Ok(false) };
-                known.insert(user.clone(), until);
+                let Some(erasure) = self.insist_on_store(|| store.erasure(user))? else { return Ok(false) };
+                known.insert(user.clone(), erasure.map(|erasure| erasure.stamp));
             }
             if known[user].is_some_and(|until| *stamp <= until) {
                 held.fate = Fate::Dropped(DropReason::Erased);

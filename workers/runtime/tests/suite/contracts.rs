@@ -93,7 +93,7 @@ fn write() -> impl Strategy<Value = Write> {
         match kind {
             0 => Write::State { user, stamp, state: bytes.unwrap_or_default() },
             1 => Write::Page { user, stamp, page: bytes },
-            _ => Write::Erase { user, stamp },
+            _ => Write::Erase { user, stamp, at: bytes.map(|bytes| (0, i64::try_from(bytes.len()).unwrap())) },
         }
     })
 }

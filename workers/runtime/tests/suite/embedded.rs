@@ -92,7 +92,7 @@ fn results_dead_letters_and_caches_have_an_end() {
         explanation: "{}".into(),
         at_ms: clock.now_ms(),
     };
-    file.put_results(&[result]).unwrap();
+    file.put_all(&[], &[result]).unwrap();
     for n in 0..8 {
         file.remember("c", &[([n; 32], vec![n])]).unwrap();
     }
@@ -150,7 +150,8 @@ fn dead_letters_are_filtered_masked_and_sent_again() {
     let ids: Vec<i64> = file.dead_letters(&any()).unwrap().iter().map(|letter| letter.id).collect();
     let whole = file.dead_letter(ids[2]).unwrap().unwrap();
     assert_eq!((&whole.value[..], &whole.headers, whole.masked), (&b"\xC3\x01x"[..], &records[0].headers, false));
-    file.put(&[Write::Erase { user: UserKey::of("bert"), stamp: Stamp::of(records[1].headers.time_ms, 0) }]).unwrap();
+    file.put_all(&[Write::Erase { user: UserKey::of("bert"), stamp: Stamp::of(records[1].headers.time_ms, 0), at: None }], &[])
+        .unwrap();
     let masked = file.dead_letter(ids[1]).unwrap().unwrap();
     assert!(masked.masked && masked.value.is_empty() && masked.key.is_empty() && masked.message.is_empty(), "{masked:?}");
 
@@ -159,6 +160,48 @@ fn dead_letters_are_filtered_masked_and_sent_again() {
     assert_eq!((&again[0].value, &again[0].key, &again[0].headers), (&got[2].value, &got[2].key, &got[2].headers));
     assert_eq!((&again[1].value, &again[1].headers), (&got[0].value, &got[0].headers));
     assert_eq!(file.redrive(&ids).unwrap(), 0);
+}
+
+#[test]
+fn a_letter_from_the_future_is_masked_by_an_erasure_of_today() {
+    let File { file, clock, dir: _dir } = file(EmbeddedConfig::default());
+    let mut ahead = record(Topic::EVENTS, "anna", b"1");
+    ahead.headers.time_ms = clock.now_ms() + 86_400_000;
+    file.producer().append(&[ahead], None).unwrap();
+    let mut consumer = file.consumer("g", Topic::EVENTS).unwrap();
+    let got = poll_all(&mut consumer, 1);
+    consumer.commit(&Commit { dead_letters: vec![letter(got[0].clone(), "future")], ..through("s", &got[0]) }).unwrap();
+    let masked = || file.dead_letters(&DeadLetterFilter::default()).unwrap()[0].masked;
+    assert!(!masked());
+    let erase = Write::Erase { user: UserKey::of("anna"), stamp: Stamp::of(clock.now_ms(), 999), at: None };
+    file.put_all(&[erase], &[]).unwrap();
+    assert!(masked());
+}
+
+#[test]
+fn refused_events_are_kept_with_those_that_are_taken_or_not_at_all() {
+    let File { file, clock: _clock, dir: _dir } = file(EmbeddedConfig { waiting_max: 1, ..EmbeddedConfig::default() });
+    let mut consumer = file.consumer("g", Topic::EVENTS).unwrap();
+    let admit = || {
+        let refused = endcap_runtime::Received {
+            topic: Topic::EVENTS,
+            partition: 0,
+            offset: -1,
+            appended_ms: 0,
+            key: "default/anna".into(),
+            headers: endcap_runtime::Headers::default(),
+            value: b"{}".to_vec(),
+        };
+        file.producer().admit(&[record(Topic::EVENTS, "anna", b"1")], &[letter(refused, "malformed")])
+    };
+    let letters = || file.dead_letters(&DeadLetterFilter::default()).unwrap().len();
+    admit().unwrap();
+    assert!(matches!(admit(), Err(LogError::Full { .. })));
+    assert_eq!((letters(), offsets(&file).len()), (1, 1));
+    let got = poll_all(&mut consumer, 1);
+    consumer.commit(&through("s", &got[0])).unwrap();
+    admit().unwrap();
+    assert_eq!((letters(), offsets(&file).len()), (2, 2));
 }
 
 #[test]
@@ -204,7 +247,10 @@ fn a_file_of_another_kind_or_time_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let open = |name: &str| Embedded::open(dir.path().join(name), EmbeddedConfig::default(), Arc::new(ManualClock::at(0))).err();
     rusqlite::Connection::open(dir.path().join("photos.db")).unwrap().execute_batch("CREATE TABLE photos (x)").unwrap();
+    let bytes = || std::fs::read(dir.path().join("photos.db")).unwrap();
+    let before = bytes();
     assert!(matches!(open("photos.db"), Some(OpenError::Foreign)));
+    assert!(bytes() == before, "a stranger's file stays as it was");
     std::fs::write(
         dir.path().join("letter.db"),
         "Dear Anna, this is no database, although it is long enough to be one.".repeat(20),

@@ -8,7 +8,7 @@ use std::{
 
 use endcap_runtime::{
     BreakerConfig, Clocks, DropReason, Input, ManualClock, Rejection, Settled, Shutdown, StageError, StageStopped, Stamp, Store,
-    Verdict, Write, embedded::DeadLetterFilter,
+    StoreError, Verdict, Write, embedded::DeadLetterFilter,
 };
 use endcap_schemas::{ContextChanged, KeywordsChosen, Message, ShopperEvent, ThemesWritten, UserKey, topics::Topic};
 use serde_json::json;
@@ -37,7 +37,7 @@ fn every_record_gets_one_verdict_and_every_verdict_its_consequence() {
     let mut records = contexts(5);
     records[0].headers.traceparent = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
     bench.append(&records);
-    let erase = Write::Erase { user: UserKey::of("u2"), stamp: Stamp::of(NOW_MS, 999) };
+    let erase = Write::Erase { user: UserKey::of("u2"), stamp: Stamp::of(NOW_MS, 999), at: None };
     bench.run(Toy::<Compose>::with(move |batch| {
         let verdict = |input: &Input<ContextChanged>| match input.value.head.user.user.as_str() {
             "u1" => Verdict::Dropped(DropReason::NoConsent),
@@ -60,7 +60,7 @@ fn every_record_gets_one_verdict_and_every_verdict_its_consequence() {
         (tally.dropped["no_consent"], tally.dropped["erased"], tally.counters["hops"], tally.counters["erasures"]),
         (1, 1, 2, 1)
     );
-    assert_eq!(bench.file.erased_until(&UserKey::of("u2")).unwrap(), Some(Stamp::of(NOW_MS, 999)));
+    assert_eq!(bench.file.erasure(&UserKey::of("u2")).unwrap().map(|erasure| erasure.stamp), Some(Stamp::of(NOW_MS, 999)));
 
     let out = &bench.records(Topic::THEMES)[0];
     let child = records[0].headers.child("themes", Topic::THEMES);
@@ -161,6 +161,48 @@ fn what_is_unavailable_is_tried_again_until_it_is_there() {
     assert!(kinds(&bench).is_empty());
     let snapshot = bench.env.stats.snapshot();
     assert_eq!((snapshot.tally.passed, snapshot.trouble, snapshot.running), (10, None, false));
+}
+
+#[test]
+fn a_dependency_that_falters_is_tried_again_until_the_records_are_to_blame() {
+    for (falters, passed) in [(5, 8), (u32::MAX, 7)] {
+        let mut bench = Bench::new();
+        bench.append(&contexts(8));
+        let mut left = falters;
+        bench.run(Toy::<Compose>::with(move |batch| {
+            if batch.iter().any(|input| input.value.head.user.user == "u3") && left > 0 {
+                left -= 1;
+                return Err(StageError::Faltered("model", "out of memory".into()));
+            }
+            Ok(None)
+        }));
+        assert_eq!((users::<ThemesWritten>(&bench).len(), kinds(&bench).len()), (passed, 8 - passed), "{falters} failures");
+        assert_eq!(bench.env.stats.snapshot().trouble, None);
+    }
+}
+
+#[test]
+fn what_breaks_or_panics_in_the_loop_stops_the_stage_and_blames_no_record() {
+    let mut bench = Bench::new();
+    bench.append(&contexts(3));
+    let stopped =
+        bench.run_ticking(Toy::<Compose>::with(|_| Err(StageError::Broken("no model: load it".into()))), Duration::ZERO);
+    assert_eq!(stopped.unwrap_err().to_string(), "stage themes stopped: no model: load it");
+    let stopped = bench.run_ticking(Toy::<Compose>::with(|_| Err(StoreError::Corrupt("rows".into()).into())), Duration::ZERO);
+    assert!(matches!(stopped, Err(StageStopped::Broken { .. })), "{stopped:?}");
+    bench.env.clocks.wall =
+        Arc::new(Observed { clock: bench.clock.clone(), seen: Mutex::new(Box::new(|_| panic!("toy clock"))) });
+    let stopped = bench.run_ticking(Toy::<Compose>::new(), Duration::ZERO);
+    assert!(matches!(&stopped, Err(StageStopped::Panicked { cause, .. }) if cause == "toy clock"), "{stopped:?}");
+    assert!(!bench.env.stats.snapshot().running && kinds(&bench).is_empty());
+}
+
+#[test]
+fn a_log_that_answers_again_is_no_trouble_even_while_nothing_comes() {
+    let mut bench = Bench::new();
+    bench.faults.poll.store(3, Ordering::SeqCst);
+    bench.run(Toy::<Compose>::new());
+    assert_eq!(bench.env.stats.snapshot().trouble, None);
 }
 
 #[test]
@@ -298,8 +340,8 @@ fn expired_and_erased_contexts_are_dropped_before_the_stage_sees_them() {
         sent(&context("back", NOW_MS + 1, "e"), "4"),
     ];
     bench.append(&records);
-    let erase = |user| Write::Erase { user: UserKey::of(user), stamp: Stamp::of(NOW_MS, 999) };
-    bench.file.put(&[erase("gone"), erase("back")]).unwrap();
+    let erase = |user| Write::Erase { user: UserKey::of(user), stamp: Stamp::of(NOW_MS, 999), at: None };
+    bench.file.put_all(&[erase("gone"), erase("back")], &[]).unwrap();
     bench.run(Toy::<Compose>::new());
     assert_eq!(users::<ThemesWritten>(&bench), ["last", "back"]);
     let tally = bench.tally::<Compose>();

@@ -10,9 +10,9 @@ use std::{
 };
 
 use endcap_runtime::{
-    Backlog, Clock, Clocks, Commit, Embedded, EmbeddedConfig, Headers, Input, Log, LogError, LoopConfig, ManualClock, Outgoing,
-    Passed, Received, RetryConfig, Shutdown, Stage, StageEnv, StageError, StageResult, StageStats, Stamp, Store, StoreError,
-    StoredPage, Verdict, Write,
+    Backlog, Clock, Clocks, Commit, Embedded, EmbeddedConfig, Erasure, Headers, Input, Log, LogError, LoopConfig, ManualClock,
+    Outgoing, Passed, Received, RetryConfig, Shutdown, Stage, StageEnv, StageError, StageResult, StageStats, Stamp, Store,
+    StoreError, StoredPage, Verdict, Write,
 };
 use endcap_schemas::{
     Brief, Budget, Cause, ContextChanged, DietSet, EventKind, Head, KeywordsChosen, Message, Season, ShopperEvent, ThemesWritten,
@@ -278,11 +278,8 @@ impl FlakyStore {
 }
 
 impl Store for FlakyStore {
-    fn put(&self, writes: &[Write]) -> Result<(), StoreError> {
-        self.up()?.put(writes)
-    }
-    fn put_results(&self, results: &[StageResult]) -> Result<(), StoreError> {
-        self.up()?.put_results(results)
+    fn put_all(&self, writes: &[Write], results: &[StageResult]) -> Result<(), StoreError> {
+        self.up()?.put_all(writes, results)
     }
     fn state(&self, user: &UserKey) -> Result<Option<Vec<u8>>, StoreError> {
         self.up()?.state(user)
@@ -293,8 +290,8 @@ impl Store for FlakyStore {
     fn results(&self, user: &UserKey) -> Result<Vec<StageResult>, StoreError> {
         self.up()?.results(user)
     }
-    fn erased_until(&self, user: &UserKey) -> Result<Option<Stamp>, StoreError> {
-        self.up()?.erased_until(user)
+    fn erasure(&self, user: &UserKey) -> Result<Option<Erasure>, StoreError> {
+        self.up()?.erasure(user)
     }
     fn cached(&self, cache: &'static str, keys: &[[u8; 32]]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         self.up()?.cached(cache, keys)

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
-
 use super::{StepInput, StepOutput, Want};
 use crate::{
     EngineError, Result, Segments,
@@ -85,19 +83,14 @@ impl Decoder {
             .map(|(input, rows)| Work { seq: input.seq, rows, first: caches[input.seq].len() })
             .collect();
         let mut x = self.embed(inputs)?;
-        let mut tapped = None;
         let mut buffers = Buffers::new(c.head);
-        for layer in 0..=c.layers {
-            if let Some((_, rows)) = want.tap.filter(|(tap, _)| *tap == layer) {
-                tapped = Some(tensor_of(&x, rows, h)?);
-            }
-            let Some(weights) = packed.layers.get(layer) else { break };
+        for (layer, weights) in packed.layers.iter().enumerate() {
             self.layer_cpu(weights, layer, caches, &work, &mut x, &mut buffers)?;
         }
         let wanted: Vec<f32> = want.rows.iter().flat_map(|row| &x[row * h..(row + 1) * h]).copied().collect();
         let mut hidden = vec![0.0; wanted.len()];
         kernels::rms_rows(&wanted, &packed.norm, c.eps as f32, &mut hidden);
-        Ok(StepOutput { hidden: ops::tensor(hidden, (want.rows.len(), h))?, tapped })
+        Ok(StepOutput { hidden: ops::tensor(hidden, (want.rows.len(), h))? })
     }
 
     fn embed(&self, inputs: &[StepInput<'_>]) -> Result<Vec<f32>> {
@@ -210,9 +203,4 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
         buffer.resize(len, 0.0);
     }
     &mut buffer[..len]
-}
-
-fn tensor_of(x: &[f32], rows: &[usize], h: usize) -> Result<Tensor> {
-    let picked: Vec<f32> = rows.iter().flat_map(|row| &x[row * h..(row + 1) * h]).copied().collect();
-    Ok(ops::tensor(picked, (rows.len(), h))?)
 }
