@@ -38,6 +38,12 @@ impl Product {
         self.category_path.last().map_or("", String::as_str)
     }
 
+    /// The nodes of the taxonomy that it stands under, the leaf first: three at most, without the department unless there is nothing else.
+    pub fn shelves(&self) -> impl Iterator<Item = &str> {
+        let below = self.category_path.len().saturating_sub(1).max(1);
+        self.category_path.iter().rev().take(below.min(SHELVES_MAX)).map(String::as_str)
+    }
+
     /// Whether the taxonomy has a leaf for it.
     pub fn is_categorised(&self) -> bool {
         self.category() != UNCATEGORISED
@@ -48,6 +54,9 @@ impl Product {
         [&self.brand, &self.name, &self.size].into_iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join(" ")
     }
 }
+
+/// Nodes that a product's place is told by.
+const SHELVES_MAX: usize = 3;
 
 /// A leaf of the taxonomy, as the merchandiser sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use endcap_schemas::{Brief, Budget, ContextChanged, DietSet, Product, Season, Th
 use serde::{Deserialize, Serialize};
 
 /// Version of these texts: part of cache keys, page versions and manifests. Raise it with every change below.
-pub const VERSION: &str = "1";
+pub const VERSION: &str = "2";
 
 /// Favourite categories that a theme prompt names.
 pub const FAVOURITES_MAX: usize = 10;
@@ -147,10 +147,15 @@ pub fn theme_text(theme: &Theme) -> String {
     text
 }
 
-/// The product side of a cross-encoder pair: the name, then the taxonomy's leaf. Without brand and size, so that all packages of one thing
-/// share their verdict.
+/// The product side of a cross-encoder pair: the name, then the shelves that it stands on, the leaf first ([`Product::shelves`]). Without
+/// brand and size, so that all packages of one thing share their verdict.
 pub fn product_text(product: &Product) -> String {
-    format!("{} ; {}", plain(&product.name), plain(product.category()))
+    let mut text = plain(&product.name);
+    for shelf in product.shelves() {
+        text.push_str(" ; ");
+        text.push_str(&plain(shelf));
+    }
+    text
 }
 
 fn household(diets: DietSet, season: Season, budget: Budget) -> String {

@@ -44,6 +44,8 @@ pub struct Market {
     /// What households may be fond of.
     pub tastes: Vec<Taste>,
     leaves: HashMap<String, usize>,
+    /// Leaves by the shelves that their products stand on.
+    leaves_below: HashMap<String, Vec<usize>>,
     products_by_leaf: Vec<Range<usize>>,
     products_by_id: HashMap<String, usize>,
 }
@@ -92,9 +94,17 @@ impl Market {
             at += products[from..].iter().take_while(|product| product.category() == category.name).count();
             from..at
         };
+        let products_by_leaf: Vec<Range<usize>> = categories.iter().map(shelf).collect();
+        let mut leaves_below: HashMap<String, Vec<usize>> = HashMap::new();
+        for (leaf, shelf) in products_by_leaf.iter().enumerate() {
+            for name in products[shelf.clone()].first().iter().flat_map(|product| product.shelves()) {
+                leaves_below.entry(name.to_owned()).or_default().push(leaf);
+            }
+        }
         Self {
             seed,
-            products_by_leaf: categories.iter().map(shelf).collect(),
+            products_by_leaf,
+            leaves_below,
             leaves: categories.iter().enumerate().map(|(i, category)| (category.name.clone(), i)).collect(),
             products_by_id: products.iter().enumerate().map(|(i, product)| (product.id.clone(), i)).collect(),
             categories,
@@ -132,6 +142,11 @@ impl Market {
     /// Products of a leaf, most popular first; none for an unknown leaf.
     pub fn products_of(&self, category: &str) -> &[Product] {
         self.leaf(category).map_or(&[], |i| self.shelf(i))
+    }
+
+    /// The leaf of that name and the leaves below it.
+    pub(crate) fn leaves_below(&self, category: &str) -> &[usize] {
+        self.leaves_below.get(category).map_or(&[], Vec::as_slice)
     }
 
     /// The merchandiser of this market.

@@ -126,7 +126,7 @@ impl Samples {
         ContextChanged { head: head(household, end_ms), brief: brief(household, end_ms), favourites, recent }
     }
 
-    /// A theme, a product and whether the product is relevant to it: about half are. Most of the others are close: of the same department, of
+    /// A theme, a product and whether the product is relevant to it: about half are, and those stand on the concept's shelf or below. Most of the others are close: of the same department, of
     /// another theme of the page, or of a leaf that goes with the theme's.
     ///
     /// # Panics
@@ -134,8 +134,12 @@ impl Samples {
     pub fn pair<R: Rng>(&self, rng: &mut R) -> (Theme, Product, bool) {
         let (_, _, theme) = self.keyword_theme(rng);
         for _ in 0..64 {
-            let category = if rng.random_bool(0.5) { one_of(rng, &theme.concepts).cloned() } else { self.beside(&theme, rng) };
-            let shelf = category.map_or(&[][..], |category| self.market.products_of(&category));
+            let shelf = if rng.random_bool(0.5) {
+                let leaves = one_of(rng, &theme.concepts).map_or(&[][..], |concept| self.market.leaves_below(concept));
+                one_of(rng, leaves).map_or(&[][..], |leaf| self.market.shelf(*leaf))
+            } else {
+                self.beside(&theme, rng).map_or(&[][..], |category| self.market.products_of(&category))
+            };
             if let Some(product) = one_of(rng, shelf) {
                 return (theme.clone(), product.clone(), truth::relevant(&theme, product));
             }

@@ -1,13 +1,13 @@
-//! What is true in the demo market, against which models are measured.
+//! What is true in a market, against which models are measured.
 
 use endcap_inference::prompts::plain;
 use endcap_schemas::{Product, Term, Theme};
 
 use crate::Household;
 
-/// Whether the product is relevant to the theme: its leaf is one of the theme's concepts.
+/// Whether the product is relevant to the theme: one of the shelves that it stands on is one of the theme's concepts.
 pub fn relevant(theme: &Theme, product: &Product) -> bool {
-    theme.concepts.iter().any(|concept| plain(concept) == plain(product.category()))
+    product.shelves().any(|shelf| theme.concepts.iter().any(|concept| plain(concept) == plain(shelf)))
 }
 
 /// Whether the term is right for the household (K-U): its leaf is in the household's profile, and it keeps the diets.

@@ -29,7 +29,7 @@ pub(crate) struct Neighbourhood {
 pub(crate) type Group = (String, Vec<usize>);
 
 impl Neighbourhood {
-    /// Embeds every term and every category's name and ranks by exact cosine.
+    /// What the source knows from its index; else embeds every term and every category's name and ranks by exact cosine.
     pub(crate) fn new(
         source: &Source,
         shape: &BertShape,
@@ -37,8 +37,11 @@ impl Neighbourhood {
         tokenizer: &Tokenizer,
         threads: usize,
     ) -> Result<Self> {
-        let texts: Vec<&str> = source.market.terms.iter().map(|term| term.text.as_str()).collect();
         let names: Vec<String> = source.market.categories.iter().map(|category| prompts::plain(&category.name)).collect();
+        if let Some(nearest) = &source.nearest {
+            return Ok(Self { nearest: nearest.clone(), names });
+        }
+        let texts: Vec<&str> = source.market.terms.iter().map(|term| term.text.as_str()).collect();
         let terms = vectors(shape, weights, tokenizer, &texts, threads)?;
         let concepts = vectors(shape, weights, tokenizer, &names.iter().map(String::as_str).collect::<Vec<_>>(), threads)?;
         let nearest = concepts

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use endcap_inference::prompts;
 use serde::Serialize;
 
 use crate::{
@@ -131,7 +132,7 @@ pub(crate) fn train<T: Task>(
 ) -> Result<RunReport> {
     check(settings)?;
     let mut optimiser = AdamW::new(params, AdamWConfig::default());
-    let of = format!("{}, from weights {:016x}", task.data(), params.fingerprint());
+    let of = format!("{}, prompts {}, from weights {:016x}", task.data(), prompts::VERSION, params.fingerprint());
     let mut position = Position { of, seed: settings.seed, step: 0, tokens: 0, elapsed: Duration::ZERO };
     if let Some(path) = settings.checkpoint.as_ref().filter(|path| path.exists()) {
         match checkpoint::load(path, &position.of, params, &mut optimiser)? {

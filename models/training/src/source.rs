@@ -24,6 +24,8 @@ pub struct Source {
     pub(crate) categories: Vec<Option<usize>>,
     /// Whether training never sees the term.
     pub(crate) held_out: Vec<bool>,
+    /// Per category `(cosine, term)`, nearest first, where an index has told.
+    pub(crate) nearest: Option<Vec<Vec<(f32, usize)>>>,
 }
 
 impl Source {
@@ -39,7 +41,22 @@ impl Source {
         let categories = market.terms.iter().map(|term| index.get(term.category.as_deref()?).copied()).collect();
         let held_out = market.terms.iter().map(held_out).collect();
         let (samples, merchandiser) = (Samples::new(market.clone()), market.merchandiser());
-        Self { name: name.to_owned(), samples, merchandiser, categories, held_out, market }
+        Self { name: name.to_owned(), samples, merchandiser, categories, held_out, nearest: None, market }
+    }
+
+    /// With the nearest terms of every category's name, as an index finds them: per category `(cosine, index of the term)`, nearest first.
+    /// Without it training compares every term with every category.
+    ///
+    /// # Panics
+    /// When it is not one list per category.
+    pub fn with_nearest(self, nearest: Vec<Vec<(f32, usize)>>) -> Self {
+        assert_eq!(nearest.len(), self.market.categories.len(), "one list per category");
+        Self { nearest: Some(nearest), ..self }
+    }
+
+    /// Which market it is.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The market.

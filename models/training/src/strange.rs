@@ -22,7 +22,7 @@ const TRIES: usize = 32;
 pub(crate) fn rename(theme: &mut Theme, product: &mut Product, words: &[String], rng: &mut impl Rng) {
     let mut pool: Vec<String> = (0..rng.random_range(POOL.0..=POOL.1)).map(|_| word(words, rng)).collect();
     let mut names: BTreeMap<String, String> = BTreeMap::new();
-    let leaves: Vec<String> = theme.concepts.iter().cloned().chain([product.category().to_owned()]).collect();
+    let leaves: Vec<String> = theme.concepts.iter().cloned().chain(product.shelves().map(str::to_owned)).collect();
     for leaf in leaves {
         if names.contains_key(&leaf) {
             continue;
@@ -38,13 +38,17 @@ pub(crate) fn rename(theme: &mut Theme, product: &mut Product, words: &[String],
         names.insert(leaf, name);
     }
     let mut title = prompts::plain(&theme.title);
-    for (old, new) in &names {
+    // The longest first: a leaf's name may hold its shelf's.
+    let mut longest: Vec<(&String, &String)> = names.iter().collect();
+    longest.sort_by_key(|(old, _)| std::cmp::Reverse(old.len()));
+    for (old, new) in longest {
         title = title.replace(&prompts::plain(old), new);
     }
     theme.title = title;
     theme.concepts.iter_mut().for_each(|concept| concept.clone_from(&names[concept]));
-    if let Some(leaf) = product.category_path.last_mut() {
-        leaf.clone_from(&names[leaf]);
+    let shown = product.shelves().count();
+    for shelf in product.category_path.iter_mut().rev().take(shown) {
+        shelf.clone_from(&names[shelf]);
     }
     if rng.random() {
         product.name = (0..rng.random_range(1..=5)).map(|_| word(words, rng)).collect::<Vec<_>>().join(" ");

@@ -112,13 +112,10 @@ impl School {
         let dir = endcap_retrieval::MarketDir::open(market)?;
         grounds::index(&dir, &encoder).context("cannot index the keyword corpus")?;
         println!("reading the market");
-        let taught = schooling::market(&endcap_retrieval::Market::over(dir)?, &encoder)?;
-        let words =
-            format!("{} leaves, {} products, {} terms", taught.categories.len(), taught.products.len(), taught.terms.len());
-        println!("{words}");
-        let name = format!("an imported market ({words})");
+        let source = schooling::source(&endcap_retrieval::Market::over(dir)?, &encoder)?;
+        println!("{}", source.name());
         let tokenizer = Tokenizer::from_file(&tokenizer_in(&from))?;
-        Ok(Self { source: Source::new(&name, Arc::new(taught)), tokenizer, folder, from: Some(from) })
+        Ok(Self { source, tokenizer, folder, from: Some(from) })
     }
 
     fn teach(&self, what: Trainable, minutes: f64, args: &TrainArgs, stop: &AtomicBool) -> Result<()> {
