@@ -94,8 +94,18 @@ pub fn plain(text: &str) -> String {
     out
 }
 
+/// What the taxonomy holds around a shopper, retrieved for LLM 1 so that it need not know a market's leaves by heart. A shelf is a leaf,
+/// then the leaves that go with it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Nearby {
+    /// Shelves that suit the shopper, best first.
+    pub suited: Vec<Vec<String>>,
+    /// Shelves in season, best first.
+    pub in_season: Vec<Vec<String>>,
+}
+
 /// The prompt of LLM 1 for a shopper, up to and with [`mark::OUT`]; the answer begins with [`json::OPEN`].
-pub fn themes(context: &ContextChanged) -> String {
+pub fn themes(context: &ContextChanged, nearby: &Nearby) -> String {
     let brief = &context.brief;
     let mut prompt = format!("{}{}", mark::THEMES, household(brief.diets, brief.season, brief.budget));
     prompt.push_str(mark::FAVOURITES);
@@ -106,6 +116,13 @@ pub fn themes(context: &ContextChanged) -> String {
     for purchase in context.recent.iter().take(RECENT_MAX) {
         item(&mut prompt, &purchase.name);
     }
+    let shelf = |prompt: &mut String, shelf: &Vec<String>| {
+        prompt.push_str(mark::CONCEPT);
+        shelf.iter().for_each(|leaf| item(prompt, leaf));
+    };
+    nearby.suited.iter().for_each(|leaves| shelf(&mut prompt, leaves));
+    prompt.push_str(mark::SEASON);
+    nearby.in_season.iter().for_each(|leaves| shelf(&mut prompt, leaves));
     prompt.push_str(mark::OUT);
     prompt
 }

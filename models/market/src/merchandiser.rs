@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use endcap_inference::prompts::{FAVOURITES_MAX, RECENT_MAX, plain};
+use endcap_inference::prompts::{FAVOURITES_MAX, Nearby, RECENT_MAX, plain};
 use endcap_schemas::{Brief, Budget, Category, ContextChanged, Origin, Term, Theme, UNCATEGORISED};
 
 use crate::{
@@ -19,6 +19,9 @@ const CONCEPTS: usize = 3;
 const PER_DEPARTMENT_MAX: usize = 3;
 /// A leaf is in season from this boost on.
 const SEASON_BOOST_MIN: f32 = 0.3;
+/// Shelves that a theme prompt names: as many as a page has themes, and a few in season.
+const NEARBY_SUITED: usize = 8;
+const NEARBY_IN_SEASON: usize = 2;
 /// What the places of a page are for; later places are staples.
 const PLACES: [Place; 8] = [
     Place::Favourite(Kind::Staple),
@@ -119,6 +122,24 @@ impl Merchandiser {
             }
         }
         None
+    }
+
+    /// What the taxonomy holds around a shopper: the leaves that suit it best and the best of the season, each with the leaves that go with it;
+    /// nothing that the household may not have, no more of a department than a page takes.
+    pub fn nearby(&self, context: &ContextChanged) -> Nearby {
+        let view = View::new(self, context);
+        let shelf = |leaf: usize| self.concepts(leaf, &view).into_iter().map(|leaf| self.categories[leaf].name.clone()).collect();
+        let (mut suited, mut in_season) = (Picks::new(self), Picks::new(self));
+        for _ in 0..NEARBY_SUITED {
+            let Some((leaf, kind)) = view.pick(Place::Favourite(Kind::Staple), &suited) else { break };
+            suited.take(leaf, kind);
+        }
+        for _ in 0..NEARBY_IN_SEASON {
+            let Some(leaf) = view.in_season(|leaf| view.allowed[*leaf] && !in_season.has(*leaf)) else { break };
+            in_season.take(leaf, Kind::Season);
+        }
+        let shelves = |picks: Picks<'_>| picks.anchors.into_iter().map(|(leaf, _)| shelf(leaf)).collect();
+        Nearby { suited: shelves(suited), in_season: shelves(in_season) }
     }
 
     /// Indexes of the candidates that belong to the theme, best first: those of its concepts' leaves that suit the household, by concept and

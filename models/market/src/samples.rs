@@ -38,8 +38,10 @@ const TEXT_STREAM: u64 = 31;
 /// A context and what the teacher makes of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ThemeSample {
-    /// What the model reads.
+    /// Whom the page is for.
     pub context: ContextChanged,
+    /// What the model reads.
+    pub prompt: String,
     /// What it should write: eight themes.
     pub page: MerchandisedPage,
 }
@@ -85,7 +87,7 @@ impl Samples {
         if rng.random_bool(WANDERER_SHARE) {
             self.wander(&mut household, rng);
         }
-        let visits = 1 + (24.0 * rng.random::<f64>().powi(2)) as usize;
+        let visits = 1 + (24.0 * rng.random::<f64>().powi(3)) as usize;
         let end_ms = FROM_MS + rng.random_range(0..4 * 365) * DAY_MS + rng.random_range(0..DAY_MS);
         self.theme_of(&household, visits, end_ms, rng)
     }
@@ -93,8 +95,9 @@ impl Samples {
     /// The sample of a given household (a held-out one, say) after `visits` visits, the last one at `end_ms`.
     pub fn theme_of<R: Rng>(&self, household: &Household, visits: usize, end_ms: i64, rng: &mut R) -> ThemeSample {
         let context = self.context(household, visits, end_ms, rng);
+        let prompt = prompts::themes(&context, &self.merchandiser.nearby(&context));
         let page = self.merchandiser.page(&context, THEMES);
-        ThemeSample { context, page }
+        ThemeSample { context, prompt, page }
     }
 
     /// What the context stage would know of the household after `visits` visits, the last one at `end_ms`.
@@ -107,7 +110,7 @@ impl Samples {
             let (kind, weight, lines) = match weighted(rng, &[0.84, 0.08, 0.08]) {
                 Some(1) => (EventKind::CartAdd, 0.5, 1),
                 Some(2) => (EventKind::View, 0.2, 1),
-                _ => (EventKind::Purchase, 1.0, rng.random_range(2..=6)),
+                _ => (EventKind::Purchase, 1.0, rng.random_range(1..=6)),
             };
             let decayed = weight * 0.5_f64.powf((end_ms - at_ms) as f64 / HALF_LIFE_MS);
             for product in Basket::new(&self.market, household, Season::at(at_ms)).fill(lines, rng) {
@@ -172,7 +175,7 @@ impl Samples {
                 .flat_map(|theme| [prompts::plain(&theme.title), theme.intent.clone(), prompts::theme_text(theme)])
                 .collect();
             texts.push(prompts::plain(&sample.page.persona));
-            texts.push(prompts::themes(&sample.context));
+            texts.push(sample.prompt.clone());
             texts.push(sample.document().to_training_text());
             texts
         });

@@ -119,12 +119,17 @@ impl Wording {
             Budget::High => "quality minded shopper",
         };
         let head = if who.is_empty() { how.to_owned() } else { format!("{who} {how}") };
-        let tails = match departments {
-            [] => vec![format!("{head} new this {}", season.word())],
-            [one] => vec![format!("{head} into {}", plain(one))],
-            [one, two, ..] => {
-                vec![format!("{head} into {} then {}", plain(one), plain(two)), format!("{head} into {}", plain(one))]
+        let mut words: Vec<String> = Vec::new();
+        for word in departments.iter().map(|department| plain(department)) {
+            // Names that differ in signs alone read the same.
+            if !words.contains(&word) {
+                words.push(word);
             }
+        }
+        let tails = match words.as_slice() {
+            [] => vec![format!("{head} new this {}", season.word())],
+            [one] => vec![format!("{head} into {one}")],
+            [one, two, ..] => vec![format!("{head} into {one} then {two}"), format!("{head} into {one}")],
         };
         tails.into_iter().find(|persona| persona.len() <= FIELD_MAX_BYTES).unwrap_or(head)
     }
@@ -215,7 +220,10 @@ mod tests {
         }
         let vegan = DietSet::NONE.with(Diet::Vegan).with(Diet::DairyFree);
         assert_eq!(wording.persona(vegan, Budget::Low, &["pantry"], Season::Summer), "vegan thrifty shopper into pantry");
-        assert_eq!(wording.persona(DietSet::NONE, Budget::Middle, &[], Season::Summer), "shopper new this summer");
+        let middle = |departments: &[&str]| wording.persona(DietSet::NONE, Budget::Middle, departments, Season::Summer);
+        assert_eq!(middle(&[]), "shopper new this summer");
+        assert_eq!(middle(&["bakery", "bakery!"]), "shopper into bakery");
+        assert_eq!(middle(&["bakery", "bakery!", "pantry"]), "shopper into bakery then pantry");
         assert_eq!(sentence_case("summer is for berries"), "Summer is for berries");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use endcap_engine::{Segments, ops::select_rows};
-use endcap_schemas::ContextChanged;
+use endcap_market::ThemeSample;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -12,14 +12,12 @@ use crate::{
     decoder::{CANDIDATES, KEYWORDS, Lessons},
     params::Weights,
     step::{Scores, spread},
-    tasks::Micro,
+    tasks::{Micro, Sequence},
 };
 
 /// Held-out households of an examination, and how many themes each page gets.
 const HOUSEHOLDS: u64 = 8;
 const THEMES: usize = 2;
-/// Themes of the merchandiser's page that it is compared with.
-const TEACHER_THEMES: usize = 8;
 /// Longest answer, in tokens.
 const ANSWER_MAX: usize = 80;
 const LISTS: u64 = 40;
@@ -43,22 +41,17 @@ struct PageCounts {
 impl Lessons<'_> {
     /// Free-running pages for held-out households against the merchandiser's.
     pub(crate) fn theme_scores(&self, weights: &Weights) -> Result<Scores> {
-        let contexts: Vec<ContextChanged> = (0..HOUSEHOLDS)
+        let samples: Vec<ThemeSample> = (0..HOUSEHOLDS)
             .map(|n| {
                 let mut rng = ChaCha8Rng::seed_from_u64(n);
                 let household = self.source.market.held_out_household(n);
-                self.source.samples.context(&household, 4 + n as usize % 8, SHOPS_AT_MS, &mut rng)
+                self.source.samples.theme_of(&household, 1 + n as usize, SHOPS_AT_MS, &mut rng)
             })
             .collect();
-        let mut prompts = Vec::new();
-        for context in &contexts {
-            let page = self.source.merchandiser.page(context, TEACHER_THEMES);
-            let sample = endcap_market::ThemeSample { context: context.clone(), page };
-            prompts.push((self.encode.themes(&sample)?.prompt, sample));
-        }
-        let answers = self.write(weights, prompts.iter().map(|(prompt, _)| prompt.clone()).collect())?;
+        let sequences: Vec<Sequence> = samples.iter().map(|sample| self.encode.themes(sample)).collect::<Result<_>>()?;
+        let answers = self.write(weights, sequences.iter().map(|sequence| sequence.prompt.clone()).collect())?;
         let mut counts = PageCounts::default();
-        for ((_, sample), answer) in prompts.iter().zip(&answers) {
+        for (sample, answer) in samples.iter().zip(&answers) {
             self.count_page(&mut counts, sample, answer);
         }
         let themes = counts.themes.max(1.0);
@@ -68,7 +61,28 @@ impl Lessons<'_> {
             ("concepts that exist".into(), counts.known / counts.concepts.max(1.0)),
             ("concepts within the diets".into(), counts.diets_kept / counts.known.max(1.0)),
             ("pages complete".into(), counts.complete / HOUSEHOLDS as f64),
+            ("next anchor after the teacher's".into(), self.next_anchors(weights, &sequences)?),
         ])
+    }
+
+    /// Share of the teacher's anchors, of all eight themes, that are the model's first choice after what the teacher wrote before.
+    fn next_anchors(&self, weights: &Weights, sequences: &[Sequence]) -> Result<f64> {
+        let mut micro = Micro::default();
+        let (mut rows, mut targets, mut anchors) = (Vec::new(), Vec::new(), Vec::new());
+        for sequence in sequences {
+            let before = micro.ids.len() + sequence.prompt.len() - 1;
+            micro.push(sequence, 1.0);
+            for anchor in self.encode.anchors(sequence) {
+                anchors.push(anchor.len());
+                rows.extend(anchor.clone().map(|place| (before + place) as u32));
+                targets.extend(anchor.map(|place| sequence.answer[place].0));
+            }
+        }
+        let hidden = self.shape.hidden(weights, self.lora, &micro.ids, &micro.segments())?.detach();
+        let logits = self.shape.logits(weights, &select_rows(&hidden, &rows)?)?.to_vec2::<f32>()?;
+        let mut right = logits.iter().zip(&targets).map(|(row, target)| best(row) == *target);
+        let whole = anchors.iter().filter(|tokens| right.by_ref().take(**tokens).fold(true, |all, one| all && one)).count();
+        Ok(whole as f64 / anchors.len().max(1) as f64)
     }
 
     /// Greedy answers, several at a time, without a cache: slow and simple.
@@ -97,7 +111,7 @@ impl Lessons<'_> {
         }
     }
 
-    fn count_page(&self, counts: &mut PageCounts, sample: &endcap_market::ThemeSample, answer: &[u32]) {
+    fn count_page(&self, counts: &mut PageCounts, sample: &ThemeSample, answer: &[u32]) {
         let anchors: HashSet<&str> =
             sample.page.themes.iter().filter_map(|theme| theme.concepts.first()).map(String::as_str).collect();
         let all: HashSet<&str> = sample.page.themes.iter().flat_map(|theme| &theme.concepts).map(String::as_str).collect();

@@ -1,5 +1,7 @@
 //! What the decoder reads and writes, as token ids with a weight on every token that it has to learn.
 
+use std::ops::Range;
+
 use endcap_engine::{Segments, Tokenizer};
 use endcap_inference::prompts::{self, json, mark};
 use endcap_market::{ThemeSample, samples};
@@ -114,7 +116,7 @@ impl<'a> Encoder<'a> {
 
     /// LLM 1's task: a context, then the merchandiser's page as JSON.
     pub(crate) fn themes(&self, sample: &ThemeSample) -> Result<Sequence> {
-        let mut prompt = encode(self.tokenizer, &prompts::themes(&sample.context))?;
+        let mut prompt = encode(self.tokenizer, &sample.prompt)?;
         let mut answer = encode(self.tokenizer, &sample.document().to_training_text())?;
         prompt.push(answer.remove(0)); // the document's beginning is forced
         let mut now = weight::WORDING;
@@ -185,6 +187,17 @@ impl<'a> Encoder<'a> {
         themes
     }
 
+    /// Places in the answer of each theme's first concept, with what ends it.
+    pub(crate) fn anchors(&self, sequence: &Sequence) -> Vec<Range<usize>> {
+        let ends = [self.next_concept, self.next_title, self.close];
+        let begins = (0..sequence.answer.len()).filter(|place| sequence.answer[*place].0 == self.concepts);
+        let anchor = |begin: usize| {
+            let length = sequence.answer[begin + 1..].iter().position(|token| ends.contains(&token.0))?;
+            Some(begin + 1..begin + 2 + length)
+        };
+        begins.filter_map(anchor).collect()
+    }
+
     /// A line of the catalogue: a term, its category, the diets that it violates.
     pub(crate) fn fact(&self, source: &Source, term: usize) -> Result<Option<Sequence>> {
         let Some((category, violates)) = samples::fact(&source.market.terms[term]) else { return Ok(None) };
@@ -250,7 +263,7 @@ mod tests {
         let encoder = Encoder::new(&tokenizer, &source.market.terms).unwrap();
         let sample = source.samples.theme(&mut ChaCha8Rng::seed_from_u64(2));
         let sequence = encoder.themes(&sample).unwrap();
-        let whole = format!("{}{}", prompts::themes(&sample.context), sample.document().to_training_text());
+        let whole = format!("{}{}", sample.prompt, sample.document().to_training_text());
         let ids: Vec<u32> = sequence.prompt.iter().copied().chain(sequence.answer.iter().map(|token| token.0)).collect();
         assert_eq!(ids, tokenizer.encode(&whole).unwrap());
         let answer: Vec<u32> = sequence.answer.iter().map(|token| token.0).collect();

@@ -33,6 +33,14 @@ struct Rules {
     merchandiser: Merchandiser,
 }
 
+/// What stands behind a page: the model's answer with its prompt and cost, or why there is none.
+#[derive(Clone)]
+struct Reply {
+    prompt: Option<String>,
+    source: Source,
+    tokens: TokenCounts,
+}
+
 impl<M: Model<Request = WriteThemes, Answer = WrittenThemes>> ThemesStage<M> {
     /// A stage that asks `model` and knows the taxonomy of `market`.
     pub fn new(config: ThemesConfig, market: Market, model: Handle<M>) -> Self {
@@ -51,17 +59,22 @@ impl<M: Model<Request = WriteThemes, Answer = WrittenThemes>> ThemesStage<M> {
         }
     }
 
-    /// The source of every page of the batch, and what its answer cost.
-    fn sources(&self, batch: &[Input<ContextChanged>]) -> Result<Vec<(Source, TokenCounts)>, StageError> {
+    /// What stands behind every page of the batch.
+    fn replies(&self, batch: &[Input<ContextChanged>], merchandiser: &Merchandiser) -> Result<Vec<Reply>, StageError> {
         let asked: Vec<usize> = (0..batch.len()).filter(|&i| !is_cold(&batch[i].value)).collect();
+        let prompt = |context: &ContextChanged| prompts::themes(context, &merchandiser.nearby(context));
         let requests: Vec<WriteThemes> =
-            asked.iter().map(|&i| WriteThemes { prompt: prompts::themes(&batch[i].value), themes: self.config.themes }).collect();
-        let mut sources = vec![(Source::Cold, TokenCounts::default()); batch.len()];
+            asked.iter().map(|&i| WriteThemes { prompt: prompt(&batch[i].value), themes: self.config.themes }).collect();
+        let cold = Reply { prompt: None, source: Source::Cold, tokens: TokenCounts::default() };
+        let mut replies = vec![cold; batch.len()];
+        for (&i, request) in asked.iter().zip(&requests) {
+            replies[i].prompt = Some(request.prompt.clone());
+        }
         for (i, answer) in asked.into_iter().zip(self.model.ask_all(requests)) {
-            sources[i] = match answer {
-                Ok(written) => (Source::Model(written.json), written.tokens),
+            match answer {
+                Ok(written) => (replies[i].source, replies[i].tokens) = (Source::Model(written.json), written.tokens),
                 Err(ModelError::Request(reason)) => {
-                    (Source::Failed(format!("model cannot answer: {reason}")), TokenCounts::default())
+                    replies[i].source = Source::Failed(format!("model cannot answer: {reason}"));
                 }
                 Err(error @ ModelError::Failed(_)) => return Err(StageError::Faltered("theme model", error.to_string())),
                 Err(error @ ModelError::Gone) => {
@@ -69,7 +82,7 @@ impl<M: Model<Request = WriteThemes, Answer = WrittenThemes>> ThemesStage<M> {
                 }
             };
         }
-        Ok(sources)
+        Ok(replies)
     }
 }
 
@@ -81,14 +94,14 @@ impl<M: Model<Request = WriteThemes, Answer = WrittenThemes>> Stage for ThemesSt
     fn process(&mut self, batch: &[Input<ContextChanged>]) -> Result<Vec<Verdict<ThemesWritten>>, StageError> {
         let snapshot = self.market.snapshot();
         let rules = self.rules(&snapshot);
-        let sources = self.sources(batch)?;
+        let replies = self.replies(batch, &rules.merchandiser)?;
         Ok(batch
             .iter()
-            .zip(sources)
-            .map(|(input, (source, tokens))| {
+            .zip(replies)
+            .map(|(input, reply)| {
                 let context = &input.value;
-                let decision = decide(context, source.clone(), self.config.themes, &rules.guard, &rules.merchandiser);
-                verdict(context, source, tokens, decision, self.model.version())
+                let decision = decide(context, reply.source.clone(), self.config.themes, &rules.guard, &rules.merchandiser);
+                verdict(context, reply, decision, self.model.version())
             })
             .collect())
     }
@@ -99,21 +112,16 @@ pub fn is_cold(context: &ContextChanged) -> bool {
     !context.brief.personalise || (context.favourites.is_empty() && context.recent.is_empty())
 }
 
-fn verdict(
-    context: &ContextChanged,
-    source: Source,
-    tokens: TokenCounts,
-    decision: Decision,
-    model: &str,
-) -> Verdict<ThemesWritten> {
+fn verdict(context: &ContextChanged, reply: Reply, decision: Decision, model: &str) -> Verdict<ThemesWritten> {
     let rejected = decision.rejected_themes();
+    let Reply { prompt, source, tokens } = reply;
     let (asked, written) = match &source {
         Source::Model(json) => (true, Some(json.as_str())),
         Source::Failed(_) => (true, None),
         Source::Cold => (false, None),
     };
     let explanation = json!({
-        "prompt": asked.then(|| prompts::themes(context)),
+        "prompt": prompt,
         "written": written,
         "model": asked.then_some(model),
         "prompts": prompts::VERSION,

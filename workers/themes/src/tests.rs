@@ -207,7 +207,7 @@ fn an_odd_persona_gives_way_to_the_merchandisers() {
     assert!(decision.themes.iter().all(|theme| theme.origin == Origin::Model));
 }
 
-/// Answers every prompt with the same page, refuses prompts about `tea`, and writes down what it was asked.
+/// Answers every prompt with the same page, refuses those who like `tea` best, and writes down what it was asked.
 struct Writer {
     asked: Arc<Mutex<Vec<Vec<String>>>>,
     fails: bool,
@@ -227,7 +227,7 @@ impl Model for Writer {
         }
         self.asked.lock().unwrap().push(batch.iter().map(|request| request.prompt.clone()).collect());
         let tokens = TokenCounts { prefilled: 10, generated: 5, forced: 3 };
-        let answer = |request: WriteThemes| match request.prompt.contains(" tea;") {
+        let answer = |request: WriteThemes| match request.prompt.contains(&format!("{} tea;", prompts::mark::FAVOURITES)) {
             true => Err(ModelError::Request("prompt is too long".into())),
             false => Ok(WrittenThemes { json: document(&good_page()), tokens }),
         };
@@ -281,7 +281,9 @@ fn shoppers_without_history_or_consent_never_reach_the_model() {
     let origins: Vec<Origin> = passed.iter().map(|passed| passed.out.themes[0].origin).collect();
     assert_eq!(origins, [Origin::Model, Origin::Cold, Origin::Cold, Origin::PageFallback]);
     let prompts: Vec<String> = asked.lock().unwrap().concat();
-    assert_eq!(prompts, [prompts::themes(&batch[0].value), prompts::themes(&batch[3].value)]);
+    let merchandiser = Merchandiser::new(MARKET_DIR.0.snapshot().categories().to_vec());
+    let prompt = |i: usize| prompts::themes(&batch[i].value, &merchandiser.nearby(&batch[i].value));
+    assert_eq!(prompts, [prompt(0), prompt(3)]);
     assert!(passed[1].explanation["prompt"].is_null());
     assert_eq!(passed[3].explanation["failed"], "model cannot answer: prompt is too long");
 }
