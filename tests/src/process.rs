@@ -49,11 +49,27 @@ impl Run {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Starts `endcap up` on a free port and waits for its address.
+    /// Starts `endcap up` on a free port and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it cannot be started or ends before it is ready; with what it said.
+    pub fn up(&self, args: &[&str]) -> Result<Endcap> {
+        let mut up = self.start(args)?;
+        let patience = Shutdown::new();
+        while up.get("/health/ready").is_ok_and(|(status, _)| status != 200) {
+            patience.wait(ASKED_EVERY);
+        }
+        if up.get("/health/live").is_err() {
+            bail!("`endcap up` ended before it was ready: {}", up.last_words());
+        }
+        Ok(up)
+    }
+
+    /// Starts `endcap up` on a free port and waits for its address only: most of the start is yet to come.
     ///
     /// # Errors
     /// When it cannot be started or ends before it serves; with what it said.
-    pub fn up(&self, args: &[&str]) -> Result<Endcap> {
+    pub fn start(&self, args: &[&str]) -> Result<Endcap> {
         let mut command = self.command(&["up"], args);
         command.args(["--bind", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot run {}", self.program))?;
@@ -173,6 +189,16 @@ impl Endcap {
         self.stdout.read_to_string(&mut rest)?;
         let status = self.child.wait()?;
         ensure!(status.success(), "`endcap up` failed with {status}: {}", self.last_words());
+        Ok(())
+    }
+
+    /// Asks it to end, as Ctrl-C does.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn interrupt(&self) -> Result<()> {
+        let status = Command::new("kill").args(["-INT", &self.id().to_string()]).status().context("cannot run kill")?;
+        ensure!(status.success(), "`endcap up` cannot be asked to end: {status}");
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use endcap::{
     figures::Figures,
     monitor::Monitor,
     path::{Ground, Path, PathConfig},
-    report::{self, Report},
+    report::{self, Began, Report},
 };
 use endcap_market::{DEMO_SEED, Market};
 use endcap_retrieval::{IndexOptions, MarketDir, build_index, write_demo};
@@ -36,12 +36,16 @@ fn market(dir: &Dir) -> endcap_retrieval::Market {
 
 /// Runs the path on `data` until the simulation's first `events` events are worked off, or (with `cut`) only until it is under way.
 fn run(market: &endcap_retrieval::Market, data: &Dir, events: u64, cut: bool) -> (Embedded, Report) {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    run_at(Arc::new(SystemClock::default()), market, data, events, cut)
+}
+
+fn run_at(clock: Arc<dyn Clock>, market: &endcap_retrieval::Market, data: &Dir, events: u64, cut: bool) -> (Embedded, Report) {
     let file = Embedded::open(data, EmbeddedConfig::default(), clock.clone()).unwrap();
     let shutdown = Shutdown::new();
     let ground =
         Ground { file: file.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };
     let (ended, heard) = channel();
+    let began = Began::note(&file, clock.now_ms()).unwrap();
     let path = Path::start(twins::fleet().unwrap(), PathConfig::default(), &ground, &ended).unwrap();
     let pace = Pace { rate: None, events: Some(events) };
     let demo = Arc::new(Market::generate(DEMO_SEED));
@@ -59,8 +63,9 @@ fn run(market: &endcap_retrieval::Market, data: &Dir, events: u64, cut: bool) ->
         assert!(heard.recv_timeout(Duration::from_millis(20)).is_err(), "no stage ends by itself");
     }
     shutdown.trigger();
+    let stages = path.stages.clone();
     path.join();
-    let report = report::make(&file, market).unwrap();
+    let report = report::make(&file, market, &began, &stages).unwrap();
     (file, report)
 }
 
@@ -81,6 +86,36 @@ fn events_become_pages_and_a_run_that_was_cut_ends_in_the_same_ones() {
     let (cut, again) = run(&market, &dir.path().join("cut"), 60, false);
     assert_eq!(again.events_accepted, 60, "no event is lost or repeated");
     assert_eq!(pages(&whole), pages(&cut));
+}
+
+/// The real time, some hours on.
+struct Later(SystemClock);
+
+impl Clock for Later {
+    fn now_ms(&self) -> i64 {
+        self.0.now_ms() + 5 * 3_600_000
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+}
+
+#[test]
+fn a_report_gives_the_time_and_the_rate_of_its_own_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let market = market(&dir.path().join("market"));
+    let data = dir.path().join("data");
+    let (_, first) = run(&market, &data, 20, false);
+    assert_eq!((first.events_in_run, first.pages_in_run), (20, first.pages_published));
+    let later: Arc<dyn Clock> = Arc::new(Later(SystemClock::default()));
+    let (_, second) = run_at(later.clone(), &market, &data, 40, false);
+    assert_eq!((second.events_accepted, second.events_in_run), (40, 20));
+    assert_eq!(second.pages_in_run, second.pages_published - first.pages_published);
+    assert!((0.001..3_600.0).contains(&second.seconds), "{} s, hours of rest included?", second.seconds);
+    assert!((second.pages_per_second * second.seconds - second.pages_in_run as f64).abs() < 1e-6);
+    let (_, third) = run_at(later, &market, &data, 40, false);
+    assert_eq!((third.pages_in_run, third.seconds, third.pages_per_second), (0, 0.0, 0.0));
 }
 
 fn check(report: &Report) {

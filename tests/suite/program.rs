@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 use endcap::desk;
 use endcap_engine::fixture;
 use endcap_runtime::{Embedded, EmbeddedConfig, SystemClock};
-use endcap_schemas::Page;
+use endcap_schemas::{EventKind, Page, ShopperEvent};
 use endcap_tests::{Endcap, Run};
 use serde_json::{Value, json};
 
@@ -62,12 +62,15 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
         { "id": "future", "user": "ada", "at_ms": 4_000_000_000_000_i64, "kind": "purchase", "lines": [{ "product": "d00001" }] },
         { "id": "absurd", "user": "ada", "at_ms": 1, "kind": "purchase", "lines": [{ "product": "d00001", "quantity": 2_000_000_000 }] },
         { "id": "shape", "user": 7, "at_ms": "yesterday" },
+        { "id": "slash", "user": "a/b", "at_ms": 1_750_000_000_000_i64, "kind": "consent", "personalise": false },
         { "id": "hostile", "user": hostile, "at_ms": 1_750_000_000_000_i64, "kind": "preference", "preference": { "dislikes": [hostile] } },
     ]);
     let (status, answer) = up.post("/v1/events", &body.to_string()).unwrap();
     let statuses: Vec<&str> =
         answer["results"].as_array().unwrap().iter().map(|result| result["status"].as_str().unwrap()).collect();
-    assert_eq!((status, statuses), (200, vec!["accepted", "accepted", "accepted", "rejected", "rejected", "accepted"]));
+    let (accepted, rejected) = ("accepted", "rejected");
+    assert_eq!((status, statuses), (200, vec![accepted, accepted, accepted, rejected, rejected, accepted, accepted]));
+    assert_eq!(answer["results"][3]["index"], 3, "{answer}");
 
     let letters = dead_letters(&up, 4);
     let mut reasons: Vec<&str> = letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
@@ -80,12 +83,20 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
     let path = hostile.replace(' ', "%20").replace('<', "%3C").replace('>', "%3E").replace(';', "%3B");
     up.wait_for(&format!("/v1/pages/{path}"), |page| page["persona"].as_str().map(|_| ())).expect("a page for a hostile name");
 
+    up.wait_for("/v1/pages/default/a/b", |page| page["persona"].as_str().map(|_| ())).expect("a page for an id with a slash");
+
     let metrics = up.text("/metrics").unwrap().1;
-    for name in
-        ["endcap_stage_records_total", "endcap_dead_letters_total", "endcap_page_freshness_seconds", "endcap_stage_seconds_total"]
-    {
-        assert!(metrics.contains(name), "{name} is not in {metrics}");
+    for line in [
+        "# TYPE endcap_stage_records_total counter",
+        "# TYPE endcap_page_freshness_seconds summary",
+        "# TYPE endcap_stage_seconds summary",
+        "endcap_stage_seconds_sum{stage=\"aiqa\",where=\"infer\"} ",
+        "endcap_dead_letters_total{stage=\"context\",kind=\"unknown_product\"} 1",
+        "endcap_dead_letters_total{stage=\"ingest\",kind=\"malformed\"} 2",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
+    up.wait_for("/v1/pipeline", |figures| (figures["refused"] == 2).then_some(())).expect("refused events in the figures");
 
     let (status, answer) = up.post("/v1/events", "{\"id\": ").unwrap();
     assert_eq!(status, 400);
@@ -110,8 +121,56 @@ fn check_offline(place: &Place) {
     }
     let story: Value = serde_json::from_str(&program.succeed(&["explain", "ada"], &["--json"]).unwrap()).unwrap();
     assert_eq!(story["stages"].as_array().unwrap().len(), 5);
-    let output = program.output(&["explain", "nobody"], &[]).unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    for user in ["a/b", "default/a/b"] {
+        let story: Value = serde_json::from_str(&program.succeed(&["explain", user], &["--json"]).unwrap()).unwrap();
+        let event = &story["stages"][0]["explanation"]["event"];
+        assert_eq!((&story["user"], &event["personalise"]), (&json!("default/a/b"), &json!(false)));
+    }
+    for (user, part) in [("nobody", "shopper nobody: no event"), ("b/a", "neither as `tenant/user` nor as an id with a slash")] {
+        let output = program.output(&["explain", user], &[]).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn lines_that_are_no_events_hold_up_no_others() {
+    let place = place();
+    let up = place.program().up(&["--models", &place.models, "--shoppers", "0", "--debounce", "0s"]).expect("a running endcap");
+    let body = format!("{0}\nno json\n\n{0}\n", purchase("e1", "ada", "d00001"));
+    let (status, answer) = up.post("/v1/events", &body).unwrap();
+    assert_eq!((status, &answer["accepted"], &answer["repeated"], &answer["rejected"]), (200, &json!(1), &json!(1), &json!(1)));
+    let lines: Vec<&Value> = answer["results"].as_array().unwrap().iter().map(|result| &result["line"]).collect();
+    assert_eq!(lines, [1, 2, 4]);
+    assert!(answer["results"][1]["reason"].as_str().unwrap().contains("not JSON"), "{answer}");
+    assert_eq!(dead_letters(&up, 1)[0]["original"], "no json");
+    up.wait_for("/v1/journey/ada", |answer| answer["stages"].as_array()?.first().map(|_| ())).expect("a folded event");
+    assert_eq!(up.post("/v1/events", &purchase("e1", "ada", "d00001").to_string()).unwrap().1["repeated"], 1);
+
+    let view = |n: usize| format!("{}\n", purchase(&format!("v{n}"), "bob", "d00001")).replace("purchase", "view");
+    let mut lines: Vec<String> = (1..=520).map(view).collect();
+    (lines[1], lines[2], lines[509], lines[510]) = ("{\"id\": \n".into(), "\n".into(), view(509), "\u{1b}[2J\n".into());
+    let file = place.file("events.jsonl", &lines.concat());
+    let address = up.address().trim_start_matches("http://");
+    let output = place.program().plain(&["send", &file, "--to", address]).unwrap();
+    let (out, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!((output.status.code(), out.trim()), (Some(1), "516 taken, 1 repeated, 2 rejected"), "{said}");
+    let parts = ["line 2: not JSON", "line 511: not JSON", "2 events were rejected"];
+    assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    let listed = place.program().succeed(&["dlq", "ls"], &[]).unwrap();
+    assert!(listed.lines().count() == 3 && listed.contains("\\u{1b}[2J"), "what a terminal would obey is written out: {listed}");
+}
+
+#[test]
+fn the_events_in_the_readme_are_events() {
+    let readme = include_str!("../../README.md");
+    let mut kinds = Vec::new();
+    for line in readme.lines().filter(|line| line.starts_with("{\"id\"")) {
+        let event: ShopperEvent = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        event.check().unwrap_or_else(|fault| panic!("{line}: {fault}"));
+        kinds.push(event.kind);
+    }
+    assert_eq!(kinds, [EventKind::Preference, EventKind::Consent, EventKind::Erase]);
 }
 
 #[test]
@@ -126,14 +185,14 @@ fn a_bounded_run_ends_by_itself_with_a_report_and_starts_again_where_it_was() {
         place.program().up(&args).unwrap().wait().unwrap();
         let report: Value = serde_json::from_str(&fs::read_to_string(&report).unwrap()).unwrap();
         assert_eq!(report["events_accepted"].to_string(), events);
+        let worked = report["events_in_run"].as_u64().unwrap() > 0;
+        assert_eq!(report["seconds"].as_f64().unwrap() > 0.0, worked, "a run without work takes no time: {report}");
         check_report(&report);
     }
 }
 
 fn check_report(report: &Value) {
-    for field in
-        ["shoppers_changed", "shoppers_with_page", "pages_published", "placements_published", "fallback_share", "seconds"]
-    {
+    for field in ["shoppers_changed", "shoppers_with_page", "pages_published", "placements_published", "fallback_share"] {
         assert!(report[field].as_f64().unwrap() > 0.0, "{field}: {report}");
     }
     for field in ["keywords_outside_candidates", "dietary_contradictions"] {
@@ -153,8 +212,11 @@ fn the_page_and_its_interface_are_guarded() {
     let program = place.program();
     let args = ["--models", &place.models, "--shoppers", "0", "--token", "correct-horse-battery"];
     let up = program.up(&args).unwrap();
-    for path in ["/", "/app.js", "/v1/shoppers", "/v1/pipeline", "/metrics", "/health/live"] {
+    for path in ["/", "/app.js", "/v1/shoppers", "/v1/pipeline", "/metrics", "/health", "/healthy/live"] {
         assert_eq!(up.text(path).unwrap().0, 401, "{path}");
+    }
+    for path in ["/health/live", "/health/ready"] {
+        assert_eq!(up.text(path).unwrap().0, 200, "{path}: a probe brings no token");
     }
     let second = program.output(&["up"], &["--models", &place.models, "--bind", "127.0.0.1:0"]).unwrap();
     assert_eq!(second.status.code(), Some(1));
@@ -186,14 +248,22 @@ fn wrong_usage_and_wrong_files_are_one_clear_error() {
     for (subcommand, args, code, parts) in [
         (vec!["up"], vec!["--bind", "0.0.0.0:0"], 2, vec!["`token` is needed"]),
         (vec!["up"], vec!["--config", &config], 2, vec!["unknown key `colour`", "`rate` must be", "unknown field `beauty`"]),
+        (vec!["up"], vec!["--rate", "-1"], 2, vec!["`rate` must be events per second, more than 0", "-1"]),
         (vec!["up"], vec!["--exit-when-drained"], 1, vec!["--events"]),
         (vec!["up"], vec!["--models", "/nowhere"], 1, vec!["/nowhere"]),
         (
             vec!["up"],
-            vec!["--market", "/nowhere", "--models", &place.models, "--bind", "127.0.0.1:0"],
+            vec!["--market", "/nowhere", "--models", "/nowhere/either", "--bind", "127.0.0.1:0"],
             1,
             vec!["no market in /nowhere"],
         ),
+        (
+            vec!["up"],
+            vec!["--models", "/nowhere", "--report", "/nowhere/r.json"],
+            1,
+            vec!["cannot write the report to /nowhere/r.json"],
+        ),
+        (vec!["up"], vec!["--models", "/nowhere", "--replay-events"], 1, vec!["name it with --market"]),
         (vec!["dlq", "ls"], vec![], 1, vec!["holds no log"]),
         (vec!["frobnicate"], vec![], 2, vec!["unrecognized subcommand"]),
     ] {
@@ -207,6 +277,77 @@ fn wrong_usage_and_wrong_files_are_one_clear_error() {
     let output = program.output(&["up"], &["--models", &place.models, "--bind", "127.0.0.1:0"]).unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && said.contains("model.safetensors"), "{said}");
+}
+
+#[test]
+fn health_answers_from_the_first_moment_and_tells_what_the_start_is_at() {
+    let place = place();
+    let up = place.program().start(&["--models", &place.models, "--shoppers", "0"]).unwrap();
+    let (status, answer) = up.get("/health/ready").unwrap();
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer["troubles"][0].as_str().unwrap().starts_with("starting: "), "{answer}");
+    assert_eq!(up.get("/health/live").unwrap().0, 200);
+    for (status, answer) in
+        [up.get("/v1/shoppers").unwrap(), up.post("/v1/events", &purchase("e", "ada", "d00001").to_string()).unwrap()]
+    {
+        assert!(status == 503 && answer["error"].as_str().unwrap().starts_with("starting: "), "{status} {answer}");
+    }
+    let counted = |answer: &Value| answer["troubles"][0].as_str()?.contains("keywords: ").then_some(());
+    up.wait_for("/health/ready", counted).expect("how far the index is");
+    up.wait_for("/health/ready", |answer| (answer["ok"] == true).then_some(())).expect("a start that ends");
+}
+
+#[test]
+fn the_first_ctrl_c_works_everything_off_and_the_second_leaves_the_rest() {
+    let place = place();
+    let args = ["--models", &place.models, "--shoppers", "5", "--rate", "20", "--debounce", "0s"];
+    for signals in [1, 2] {
+        let data = place.dir.path().join(format!("data-{signals}"));
+        if signals == 2 {
+            copy_market(&place.dir.path().join("data-1"), &data);
+        }
+        let up = Run::new(PROGRAM, &data).up(&args).unwrap();
+        let events: Vec<Value> = (0..16).map(|n| purchase(&format!("e{n}"), &format!("user-{n}"), "d00001")).collect();
+        assert_eq!(up.post("/v1/events", &json!(events).to_string()).unwrap().0, 200);
+        up.interrupt().unwrap();
+        if signals == 2 {
+            let draining = |answer: &Value| answer["troubles"][0].as_str()?.starts_with("draining: ").then_some(());
+            up.wait_for("/health/ready", draining).unwrap();
+            let (status, answer) = up.post("/v1/events", &purchase("late", "ada", "d00001").to_string()).unwrap();
+            assert!(status == 503 && answer["error"].as_str().unwrap().starts_with("ending: "), "{status} {answer}");
+            up.interrupt().unwrap();
+        }
+        up.wait().expect("an orderly end");
+        let file =
+            Embedded::open(endcap::data::file_in(&data), EmbeddedConfig::default(), Arc::new(SystemClock::default())).unwrap();
+        let waiting: u64 = file.groups().unwrap().iter().map(|group| group.backlog.waiting).sum();
+        if signals == 1 {
+            assert_eq!(waiting, 0, "everything that was accepted is worked off");
+            assert!(file.pages_count().unwrap() >= 16);
+        }
+    }
+}
+
+#[test]
+fn with_json_logs_standard_error_holds_json_alone() {
+    let place = place();
+    let up = ["--models", &place.models, "--bind", "127.0.0.1:0", "--log-format", "json"];
+    let bounded = [&up[..], &["--shoppers", "3", "--events", "6", "--exit-when-drained"]].concat();
+    let unknown = place.file("endcap.toml", "colour = \"red\"\nlog_format = \"json\"\n");
+    for (args, code, last) in [
+        (bounded, 0, ""),
+        (vec!["--models", "/nowhere", "--bind", "127.0.0.1:0", "--log-format", "json"], 1, "/nowhere"),
+        (vec!["--config", &unknown], 2, "unknown key `colour`"),
+    ] {
+        let output = place.program().output(&["up"], &args).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        let lines: Vec<Value> =
+            said.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"))).collect();
+        let end = lines.last().unwrap();
+        assert!(end["message"].as_str().unwrap().contains(last), "{end}");
+        assert_eq!(end["level"] == "ERROR", code != 0, "{end}");
+    }
 }
 
 #[test]
@@ -236,6 +377,55 @@ fn products_that_are_imported_and_withdrawn_are_followed_without_a_restart() {
     post("e2", "p3");
     let changed = |answer: &Value| answer["stages"].as_array()?.iter().find(|stage| stage["stage"] == "context").map(|_| ());
     up.wait_for("/v1/journey/ada", changed).expect("an event on a product that came later");
+}
+
+#[test]
+fn an_import_that_fails_leaves_nothing_behind_and_unknown_ids_are_told() {
+    let place = place();
+    let market = place.dir.path().join("markets").join("shop");
+    let import = |args: &[&str]| {
+        let target = market.display().to_string();
+        let output = place.program().plain(&[&["import"], args, &["--no-index", "--market", &target]].concat()).unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), said)
+    };
+    let product = |id: &str| {
+        json!({ "id": id, "name": "green tea", "brand": "", "size": "", "price_cents": 100, "category_path": ["pantry", "tea"],
+                "violates": [], "age_restricted": false, "popularity": 0.5, "in_stock": true })
+    };
+    let good = place.file("good.jsonl", &format!("{}\n{}\n", product("p1"), product("p2")));
+    let (bad, gone) = (place.file("bad.tsv", "a\tb\n"), place.file("gone.txt", "p1\nq1\nq2\n"));
+    for (args, part) in [
+        (["catalog", &bad, "--format", "endcap-json"], "one JSON object"),
+        (["catalog", "/nowhere", "--format", "endcap-json"], "cannot read /nowhere"),
+        (["catalog", &good, "--format", "yaml"], "no catalogue format"),
+        (["keywords", &bad, "--format", "tsv"], "expected a header"),
+        (["events", &bad, "--format", "completejourney"], "expected a header"),
+        (["events", "/nowhere", "--format", "endcap-json"], "cannot read /nowhere"),
+    ] {
+        let (code, said) = import(&args);
+        assert!(code == Some(1) && said.contains(part), "{args:?}: {said}");
+        assert!(!market.parent().unwrap().exists(), "{args:?} leaves a market");
+    }
+    let (code, said) = import(&["catalog", &good, "--format", "endcap-json", "--withdraw", &gone]);
+    assert_eq!(code, Some(0), "{said}");
+    let parts = [
+        "2 products added, 0 changed, 1 withdrawn",
+        "2 ids of",
+        "belong to no product: q1, q2; ",
+        "rejects-gone.txt.tsv lists them",
+    ];
+    for part in parts {
+        assert!(said.contains(part), "{said}");
+    }
+    let files = || {
+        let mut names: Vec<_> = fs::read_dir(&market).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort_unstable();
+        names
+    };
+    let before = files();
+    assert_eq!(import(&["events", &bad, "--format", "completejourney"]).0, Some(1));
+    assert_eq!(files(), before, "no draft stays");
 }
 
 #[test]

@@ -7,8 +7,8 @@ use endcap_inference::{Embed, Embedding, Model, ModelError};
 
 use crate::{
     Bert, EncodeLimits, ModelDir, Result, Segments, Tokenizer,
-    reader::{TEXT_TOKENS_MAX, passes},
-    writer::{name, read_tokenizer, version},
+    load::{name, read_tokenizer, version},
+    passes::{TEXT_TOKENS_MAX, passes},
 };
 
 /// The embedding model.
@@ -139,5 +139,15 @@ mod tests {
         let answers = model.answer(vec![texts().remove(0), endless, texts().remove(2)]).unwrap();
         assert!(answers[0].is_ok() && answers[2].is_ok());
         assert!(matches!(answers[1], Err(ModelError::Request(_))));
+    }
+
+    #[test]
+    fn a_cross_encoder_is_no_encoder() {
+        let dir = tempfile::tempdir().unwrap();
+        fixture::write_cross_encoder(dir.path(), 5).unwrap();
+        let error = EmbedModel::load(dir.path(), &Device::Cpu).err().unwrap().to_string();
+        assert!(error.contains(dir.path().to_str().unwrap()) && error.contains("use an encoder's directory"), "{error}");
+        fixture::write_encoder(dir.path(), 5).unwrap();
+        EmbedModel::load(dir.path(), &Device::Cpu).unwrap();
     }
 }

@@ -12,7 +12,7 @@ pub use prompt::{KeywordEncoder, KeywordPrompt, KeywordPromptError};
 use crate::{
     EngineError, GenerateLimits, KeywordLimits, Result, TrieConstraint,
     generate::Job,
-    writer::{Writer, WriterFiles},
+    generator::{DecoderFiles, Generator},
 };
 
 /// Name of the candidate head's weight `[1, hidden]` in an adapter's file.
@@ -23,7 +23,7 @@ const BIAS_WEIGHT: f32 = 1.0;
 
 /// The keyword model: a decoder that can only say candidates.
 pub struct KeywordModel {
-    writer: Writer,
+    generator: Generator,
     encoder: KeywordEncoder,
     bias_weight: f32,
     version: String,
@@ -38,24 +38,24 @@ impl KeywordModel {
     /// # Errors
     /// [`EngineError`] when a file is missing or does not fit.
     pub fn load(dir: &Path, adapter: Option<&Path>, device: &Device) -> Result<Self> {
-        let mut files = WriterFiles::read(dir, adapter, device)?;
+        let mut files = DecoderFiles::read(dir, "keywords", adapter, device)?;
         let bias_weight = files.setting("endcap_bias_weight")?.unwrap_or(BIAS_WEIGHT);
         let encoder = KeywordEncoder::new(files.tokenizer.clone()).map_err(|e| EngineError::model(e.to_string()))?;
         let head = files.extra.remove(CANDIDATE_HEAD);
-        let writer = Writer::new(files.decoder, head, GenerateLimits::for_device(device))?;
-        Ok(Self { writer, encoder, bias_weight, version: files.version })
+        let generator = Generator::new(files.decoder, head, GenerateLimits::for_device(device))?;
+        Ok(Self { generator, encoder, bias_weight, version: files.version })
     }
 
     /// The model with other limits of its loop.
     #[must_use]
     pub fn with_limits(mut self, limits: GenerateLimits) -> Self {
-        self.writer = self.writer.with_limits(limits);
+        self.generator = self.generator.with_limits(limits);
         self
     }
 
     /// Whether candidates are scored.
     pub fn has_head(&self) -> bool {
-        self.writer.has_head()
+        self.generator.has_head()
     }
 
     fn job(&mut self, request: &ChooseKeywords) -> Result<Job<TrieConstraint>, ModelError> {
@@ -67,7 +67,7 @@ impl KeywordModel {
         let longest = terms.iter().map(|term| term.len()).max().unwrap_or(0);
         // One more keeps a list that is full from counting as cut short.
         let answer_tokens_max = request.keywords_max.min(terms.len()) * longest + self.encoder.end().len() + 1;
-        let probes = if self.writer.has_head() { prompt.ends } else { Vec::new() };
+        let probes = if self.generator.has_head() { prompt.ends } else { Vec::new() };
         Ok(Job { prompt: prompt.tokens, probes, constraint, answer_tokens_max })
     }
 }
@@ -83,7 +83,7 @@ impl Model for KeywordModel {
 
     fn answer(&mut self, batch: Vec<ChooseKeywords>) -> Result<Vec<Result<ChosenKeywords, ModelError>>, ModelError> {
         let jobs = batch.iter().map(|request| self.job(request)).collect();
-        let done = self.writer.write(jobs)?;
+        let done = self.generator.write(jobs)?;
         Ok(done
             .into_iter()
             .map(|done| done.map(|done| ChosenKeywords { picks: done.constraint.picks().to_vec(), tokens: done.counts }))
@@ -176,9 +176,9 @@ mod tests {
         let mut model = KeywordModel::load(dir.path(), Some(&adapter), &Device::Cpu).unwrap();
         let request = ChooseKeywords { keywords_min: 8, ..request(5) };
         let prompt = model.encoder.prompt(&request).unwrap();
-        let mut cache = model.writer.decoder().cache(prompt.tokens.len());
+        let mut cache = model.generator.decoder().cache(prompt.tokens.len());
         let step = crate::StepInput { seq: 0, tokens: &prompt.tokens };
-        let output = model.writer.decoder().step(&mut [&mut cache], &[step], &crate::Want::rows(&prompt.ends)).unwrap();
+        let output = model.generator.decoder().step(&mut [&mut cache], &[step], &crate::Want::rows(&prompt.ends)).unwrap();
         let head = crate::read_tensors(&adapter, &Device::Cpu).unwrap().remove(CANDIDATE_HEAD).unwrap();
         let scores: Vec<f32> = output.hidden.matmul(&head.t().unwrap()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let mut best: Vec<usize> = (0..scores.len()).collect();

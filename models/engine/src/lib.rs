@@ -13,17 +13,17 @@ mod error;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
 mod generate;
+mod generator;
 mod keywords;
 mod layer;
 mod load;
 pub mod ops;
+mod passes;
 mod random;
-mod reader;
 mod relevance;
 mod segments;
 mod themes;
 mod tokenizer;
-mod writer;
 
 pub use bert::{Bert, BertConfig, BertCrossEncoder, BertLayer, BertWeights, Norm, Pooling};
 pub use cross_encoder::CrossEncoder;
@@ -44,7 +44,7 @@ pub use constraint::{
 pub use embed::EmbedModel;
 pub use generate::{GenerateError, GenerateLimits, Generated, Job};
 pub use keywords::{CANDIDATE_HEAD, KeywordEncoder, KeywordModel, KeywordPrompt, KeywordPromptError};
-pub use reader::EncodeLimits;
+pub use passes::EncodeLimits;
 pub use relevance::RelevanceModel;
 pub use themes::ThemeModel;
 pub use tokenizer::{PairEncoding, TEXT_MAX_BYTES, Tokenizer, TokenizerError, demo_tokenizer};

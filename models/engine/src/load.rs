@@ -1,4 +1,4 @@
-//! Model directories: `config.json`, `model.safetensors` (or its shards), and what can be wrong with them.
+//! Model directories: `config.json`, `model.safetensors` (or its shards), `tokenizer.json`, and what can be wrong with them.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,11 +12,12 @@ use safetensors::{SafeTensorError, SafeTensors};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{EngineError, Result};
+use crate::{Adapter, EngineError, Result, Tokenizer, TokenizerError};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+const TOKENIZER: &str = "tokenizer.json";
 /// Digits of a version.
 const VERSION_DIGITS: usize = 12;
 
@@ -88,6 +89,14 @@ impl ModelDir {
             all.extend(read_tensors(file, &Device::Cpu)?);
         }
         Ok(all)
+    }
+
+    /// Short fingerprint of the weights alone: what an adapter belongs to.
+    ///
+    /// # Errors
+    /// [`EngineError::File`] when a file cannot be read.
+    pub fn weights_version(&self) -> Result<String> {
+        version_of(&self.weights)
     }
 
     /// Short fingerprint of weights and config: equal files, equal version.
@@ -166,10 +175,7 @@ pub fn read_tensors(path: &Path, device: &Device) -> Result<HashMap<String, Tens
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(EngineError::file(path, "it is a Git LFS pointer, not the weights", "run git lfs pull"));
     }
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| {
-        let (what, remedy) = fault(&error);
-        EngineError::file(path, format!("{what} ({error})"), remedy)
-    })?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| foreign(path, &error))?;
     file.tensors()
         .into_iter()
         .map(|(name, view)| match view.load(device) {
@@ -179,13 +185,24 @@ pub fn read_tensors(path: &Path, device: &Device) -> Result<HashMap<String, Tens
         .collect()
 }
 
-fn fault(error: &SafeTensorError) -> (&'static str, &'static str) {
-    match error {
+/// What a safetensors file says about itself beside its tensors.
+///
+/// # Errors
+/// [`EngineError::File`] when it is missing, cut short or foreign.
+pub(crate) fn read_metadata(path: &Path) -> Result<HashMap<String, String>> {
+    let bytes = map(path)?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| foreign(path, &error))?;
+    Ok(header.metadata().clone().unwrap_or_default())
+}
+
+fn foreign(path: &Path, error: &SafeTensorError) -> EngineError {
+    let (what, remedy) = match error {
         SafeTensorError::HeaderTooSmall | SafeTensorError::InvalidHeaderLength | SafeTensorError::MetadataIncompleteBuffer => {
             ("it is cut short", "fetch it again")
         }
         _ => ("it is not a safetensors file", "convert the weights to safetensors"),
-    }
+    };
+    EngineError::file(path, format!("{what} ({error})"), remedy)
 }
 
 fn map(path: &Path) -> Result<Mmap> {
@@ -204,122 +221,43 @@ pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<(
         .map_err(|error| EngineError::file(path, error, "check the directory and its space"))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Bert, Decoder, DecoderConfig, DecoderWeights};
+/// The tokenizer of a model's directory.
+pub(crate) fn read_tokenizer(dir: &ModelDir) -> Result<Tokenizer> {
+    let path = dir.path().join(TOKENIZER);
+    Tokenizer::from_file(&path).map_err(|error| {
+        let what = match error {
+            TokenizerError::Read { source, .. } => source.to_string(),
+            TokenizerError::File { what, .. } => what,
+            other => other.to_string(),
+        };
+        EngineError::file(&path, what, "use the tokenizer.json that belongs to the model")
+    })
+}
 
-    fn config() -> DecoderConfig {
-        DecoderConfig {
-            vocab: 20,
-            hidden: 16,
-            inner: 16,
-            layers: 1,
-            heads: 2,
-            kv_heads: 2,
-            head: 8,
-            eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope_scaling: None,
-            tied: true,
-            qkv_bias: false,
-            positions: 32,
-        }
-    }
-
-    /// A directory with a small decoder in bf16.
-    fn model() -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        let tensors = DecoderWeights::random(&config(), 1).unwrap().to_hf(&config()).unwrap();
-        let narrow = tensors.into_iter().map(|(name, x)| (name, x.to_dtype(DType::BF16).unwrap())).collect();
-        write_tensors(&dir.path().join(WEIGHTS), &narrow).unwrap();
-        std::fs::write(dir.path().join(CONFIG), config().to_json().to_string()).unwrap();
-        dir
-    }
-
-    #[test]
-    fn a_model_is_read_as_f32_and_its_version_follows_its_files() {
-        let dir = model();
-        let decoder = Decoder::load(dir.path(), &Device::Cpu).unwrap();
-        assert_eq!(decoder.weights().embeddings.dtype(), DType::F32);
-        let version = |dir: &Path| ModelDir::open(dir).unwrap().version().unwrap();
-        assert_eq!(version(dir.path()), version(model().path()), "equal files have equal versions");
-        let before = version(dir.path());
-        assert_eq!(before.len(), VERSION_DIGITS);
-        let mut changed = config().to_json();
-        changed["rms_norm_eps"] = 1e-6.into();
-        std::fs::write(dir.path().join(CONFIG), changed.to_string()).unwrap();
-        assert_ne!(version(dir.path()), before);
-    }
-
-    #[test]
-    fn shards_are_read_like_one_file() {
-        let dir = model();
-        let whole = ModelDir::open(dir.path()).unwrap().tensors().unwrap();
-        std::fs::remove_file(dir.path().join(WEIGHTS)).unwrap();
-        let mut places = serde_json::Map::new();
-        let mut parts: [HashMap<String, Tensor>; 2] = Default::default();
-        for (i, (name, tensor)) in whole.iter().enumerate() {
-            parts[i % 2].insert(name.clone(), tensor.clone());
-            places.insert(name.clone(), format!("model-{}.safetensors", i % 2).into());
-        }
-        for (i, part) in parts.iter().enumerate() {
-            write_tensors(&dir.path().join(format!("model-{i}.safetensors")), part).unwrap();
-        }
-        std::fs::write(dir.path().join(INDEX), serde_json::json!({ "weight_map": places }).to_string()).unwrap();
-        let read = ModelDir::open(dir.path()).unwrap().tensors().unwrap();
-        assert_eq!(read.len(), whole.len());
-        Decoder::load(dir.path(), &Device::Cpu).unwrap();
-    }
-
-    #[test]
-    fn broken_directories_say_which_file_and_what_to_do() {
-        type Break = fn(&Path);
-        let cases: [(&str, Break, &str, &str); 8] = [
-            ("no weights", |d| std::fs::remove_file(d.join(WEIGHTS)).unwrap(), WEIGHTS, "check that the file exists"),
-            ("cut in the values", |d| shorten(d, 2_000), WEIGHTS, "cut short"),
-            ("cut in the header", |d| shorten(d, 100), WEIGHTS, "cut short"),
-            ("cut in the length", |d| shorten(d, 3), WEIGHTS, "cut short"),
-            ("foreign weights", |d| std::fs::write(d.join(WEIGHTS), [b'x'; 64]).unwrap(), WEIGHTS, "not a safetensors file"),
-            (
-                "a pointer",
-                |d| std::fs::write(d.join(WEIGHTS), "version https://git-lfs.github.com/spec/v1\noid sha256:0\n").unwrap(),
-                WEIGHTS,
-                "git lfs pull",
-            ),
-            ("no config", |d| std::fs::remove_file(d.join(CONFIG)).unwrap(), CONFIG, "give the directory of a model"),
-            ("half a config", |d| std::fs::write(d.join(CONFIG), "{\"model_type\": \"lla").unwrap(), CONFIG, "not the JSON"),
-        ];
-        for (name, break_it, file, says) in cases {
-            let dir = model();
-            break_it(dir.path());
-            let error = Decoder::load(dir.path(), &Device::Cpu).unwrap_err().to_string();
-            assert!(error.contains(file) && error.contains(says), "{name}: {error}");
-            assert!(!error.contains('\n'), "{name}: {error}");
-        }
-    }
-
-    fn shorten(dir: &Path, keep: usize) {
-        let bytes = std::fs::read(dir.join(WEIGHTS)).unwrap();
-        assert!(bytes.len() > keep);
-        std::fs::write(dir.join(WEIGHTS), &bytes[..keep]).unwrap();
-    }
-
-    #[test]
-    fn another_architecture_is_refused_by_name() {
-        let error = Bert::load(model().path(), &Device::Cpu).unwrap_err().to_string();
-        assert!(error.contains("llama"), "{error}");
-    }
-
-    #[test]
-    fn devices_are_named() {
-        assert!(parse_device("cpu").unwrap().is_cpu());
-        for name in ["", "gpu", "cuda:x", "cpu:1"] {
-            assert!(parse_device(name).is_err(), "{name:?}");
-        }
-        if !cfg!(feature = "cuda") {
-            let error = parse_device("cuda").unwrap_err().to_string();
-            assert!(error.contains("--features cuda"), "{error}");
-        }
+/// The value of `key` in a model's `config.json`, if it is there.
+pub(crate) fn setting<T: DeserializeOwned>(dir: &ModelDir, key: &str) -> Result<Option<T>> {
+    match dir.config().get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => T::deserialize(value).map(Some).map_err(|error| {
+            EngineError::file(&dir.path().join(CONFIG), format!("{key}: {error}"), "correct it or leave it out")
+        }),
     }
 }
+
+/// A directory's name, or an adapter file's without what says that it is one.
+pub(crate) fn name(path: &Path) -> String {
+    let name = path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
+    let stem = name.strip_suffix(".safetensors").unwrap_or(&name);
+    stem.strip_suffix(".adapter").unwrap_or(stem).to_owned()
+}
+
+/// `name`, then fingerprints of a model's own files and of what is used beside them.
+pub(crate) fn version(name: String, dir: &ModelDir, adapter: Option<&Path>) -> Result<String> {
+    let mut beside = vec![dir.path().join(TOKENIZER)];
+    beside.extend(adapter.map(Path::to_owned));
+    beside.extend(adapter.map(Adapter::config_path));
+    Ok(format!("{name}@{}.{}", dir.version()?, version_of(&beside)?))
+}
+
+#[cfg(test)]
+mod tests;

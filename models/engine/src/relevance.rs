@@ -7,8 +7,8 @@ use endcap_inference::{Model, ModelError, Pair, Relevance};
 
 use crate::{
     CrossEncoder, EncodeLimits, EngineError, ModelDir, PairEncoding, Result, Segments, Tokenizer,
-    reader::{TEXT_TOKENS_MAX, passes},
-    writer::{name, read_tokenizer, setting, version},
+    load::{name, read_tokenizer, setting, version},
+    passes::{TEXT_TOKENS_MAX, passes},
 };
 
 /// Probability from which a pair passes, where `config.json` does not say otherwise.

@@ -8,7 +8,7 @@ use endcap_inference::{Model, ModelError, WriteThemes, WrittenThemes};
 use crate::{
     EngineError, GenerateLimits, JsonConstraint, JsonGrammar, Result, TextLimits, Tokenizer,
     generate::{Job, Machine},
-    writer::{Writer, WriterFiles},
+    generator::{DecoderFiles, Generator},
 };
 
 /// Longest document where `config.json` does not say otherwise, in tokens.
@@ -16,7 +16,7 @@ const ANSWER_TOKENS_MAX: usize = 1_024;
 
 /// The theme model: a decoder held to the schema of [`endcap_inference::prompts::ThemesDocument`].
 pub struct ThemeModel {
-    writer: Writer,
+    generator: Generator,
     tokenizer: Arc<Tokenizer>,
     grammar: JsonGrammar,
     answer_tokens_max: usize,
@@ -31,18 +31,18 @@ impl ThemeModel {
     /// # Errors
     /// [`EngineError`] when a file is missing or does not fit.
     pub fn load(dir: &Path, adapter: Option<&Path>, device: &Device) -> Result<Self> {
-        let files = WriterFiles::read(dir, adapter, device)?;
+        let files = DecoderFiles::read(dir, "themes", adapter, device)?;
         let texts: TextLimits = files.setting("endcap_text_chars")?.unwrap_or_default();
         let answer_tokens_max = files.setting("endcap_answer_tokens_max")?.unwrap_or(ANSWER_TOKENS_MAX);
         let grammar = JsonGrammar::new(files.tokenizer.clone(), texts).map_err(|e| EngineError::model(e.to_string()))?;
-        let writer = Writer::new(files.decoder, None, GenerateLimits::for_device(device))?;
-        Ok(Self { writer, tokenizer: files.tokenizer, grammar, answer_tokens_max, version: files.version })
+        let generator = Generator::new(files.decoder, None, GenerateLimits::for_device(device))?;
+        Ok(Self { generator, tokenizer: files.tokenizer, grammar, answer_tokens_max, version: files.version })
     }
 
     /// The model with other limits of its loop.
     #[must_use]
     pub fn with_limits(mut self, limits: GenerateLimits) -> Self {
-        self.writer = self.writer.with_limits(limits);
+        self.generator = self.generator.with_limits(limits);
         self
     }
 
@@ -50,7 +50,7 @@ impl ThemeModel {
         let refuse = |error: &dyn std::error::Error| ModelError::Request(error.to_string());
         let prompt = self.tokenizer.encode(&request.prompt).map_err(|e| refuse(&e))?;
         Ok(Job {
-            answer_tokens_max: self.answer_tokens_max.min(self.writer.positions().saturating_sub(prompt.len())),
+            answer_tokens_max: self.answer_tokens_max.min(self.generator.positions().saturating_sub(prompt.len())),
             prompt,
             probes: Vec::new(),
             constraint: self.grammar.document(request.themes).map_err(|e| refuse(&e))?,
@@ -68,7 +68,7 @@ impl Model for ThemeModel {
 
     fn answer(&mut self, batch: Vec<WriteThemes>) -> Result<Vec<Result<WrittenThemes, ModelError>>, ModelError> {
         let jobs = batch.iter().map(|request| self.job(request)).collect();
-        let done = self.writer.write(jobs)?;
+        let done = self.generator.write(jobs)?;
         Ok(done
             .into_iter()
             .map(|done| done.map(|done| WrittenThemes { json: self.tokenizer.decode(&done.tokens), tokens: done.counts }))

@@ -29,7 +29,15 @@ pub enum TokenizerError {
         /// The system's reason.
         source: io::Error,
     },
-    /// The file is no tokenizer that the engine knows.
+    /// The file is cut short, or no tokenizer that the engine knows.
+    #[error("cannot understand tokenizer {path}: {what}: use the tokenizer.json that belongs to the model")]
+    File {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The text is no tokenizer that the engine knows.
     #[error("cannot understand tokenizer: {0}")]
     Format(String),
     /// A token that the work needs is not in the vocabulary.
@@ -77,10 +85,14 @@ impl Tokenizer {
     /// Reads `tokenizer.json` at `path`.
     ///
     /// # Errors
-    /// [`TokenizerError::Read`] and [`TokenizerError::Format`].
+    /// [`TokenizerError::Read`] and [`TokenizerError::File`].
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
-        let json = fs::read(path).map_err(|source| TokenizerError::Read { path: path.display().to_string(), source })?;
-        Self::from_json(&json)
+        let name = || path.display().to_string();
+        let json = fs::read(path).map_err(|source| TokenizerError::Read { path: name(), source })?;
+        Self::from_json(&json).map_err(|error| match error {
+            TokenizerError::Format(what) => TokenizerError::File { path: name(), what },
+            other => other,
+        })
     }
 
     /// Reads the contents of a `tokenizer.json`.

@@ -7,7 +7,7 @@ use endcap_schemas::{Brief, Budget, ContextChanged, DietSet, Product, Season, Th
 use serde::{Deserialize, Serialize};
 
 /// Version of these texts: part of cache keys, page versions and manifests. Raise it with every change below.
-pub const VERSION: &str = "2";
+pub const VERSION: &str = "3";
 
 /// Favourite categories that a theme prompt names.
 pub const FAVOURITES_MAX: usize = 10;
@@ -95,13 +95,15 @@ pub fn plain(text: &str) -> String {
 }
 
 /// What the taxonomy holds around a shopper, retrieved for LLM 1 so that it need not know a market's leaves by heart. A shelf is a leaf,
-/// then the leaves that go with it.
+/// then the leaves that go with it; no leaf begins two of them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Nearby {
     /// Shelves that suit the shopper, best first.
     pub suited: Vec<Vec<String>>,
     /// Shelves in season, best first.
     pub in_season: Vec<Vec<String>>,
+    /// Shelves beside the latest purchases that the shopper has not bought from.
+    pub unfamiliar: Vec<Vec<String>>,
 }
 
 /// The prompt of LLM 1 for a shopper, up to and with [`mark::OUT`]; the answer begins with [`json::OPEN`].
@@ -116,13 +118,15 @@ pub fn themes(context: &ContextChanged, nearby: &Nearby) -> String {
     for purchase in context.recent.iter().take(RECENT_MAX) {
         item(&mut prompt, &purchase.name);
     }
-    let shelf = |prompt: &mut String, shelf: &Vec<String>| {
-        prompt.push_str(mark::CONCEPT);
-        shelf.iter().for_each(|leaf| item(prompt, leaf));
-    };
-    nearby.suited.iter().for_each(|leaves| shelf(&mut prompt, leaves));
-    prompt.push_str(mark::SEASON);
-    nearby.in_season.iter().for_each(|leaves| shelf(&mut prompt, leaves));
+    for (mark, shelves) in
+        [(mark::FAVOURITES, &nearby.suited), (mark::SEASON, &nearby.in_season), (mark::RECENT, &nearby.unfamiliar)]
+    {
+        prompt.push_str(mark);
+        for shelf in shelves {
+            prompt.push_str(mark::CONCEPT);
+            shelf.iter().for_each(|leaf| item(&mut prompt, leaf));
+        }
+    }
     prompt.push_str(mark::OUT);
     prompt
 }

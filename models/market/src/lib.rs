@@ -19,7 +19,7 @@ mod wording;
 pub use households::{Household, Taste};
 pub use market::{DEMO_SEED, Market};
 pub use merchandiser::{MerchandisedPage, Merchandiser};
-pub use random::hash;
+pub use random::{fnv1a, hash};
 pub use samples::{Samples, ThemeSample};
 pub use shoppers::Shoppers;
 pub use terms::held_out;

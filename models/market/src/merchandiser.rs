@@ -19,9 +19,8 @@ const CONCEPTS: usize = 3;
 const PER_DEPARTMENT_MAX: usize = 3;
 /// A leaf is in season from this boost on.
 const SEASON_BOOST_MIN: f32 = 0.3;
-/// Shelves that a theme prompt names: as many as a page has themes, and a few in season.
-const NEARBY_SUITED: usize = 8;
-const NEARBY_IN_SEASON: usize = 2;
+/// Shelves of each kind that a theme prompt names beyond those of the merchandiser's own page.
+const NEARBY_SPARE: usize = 1;
 /// What the places of a page are for; later places are staples.
 const PLACES: [Place; 8] = [
     Place::Favourite(Kind::Staple),
@@ -89,8 +88,7 @@ impl Merchandiser {
         let view = View::new(self, context);
         let mut picks = Picks::new(self);
         for i in 0..count {
-            let place = PLACES.get(i).copied().unwrap_or(Place::Favourite(Kind::Staple));
-            let Some((anchor, kind)) = view.pick(place, &picks) else { break };
+            let Some((anchor, kind)) = view.pick(place(i), &picks) else { break };
             picks.take(anchor, kind);
         }
         let origin = if view.cold() { Origin::Cold } else { Origin::PageFallback };
@@ -124,22 +122,24 @@ impl Merchandiser {
         None
     }
 
-    /// What the taxonomy holds around a shopper: the leaves that suit it best and the best of the season, each with the leaves that go with it;
-    /// nothing that the household may not have, no more of a department than a page takes.
-    pub fn nearby(&self, context: &ContextChanged) -> Nearby {
+    /// What the taxonomy holds around a shopper, with [`NEARBY_SPARE`] shelves of each kind more than a page of `count` themes takes; nothing
+    /// that the household may not have.
+    pub fn nearby(&self, context: &ContextChanged, count: usize) -> Nearby {
         let view = View::new(self, context);
-        let shelf = |leaf: usize| self.concepts(leaf, &view).into_iter().map(|leaf| self.categories[leaf].name.clone()).collect();
-        let (mut suited, mut in_season) = (Picks::new(self), Picks::new(self));
-        for _ in 0..NEARBY_SUITED {
-            let Some((leaf, kind)) = view.pick(Place::Favourite(Kind::Staple), &suited) else { break };
-            suited.take(leaf, kind);
+        let (mut picks, mut nearby) = (Picks::new(self), Nearby::default());
+        let spare = [Place::Favourite(Kind::Staple), Place::Season, Place::Discovery].map(|place| [place; NEARBY_SPARE]);
+        for place in (0..count).map(place).chain(spare.into_iter().flatten()) {
+            let special = view.special(place, &picks);
+            let Some((leaf, kind)) = special.or_else(|| view.pick(Place::Favourite(Kind::Staple), &picks)) else { break };
+            picks.take(leaf, kind);
+            let shelves = match place {
+                Place::Season if special.is_some() => &mut nearby.in_season,
+                Place::Discovery if special.is_some() => &mut nearby.unfamiliar,
+                _ => &mut nearby.suited,
+            };
+            shelves.push(self.concepts(leaf, &view).into_iter().map(|leaf| self.categories[leaf].name.clone()).collect());
         }
-        for _ in 0..NEARBY_IN_SEASON {
-            let Some(leaf) = view.in_season(|leaf| view.allowed[*leaf] && !in_season.has(*leaf)) else { break };
-            in_season.take(leaf, Kind::Season);
-        }
-        let shelves = |picks: Picks<'_>| picks.anchors.into_iter().map(|(leaf, _)| shelf(leaf)).collect();
-        Nearby { suited: shelves(suited), in_season: shelves(in_season) }
+        nearby
     }
 
     /// Indexes of the candidates that belong to the theme, best first: those of its concepts' leaves that suit the household, by concept and
@@ -296,16 +296,21 @@ impl<'a> View<'a> {
     fn pick(&self, place: Place, picks: &Picks<'_>) -> Option<(usize, Kind)> {
         let free = |leaf: &usize| self.allowed[*leaf] && !picks.has(*leaf);
         let open = |leaf: &usize| free(leaf) && !picks.full(*leaf);
-        let special = match place {
-            Place::Season => self.in_season(open).map(|leaf| (leaf, Kind::Season)),
-            Place::Discovery if !self.cold() => self.beside_recent(open).map(|leaf| (leaf, Kind::Discovery)),
-            _ => None,
-        };
         let any = || {
             let all = 0..self.merchandiser.categories.len();
             best(all.clone().filter(open), &self.affinity).or_else(|| best(all.filter(free), &self.affinity))
         };
-        special.or_else(|| any().map(|leaf| (leaf, self.kind(leaf, place))))
+        self.special(place, picks).or_else(|| any().map(|leaf| (leaf, self.kind(leaf, place))))
+    }
+
+    /// The leaf that the place is for by itself, where there is one.
+    fn special(&self, place: Place, picks: &Picks<'_>) -> Option<(usize, Kind)> {
+        let open = |leaf: &usize| self.allowed[*leaf] && !picks.has(*leaf) && !picks.full(*leaf);
+        match place {
+            Place::Season => self.in_season(open).map(|leaf| (leaf, Kind::Season)),
+            Place::Discovery if !self.cold() => self.beside_recent(open).map(|leaf| (leaf, Kind::Discovery)),
+            _ => None,
+        }
     }
 
     /// What is in season, favourites first and then what goes with them.
@@ -354,6 +359,11 @@ fn allowed(category: &Category, name: &str, brief: &Brief, dislikes: &[String]) 
     !category.violates.intersects(brief.diets)
         && !category.age_restricted
         && !dislikes.iter().any(|word| name.contains(word.as_str()))
+}
+
+/// What the `i`-th place of a page is for.
+fn place(i: usize) -> Place {
+    PLACES.get(i).copied().unwrap_or(Place::Favourite(Kind::Staple))
 }
 
 /// The leaf with the highest score; the first of equals.

@@ -8,9 +8,14 @@ pub(crate) fn stream(parts: &[u64]) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(parts.iter().fold(0x9e37_79b9_7f4a_7c15, |state, part| mix(state ^ mix(*part))))
 }
 
-/// A 64-bit hash of a text (FNV-1a, then mixed): stable for ever, as held-out splits and titles hang on it.
+/// A 64-bit hash of a text ([`fnv1a`], then mixed): stable for ever, as held-out splits and titles hang on it.
 pub fn hash(text: &str) -> u64 {
-    mix(text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)))
+    mix(fnv1a(text.bytes().map(u64::from)))
+}
+
+/// FNV-1a over numbers, in order.
+pub fn fnv1a(parts: impl IntoIterator<Item = u64>) -> u64 {
+    parts.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, part| (hash ^ part).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// Spreads the bits of `x` (the finalizer of SplitMix64).

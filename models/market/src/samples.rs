@@ -95,7 +95,7 @@ impl Samples {
     /// The sample of a given household (a held-out one, say) after `visits` visits, the last one at `end_ms`.
     pub fn theme_of<R: Rng>(&self, household: &Household, visits: usize, end_ms: i64, rng: &mut R) -> ThemeSample {
         let context = self.context(household, visits, end_ms, rng);
-        let prompt = prompts::themes(&context, &self.merchandiser.nearby(&context));
+        let prompt = prompts::themes(&context, &self.merchandiser.nearby(&context, THEMES));
         let page = self.merchandiser.page(&context, THEMES);
         ThemeSample { context, prompt, page }
     }

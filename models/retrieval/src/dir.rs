@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 use crate::MarketError;
 
@@ -91,7 +91,13 @@ impl MarketDir {
         let path = dir.as_ref().to_owned();
         fs::create_dir_all(&path).map_err(MarketError::file(&path))?;
         let dir = Self { path };
-        let mut db = dir.connect(OpenFlags::SQLITE_OPEN_CREATE)?;
+        dir.lay_out().map_err(|fault| dir.blame(fault))?;
+        Ok(dir)
+    }
+
+    fn lay_out(&self) -> Result<(), MarketError> {
+        self.refuse_foreign(OpenFlags::SQLITE_OPEN_CREATE)?;
+        let mut db = self.connect()?;
         let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         if format_of(&tx)? == 0 {
             tx.execute_batch(SCHEMA)?;
@@ -99,8 +105,35 @@ impl MarketDir {
             set_meta(&tx, "catalogue_version", "empty")?;
         }
         tx.commit()?;
-        dir.check_format(&db)?;
-        Ok(dir)
+        self.check_format(&db)
+    }
+
+    /// Takes back [`MarketDir::create`], where nothing has come in since and nobody else writes: removes the market's own files, then the
+    /// directory and the empty ones above it, up to `top`.
+    ///
+    /// # Errors
+    /// When another process writes the market, or its files cannot be read or removed.
+    pub fn discard(self, top: Option<&Path>) -> Result<(), MarketError> {
+        let _lock = self.lock()?;
+        if self.counts()? != crate::Counts::default() {
+            return Ok(());
+        }
+        for entry in fs::read_dir(&self.path).map_err(MarketError::file(&self.path))? {
+            let entry = entry.map_err(MarketError::file(&self.path))?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(DATABASE) || name == LOCK || (name.starts_with("rejects-") && name.ends_with(".tsv")) {
+                fs::remove_file(entry.path()).map_err(MarketError::file(&entry.path()))?;
+            }
+        }
+        let Some(top) = top else { return Ok(()) };
+        for dir in self.path.ancestors().take_while(|dir| dir.starts_with(top)) {
+            // One that holds something of somebody else stays.
+            if fs::remove_dir(dir).is_err() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Opens the market in `dir`.
@@ -112,8 +145,9 @@ impl MarketDir {
         if !dir.database().is_file() {
             return Err(MarketError::Absent(dir.path));
         }
-        let db = dir.connect(OpenFlags::empty())?;
-        dir.check_format(&db)?;
+        dir.refuse_foreign(OpenFlags::empty())
+            .and_then(|()| dir.check_format(&dir.connect()?))
+            .map_err(|fault| dir.blame(fault))?;
         Ok(dir)
     }
 
@@ -127,7 +161,8 @@ impl MarketDir {
     /// # Errors
     /// When the database cannot be read.
     pub fn catalogue_version(&self) -> Result<String, MarketError> {
-        Ok(meta(&self.connect(OpenFlags::empty())?, "catalogue_version")?.unwrap_or_default())
+        let version = self.connect().and_then(|db| meta(&db, "catalogue_version"));
+        Ok(version.map_err(|fault| self.blame(fault))?.unwrap_or_default())
     }
 
     /// How many products, terms and the like there are.
@@ -135,7 +170,30 @@ impl MarketDir {
     /// # Errors
     /// When the database cannot be read.
     pub fn counts(&self) -> Result<crate::Counts, MarketError> {
-        crate::snapshot::counts(&self.connect(OpenFlags::empty())?)
+        self.connect().and_then(|db| crate::snapshot::counts(&db)).map_err(|fault| self.blame(fault))
+    }
+
+    /// Refuses another program's database. Only reads, so that it stays as it was.
+    fn refuse_foreign(&self, more: OpenFlags) -> Result<(), MarketError> {
+        let db = self.open_file(more)?;
+        let (all, own): (i64, i64) = db.query_row(
+            "SELECT count(*), coalesce(sum(name IN ('meta', 'products', 'terms')), 0) FROM sqlite_schema",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        if all > 0 && own < 3 { Err(MarketError::Foreign(self.database())) } else { Ok(()) }
+    }
+
+    /// `fault` with the database's name, where the file itself is what is wrong.
+    pub(crate) fn blame(&self, fault: MarketError) -> MarketError {
+        match fault {
+            MarketError::Database(fault)
+                if matches!(fault.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)) =>
+            {
+                MarketError::Unreadable { path: self.database(), fault }
+            }
+            other => other,
+        }
     }
 
     /// Refuses formats of later versions. Older formats would be migrated here; format 1 is the first.
@@ -153,7 +211,7 @@ impl MarketDir {
 
     /// A connection that may write.
     pub(crate) fn writer(&self) -> Result<Connection, MarketError> {
-        let db = self.connect(OpenFlags::empty())?;
+        let db = self.connect()?;
         // A large import is one transaction: its pages go to the log file, not to memory.
         db.execute_batch("PRAGMA cache_size = -65536; PRAGMA temp_store = FILE;")?;
         Ok(db)
@@ -161,16 +219,21 @@ impl MarketDir {
 
     /// A connection that only reads.
     pub(crate) fn reader(&self) -> Result<Connection, MarketError> {
-        let db = self.connect(OpenFlags::empty())?;
+        let db = self.connect()?;
         db.execute_batch("PRAGMA query_only = ON; PRAGMA mmap_size = 1073741824; PRAGMA cache_size = -16384;")?;
         db.set_prepared_statement_cache_capacity(32);
         Ok(db)
     }
 
-    fn connect(&self, more: OpenFlags) -> Result<Connection, MarketError> {
+    fn open_file(&self, more: OpenFlags) -> Result<Connection, MarketError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
         let db = Connection::open_with_flags(self.database(), flags)?;
         db.busy_timeout(BUSY)?;
+        Ok(db)
+    }
+
+    fn connect(&self) -> Result<Connection, MarketError> {
+        let db = self.open_file(OpenFlags::empty())?;
         db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA journal_size_limit = 67108864;")?;
         Ok(db)
     }

@@ -36,6 +36,28 @@ pub enum MarketError {
     /// Another process is writing the directory.
     #[error("market in {0} is being written by another process: wait until it has finished")]
     Busy(PathBuf),
+    /// A file of the index is not as it was written.
+    #[error("cannot use index file {path}: {what}: start `endcap up` on this market, it makes the file again")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The market's database is none, or damaged.
+    #[error(
+        "cannot read market database {path}: {fault}: move it away and import again, or remove the whole directory of a demo \
+         market, which `endcap up` writes anew"
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        fault: rusqlite::Error,
+    },
+    /// The file in the market database's place is another program's.
+    #[error("{0} is a database, but no market's: name another directory")]
+    Foreign(PathBuf),
     /// The database did not do what it was asked.
     #[error("market database failed: {0}")]
     Database(rusqlite::Error),

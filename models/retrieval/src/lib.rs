@@ -5,6 +5,7 @@
 //! read while one writes, and a reader notices a new catalogue or index without a restart. [`Market::snapshot`] gives a
 //! [`Snapshot`], which never changes while it is held: everything asked of it comes from one version.
 
+mod build;
 mod categories;
 mod derive;
 mod dir;
@@ -13,6 +14,7 @@ mod facts;
 pub mod import;
 mod index;
 mod market;
+mod per_version;
 mod pool;
 mod rows;
 mod search;
@@ -21,11 +23,12 @@ mod vectors;
 pub mod words;
 mod write;
 
+pub use build::{Encoder, IndexOptions, IndexProgress, IndexReport, build_index};
 pub use dir::MarketDir;
 pub use error::MarketError;
 pub use facts::{Facts, facts_of};
-pub use index::{Encoder, IndexOptions, IndexProgress, IndexReport, build_index};
 pub use market::Market;
+pub use per_version::PerVersion;
 pub use search::{Filter, plan_words};
 pub use snapshot::{Counts, Near, PRODUCTS_MAX, Snapshot};
 pub use write::{CatalogueChange, write_demo};

@@ -32,10 +32,12 @@ struct Watch {
 }
 
 impl Market {
-    /// Opens the market in `dir`. Nothing is loaded but the categories: products, terms and vectors stay on disk.
+    /// Opens the market in `dir`. Nothing is loaded but the categories: products, terms and vectors stay on disk. The index's files are
+    /// read once, to see that they hold what was written.
     ///
     /// # Errors
-    /// When there is no market, it cannot be read, or has a newer format.
+    /// When there is no market, it cannot be read, or has a newer format; [`MarketError::Damaged`] when [`crate::build_index`] must
+    /// make a file of the index again.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, MarketError> {
         Self::over(MarketDir::open(dir)?)
     }
@@ -45,7 +47,7 @@ impl Market {
     /// # Errors
     /// When it cannot be read.
     pub fn over(dir: MarketDir) -> Result<Self, MarketError> {
-        let db = dir.reader()?;
+        let db = dir.reader().map_err(|fault| dir.blame(fault))?;
         let watch = Watch { seen: commits(&db)?, db };
         let current = ArcSwap::from_pointee(Snapshot::take(&dir, None)?);
         Ok(Self { inner: Arc::new(Inner { dir, current, watch: Mutex::new(watch) }) })

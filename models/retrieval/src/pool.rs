@@ -32,7 +32,7 @@ struct State {
 impl Pool {
     /// Begins at whatever version there is now; [`Pool::version`] tells which.
     pub(crate) fn open(dir: &MarketDir) -> Result<Self, MarketError> {
-        let (db, version) = begin(dir)?;
+        let (db, version) = begin(dir).map_err(|fault| dir.blame(fault))?;
         let state = State { idle: vec![db], open: 1, may_grow: true };
         Ok(Self { dir: dir.clone(), version, state: Mutex::new(state), freed: Condvar::new() })
     }
@@ -48,7 +48,7 @@ impl Pool {
     /// Lends a connection to `work`.
     pub(crate) fn with<T>(&self, work: impl FnOnce(&Connection) -> Result<T, MarketError>) -> Result<T, MarketError> {
         let lent = self.lend()?;
-        work(lent.db.as_ref().expect("a lent connection is there until it is given back"))
+        work(lent.db.as_ref().expect("a lent connection is there until it is given back")).map_err(|fault| self.dir.blame(fault))
     }
 
     fn lend(&self) -> Result<Lent<'_>, MarketError> {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io::ErrorKind,
     sync::Arc,
 };
 
@@ -63,7 +64,12 @@ impl Snapshot {
     pub(crate) fn take(dir: &MarketDir, last: Option<&Snapshot>) -> Result<Self, MarketError> {
         match Self::take_once(dir, last) {
             // The index was replaced between reading its name and opening it: read the new name.
-            Err(MarketError::File { fault, .. }) if fault.kind() == std::io::ErrorKind::NotFound => Self::take_once(dir, last),
+            Err(MarketError::File { fault, .. }) if fault.kind() == ErrorKind::NotFound => match Self::take_once(dir, last) {
+                Err(MarketError::File { path, fault }) if fault.kind() == ErrorKind::NotFound => {
+                    Err(MarketError::Damaged { path, what: "it is gone".to_owned() })
+                }
+                taken => taken,
+            },
             taken => taken,
         }
     }

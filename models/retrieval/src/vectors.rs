@@ -50,9 +50,7 @@ impl VectorFile {
         }
         let this = Self { path: path.to_owned(), file, dimensions };
         let end = HEADER_BYTES + rows * this.row_bytes();
-        if this.len_bytes()? < end {
-            return Err(MarketError::Corrupt(format!("{} is shorter than its {rows} rows", path.display())));
-        }
+        this.has(rows)?;
         this.file.set_len(end).map_err(MarketError::file(path))?;
         Ok(this)
     }
@@ -64,6 +62,34 @@ impl VectorFile {
     /// Rows that the file has room for, finished or not.
     pub(crate) fn rows(&self) -> Result<u64, MarketError> {
         Ok(self.len_bytes()?.saturating_sub(HEADER_BYTES) / self.row_bytes())
+    }
+
+    /// Refuses a file that has lost some of its first `rows` rows.
+    pub(crate) fn has(&self, rows: u64) -> Result<(), MarketError> {
+        let found = self.rows()?;
+        if found < rows { Err(self.damaged(format!("it has {found} rows, {rows} were written"))) } else { Ok(()) }
+    }
+
+    /// What the first `rows` rows hold, in a text for [`Self::verify`].
+    pub(crate) fn seal(&self, rows: u64) -> Result<String, MarketError> {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&(self.dimensions as u64).to_le_bytes());
+        self.each_block(rows, |_, bytes| {
+            hash.update(bytes);
+            Ok(())
+        })?;
+        Ok(format!("{rows} {}", &hash.finalize().to_hex()[..12]))
+    }
+
+    /// Refuses a file whose rows are not those that `seal` was made of. Rows behind them are not looked at.
+    pub(crate) fn verify(&self, seal: &str) -> Result<(), MarketError> {
+        let rows = seal.split(' ').next().and_then(|rows| rows.parse().ok()).unwrap_or(0);
+        self.has(rows)?;
+        if self.seal(rows)? != seal { Err(self.damaged("it does not hold what was written".to_owned())) } else { Ok(()) }
+    }
+
+    fn damaged(&self, what: String) -> MarketError {
+        MarketError::Damaged { path: self.path.clone(), what }
     }
 
     /// Appends one row per term behind row `from` and waits until they are on disk.
@@ -104,18 +130,23 @@ impl VectorFile {
         rows: u64,
         mut visit: impl FnMut(u64, i64, &[f32]) -> Result<(), MarketError>,
     ) -> Result<(), MarketError> {
-        const AT_ONCE: u64 = 1_024;
-        let mut scratch = Vec::new();
         let mut vector = vec![0.0; self.dimensions];
-        let mut row = 0;
-        while row < rows {
-            let count = AT_ONCE.min(rows - row);
-            self.read_many(row, count, &mut scratch)?;
-            for (at, bytes) in scratch.chunks_exact(self.row_bytes() as usize).enumerate() {
+        self.each_block(rows, |row, block| {
+            for (at, bytes) in block.chunks_exact(self.row_bytes() as usize).enumerate() {
                 let term = decode(bytes, &mut vector);
                 visit(row + at as u64, term, &vector)?;
             }
-            row += count;
+            Ok(())
+        })
+    }
+
+    /// Walks over the bytes of all rows up to `rows` in order: each block with the number of its first row.
+    fn each_block(&self, rows: u64, mut visit: impl FnMut(u64, &[u8]) -> Result<(), MarketError>) -> Result<(), MarketError> {
+        const AT_ONCE: u64 = 1_024;
+        let mut scratch = Vec::new();
+        for row in (0..rows).step_by(AT_ONCE as usize) {
+            self.read_many(row, AT_ONCE.min(rows - row), &mut scratch)?;
+            visit(row, &scratch)?;
         }
         Ok(())
     }
@@ -136,10 +167,14 @@ impl VectorFile {
 
 fn read_header(file: &mut File, path: &Path) -> Result<usize, MarketError> {
     let mut header = [0; HEADER_BYTES as usize];
-    file.read_exact(&mut header).map_err(MarketError::file(path))?;
+    let damaged = |what: &str| MarketError::Damaged { path: path.to_owned(), what: what.to_owned() };
+    file.read_exact(&mut header).map_err(|fault| match fault.kind() {
+        std::io::ErrorKind::UnexpectedEof => damaged("it is cut short"),
+        _ => MarketError::File { path: path.to_owned(), fault },
+    })?;
     let dimensions = u64::from_le_bytes(header[8..].try_into().expect("eight bytes"));
     if header[..8] != MAGIC || dimensions == 0 || dimensions > DIMENSIONS_MAX as u64 {
-        return Err(MarketError::Corrupt(format!("{} is no file of term vectors", path.display())));
+        return Err(damaged("it is no file of term vectors"));
     }
     Ok(dimensions as usize)
 }

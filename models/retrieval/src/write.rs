@@ -43,6 +43,10 @@ impl CatalogueChange {
 /// # Errors
 /// When a product or term cannot be stored (empty or repeated id, text over 256 bytes), or the disk fails.
 pub fn write_demo(dir: &MarketDir, products: &[Product], categories: &[Category], terms: &[Term]) -> Result<(), MarketError> {
+    write_all(dir, products, categories, terms).map_err(|fault| dir.blame(fault))
+}
+
+fn write_all(dir: &MarketDir, products: &[Product], categories: &[Category], terms: &[Term]) -> Result<(), MarketError> {
     let _lock = dir.lock()?;
     let mut db = dir.writer()?;
     let tx = db.transaction()?;
@@ -215,6 +219,11 @@ impl<'a> ProductWriter<'a> {
             self.tx.prepare_cached("UPDATE products SET withdrawn = 1 WHERE id = ?1 AND withdrawn = 0")?.execute([id])? == 1;
         self.change.withdrawn += u64::from(there);
         Ok(there)
+    }
+
+    /// Whether there is or was a product with this id.
+    pub(crate) fn knows(&self, id: &str) -> Result<bool, MarketError> {
+        Ok(self.tx.prepare_cached("SELECT 1 FROM products WHERE id = ?1")?.exists([id])?)
     }
 
     pub(crate) fn finish(self) -> Result<CatalogueChange, MarketError> {

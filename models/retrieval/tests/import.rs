@@ -162,7 +162,7 @@ fn importing_again_changes_and_withdraws() {
     let here = Here::new();
     here.everything();
     let market = here.market();
-    let list = here.file("gone.txt", "off:001\nnobody\n");
+    let list = here.file("gone.txt", "off:001\noff:001\nnobody\n");
     let file =
         here.file("catalog.tsv", FOOD.replace("Old gouda", "Very old gouda").replace("002\tYoung gouda", "002\tYounger gouda"));
     let report = import::catalog(&here.dir, &file, CatalogFormat::OpenFoodFacts, Some(&list), &mut |_| ()).unwrap();
@@ -171,7 +171,8 @@ fn importing_again_changes_and_withdraws() {
     assert_eq!(snapshot.product("off:001").unwrap(), None);
     assert_eq!(snapshot.product("off:002").unwrap().unwrap().name, "Younger gouda");
     assert_eq!(names(&snapshot.search("younger gouda", &anything(), 1).unwrap()), ["Younger gouda"]);
-    assert!(here.rejects("gone.txt")[0].contains("nobody"));
+    assert_eq!((report.unknown.count, report.unknown.first.as_slice()), (1, ["nobody".to_owned()].as_slice()));
+    assert_eq!(here.rejects("gone.txt"), ["3\tno product has this id\tnobody"]);
     // What is offered again comes back.
     here.catalog(FOOD, CatalogFormat::OpenFoodFacts).unwrap();
     assert_eq!(market.snapshot().product("off:001").unwrap().unwrap().name, "Old gouda");

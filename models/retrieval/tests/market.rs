@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::path::{Path, PathBuf};
+
 use common::{DIMENSIONS, category, index, names, node, product, query, term, vector};
 use endcap_retrieval::{Filter, IndexOptions, Market, MarketDir, MarketError, build_index, import, write_demo};
 use endcap_schemas::{Descriptor, Diet, DietSet, Product};
@@ -36,6 +38,12 @@ fn demo(dir: &MarketDir) {
 
 fn page() -> Filter {
     Filter::of_page(DietSet::NONE, &[])
+}
+
+/// The market's file of this kind: `usearch` for the graph, `f16` for the vectors.
+fn index_file(market: &Path, kind: &str) -> PathBuf {
+    let mut files = std::fs::read_dir(market).unwrap().map(|file| file.unwrap().path());
+    files.find(|path| path.extension().is_some_and(|end| end == kind)).unwrap()
 }
 
 #[test]
@@ -143,13 +151,10 @@ fn an_index_build_that_is_killed_goes_on_where_it_stopped() {
     let fault = build_index(&dir, "words@1", &mut failing, &options, &mut |_| ()).unwrap_err();
     assert_eq!(fault.to_string(), "cannot embed terms: out of power");
     // What a crash left behind the last whole row is cut off.
-    let file = std::fs::read_dir(scratch.path())
-        .unwrap()
-        .map(|file| file.unwrap().path())
-        .find(|path| path.extension().is_some_and(|end| end == "f16"));
-    let mut bytes = std::fs::read(file.as_ref().unwrap()).unwrap();
+    let file = index_file(scratch.path(), "f16");
+    let mut bytes = std::fs::read(&file).unwrap();
     bytes.extend([7; 99]);
-    std::fs::write(file.unwrap(), bytes).unwrap();
+    std::fs::write(file, bytes).unwrap();
 
     let report = index(&dir, "words@1");
     assert_eq!((report.terms, report.embedded), (5, 1));
@@ -274,22 +279,93 @@ fn directories_that_cannot_be_used_say_why() {
     assert!(fault.to_string().contains("endcap import"), "{fault}");
     let dir = MarketDir::create(scratch.path()).unwrap();
     demo(&dir);
-    index(&dir, "words@1");
-    let graph = std::fs::read_dir(scratch.path())
-        .unwrap()
-        .map(|file| file.unwrap().path())
-        .find(|path| path.extension().is_some_and(|end| end == "usearch"));
-    let bytes = std::fs::read(graph.as_ref().unwrap()).unwrap();
-    std::fs::write(graph.as_ref().unwrap(), &bytes[..bytes.len() / 2]).unwrap();
-    let fault = Market::open(scratch.path()).unwrap_err();
-    assert!(fault.to_string().contains("build the index again"), "{fault}");
-    std::fs::write(graph.unwrap(), bytes).unwrap();
-
     let db = rusqlite::Connection::open(scratch.path().join("market.sqlite")).unwrap();
     db.pragma_update(None, "user_version", 99).unwrap();
     let fault = Market::open(scratch.path()).unwrap_err();
     assert!(matches!(fault, MarketError::Newer { found: 99, .. }), "{fault}");
     assert!(matches!(MarketDir::create(scratch.path()), Err(MarketError::Newer { .. })));
+}
+
+#[test]
+fn damaged_index_files_are_told_to_readers_and_made_again_by_the_next_build() {
+    type Break = fn(&Path);
+    let breaks: [(&str, Break); 5] = [
+        ("half of it", |file| {
+            let bytes = std::fs::read(file).unwrap();
+            std::fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
+        }),
+        ("nothing of it", |file| std::fs::write(file, "").unwrap()),
+        ("rubbish of its length", |file| std::fs::write(file, vec![b'x'; std::fs::read(file).unwrap().len()]).unwrap()),
+        ("another last byte", |file| {
+            let mut bytes = std::fs::read(file).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            std::fs::write(file, bytes).unwrap();
+        }),
+        ("no file", |file| std::fs::remove_file(file).unwrap()),
+    ];
+    let ask = vector("oat cookies", DIMENSIONS);
+    for (kind, embedded) in [("usearch", 0), ("f16", 5)] {
+        for (name, damage) in breaks {
+            let scratch = tempfile::tempdir().unwrap();
+            let dir = MarketDir::create(scratch.path()).unwrap();
+            demo(&dir);
+            let first = index(&dir, "words@1");
+            let near = Market::open(scratch.path()).unwrap().snapshot().near(&ask, 3).unwrap();
+            let file = index_file(scratch.path(), kind);
+            damage(&file);
+
+            let fault = Market::open(scratch.path()).unwrap_err().to_string();
+            assert!(fault.contains(file.to_str().unwrap()) && fault.contains("endcap up"), "{kind}, {name}: {fault}");
+            let again = index(&dir, "words@1");
+            assert_eq!((again.unchanged, again.embedded, &again.version), (false, embedded, &first.version), "{kind}, {name}");
+            assert_eq!(Market::open(scratch.path()).unwrap().snapshot().near(&ask, 3).unwrap(), near, "{kind}, {name}");
+            assert!(index(&dir, "words@1").unchanged, "{kind}, {name}");
+        }
+    }
+}
+
+#[test]
+fn a_database_that_is_none_or_anothers_is_refused_by_name_and_left_alone() {
+    let fill = |bytes: Vec<u8>| {
+        move |file: &Path| {
+            std::fs::write(file, &bytes).unwrap();
+        }
+    };
+    let stranger = |file: &Path| {
+        let db = rusqlite::Connection::open(file).unwrap();
+        db.execute_batch("CREATE TABLE meta (photo); PRAGMA user_version = 1").unwrap();
+    };
+    let cases: [(&str, &dyn Fn(&Path), &str); 3] = [
+        ("a letter", &fill(b"Dear Anna, this is no database. ".repeat(200)), "move it away and import again"),
+        ("zeros", &fill(vec![0; 8_192]), "move it away and import again"),
+        ("a stranger's", &stranger, "name another directory"),
+    ];
+    for (name, make, remedy) in cases {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("market.sqlite");
+        make(&file);
+        let before = std::fs::read(&file).unwrap();
+        for fault in [Market::open(scratch.path()).unwrap_err(), MarketDir::create(scratch.path()).unwrap_err()] {
+            let fault = fault.to_string();
+            assert!(fault.contains(file.to_str().unwrap()) && fault.contains(remedy), "{name}: {fault}");
+        }
+        assert!(std::fs::read(&file).unwrap() == before, "{name}: stays as it was");
+        // The remedy helps.
+        std::fs::remove_file(&file).unwrap();
+        demo(&MarketDir::create(scratch.path()).unwrap());
+        assert_eq!(Market::open(scratch.path()).unwrap().snapshot().counts().unwrap().products, 8);
+    }
+}
+
+#[test]
+fn a_database_that_lost_its_end_is_named_by_what_reads_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    demo(&MarketDir::create(scratch.path()).unwrap());
+    let file = scratch.path().join("market.sqlite");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 3]).unwrap();
+    let fault = MarketDir::open(scratch.path()).and_then(|dir| Market::over(dir)?.snapshot().counts()).unwrap_err();
+    assert!(matches!(&fault, MarketError::Unreadable { path, .. } if *path == file), "{fault}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use endcap_engine::Tokenizer;
 use crate::{
     Budget, Result, RunReport, RunSettings, TrainError,
     checkpoint::replace,
-    files::{write_bf16, write_json},
+    files::{FORMAT, write_bf16, write_json},
     source::Source,
 };
 
@@ -61,7 +61,7 @@ pub(crate) fn write_model(
     write_json(&folder.join("config.json"), config)?;
     let json = tokenizer.to_json().map_err(|error| TrainError::Tokenizer(error.to_string()))?;
     replace(&folder.join("tokenizer.json"), json.as_bytes())?;
-    write_bf16(&folder.join("model.safetensors"), tensors)?;
+    write_bf16(&folder.join("model.safetensors"), tensors, FORMAT)?;
     let report = serde_json::json!({ "settings": card.settings, "report": card.report });
     write_json(&folder.join("report.json"), &report)?;
     replace(&folder.join("CARD.md"), card.text().as_bytes())

@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use candle_core::Tensor;
-use endcap_engine::{Tokenizer, ops};
+use endcap_engine::{Adapter, ModelDir, Tokenizer, ops};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    Result, RunReport, RunSettings, Surroundings,
+    Result, RunReport, RunSettings, Surroundings, TrainError,
     candidates::{Group, Neighbourhood},
     card::{Card, write_model},
     checkpoint::replace,
-    files::{Tensors, write_bf16, write_json},
+    files::{FORMAT, Tensors, write_bf16, write_json},
     llama::{CANDIDATE_HEAD, EPSILON, LlamaShape, LoraShape, MATRICES, ROPE_THETA},
     params::{Params, Weights},
     run,
@@ -151,13 +151,13 @@ pub fn train_decoder(
     for task in [AdapterTask::Themes, AdapterTask::Keywords] {
         let path = run.out.join(task.file());
         if path.exists() {
-            std::fs::remove_file(&path).map_err(crate::TrainError::write(&path))?;
+            std::fs::remove_file(&path).map_err(TrainError::write(&path))?;
         }
     }
     write_model(&run.out, &config(&shape), tokenizer, &shape.export(&params), &card)?;
     let head = params.get(CANDIDATE_HEAD).expect("the decoder has a candidate head");
     let head = [(format!("{CANDIDATE_HEAD}.weight"), head.shape.clone(), head.value.clone())];
-    write_bf16(&run.out.join("base-head.safetensors"), &head)?;
+    write_bf16(&run.out.join("base-head.safetensors"), &head, FORMAT)?;
     Ok(report)
 }
 
@@ -191,7 +191,9 @@ pub fn train_adapter(
     let config =
         serde_json::json!({ "peft_type": "LORA", "r": run.lora.rank, "lora_alpha": run.lora.alpha, "target_modules": targets });
     write_json(&run.decoder.join("adapter_config.json"), &config)?;
-    write_bf16(&run.decoder.join(run.task.file()), &tensors)?;
+    let origin = ModelDir::open(&run.decoder).and_then(|base| Adapter::origin(name, &base));
+    let origin = origin.map_err(|error| TrainError::content(&run.decoder, error))?;
+    write_bf16(&run.decoder.join(run.task.file()), &tensors, (Adapter::ORIGIN, &origin))?;
     let report_json = serde_json::json!({ "settings": &run.settings, "report": &report });
     write_json(&run.decoder.join(format!("{name}.report.json")), &report_json)?;
     replace_scores(&run.decoder, name, &report)?;
@@ -201,7 +203,7 @@ pub fn train_adapter(
 /// Puts the adapter's scores into the decoder's card, in place of those of an earlier run.
 fn replace_scores(folder: &std::path::Path, name: &str, report: &RunReport) -> Result<()> {
     let path = folder.join("CARD.md");
-    let mut card = std::fs::read_to_string(&path).map_err(crate::TrainError::read(&path))?;
+    let mut card = std::fs::read_to_string(&path).map_err(TrainError::read(&path))?;
     let title = format!("\n## Adapter `{name}`\n");
     if let Some(at) = card.find(&title) {
         let end = card[at + title.len()..].find("\n## ").map_or(card.len(), |next| at + title.len() + next);
@@ -224,10 +226,10 @@ fn config(shape: &LlamaShape) -> serde_json::Value {
 /// Reads a finished base with its head.
 fn read_decoder(folder: &std::path::Path, vocabulary: usize) -> Result<(LlamaShape, Params)> {
     let path = folder.join("config.json");
-    let text = std::fs::read(&path).map_err(crate::TrainError::read(&path))?;
-    let config: serde_json::Value = serde_json::from_slice(&text).map_err(|error| crate::TrainError::content(&path, error))?;
+    let text = std::fs::read(&path).map_err(TrainError::read(&path))?;
+    let config: serde_json::Value = serde_json::from_slice(&text).map_err(|error| TrainError::content(&path, error))?;
     let size = |name: &str| {
-        let number = config[name].as_u64().ok_or_else(|| crate::TrainError::content(&path, format!("it has no `{name}`")));
+        let number = config[name].as_u64().ok_or_else(|| TrainError::content(&path, format!("it has no `{name}`")));
         number.map(|n| n as usize)
     };
     let shape = decoder_shape(vocabulary, size("num_hidden_layers")?, size("intermediate_size")?);

@@ -44,14 +44,18 @@ fn widen(view: &TensorView<'_>) -> Option<Vec<f32>> {
     }
 }
 
-/// Writes tensors as bf16, replacing the file atomically.
-pub(crate) fn write_bf16(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Result<()> {
+/// What other readers of the format look for in a whole model's metadata.
+pub(crate) const FORMAT: (&str, &str) = ("format", "pt");
+
+/// Writes tensors as bf16, replacing the file atomically; `about` is the one entry of the file's
+/// metadata, as several would stand in another order every time.
+pub(crate) fn write_bf16(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)], about: (&str, &str)) -> Result<()> {
     let narrow: Vec<Vec<u8>> =
         tensors.iter().map(|(_, _, values)| values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()).collect();
     let views = tensors.iter().zip(&narrow).map(|((name, shape, _), bytes)| {
         (name.as_str(), TensorView::new(Dtype::BF16, shape.clone(), bytes).expect("a tensor's values fill its shape"))
     });
-    let header = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let header = HashMap::from([(about.0.to_owned(), about.1.to_owned())]);
     let bytes = safetensors::serialize(views, Some(header)).map_err(|error| TrainError::content(path, error))?;
     replace(path, &bytes)
 }

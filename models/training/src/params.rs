@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Storage, Tensor, Var, backprop::GradStore};
+use endcap_market::fnv1a;
 use rand::{Rng, RngExt};
 
 use crate::Result;
@@ -63,12 +64,10 @@ impl Params {
 
     /// A number that other values, names or shapes would change (FNV-1a over all of them).
     pub(crate) fn fingerprint(&self) -> u64 {
-        let add = |hash: u64, part: u64| (hash ^ part).wrapping_mul(0x0000_0100_0000_01b3);
-        self.0.iter().fold(0xcbf2_9ce4_8422_2325, |hash, param| {
-            let named = param.name.bytes().fold(hash, |hash, byte| add(hash, u64::from(byte)));
-            let shaped = param.shape.iter().fold(named, |hash, size| add(hash, *size as u64));
-            param.value.iter().fold(shaped, |hash, x| add(hash, u64::from(x.to_bits())))
-        })
+        fnv1a(self.0.iter().flat_map(|param| {
+            let (name, shape) = (param.name.bytes().map(u64::from), param.shape.iter().map(|size| *size as u64));
+            name.chain(shape).chain(param.value.iter().map(|x| u64::from(x.to_bits())))
+        }))
     }
 
     pub(crate) fn trained(&self) -> impl Iterator<Item = &Param> {

@@ -119,10 +119,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> Judge<R> {
                     remembered.push((open[i].key, relevance.probability.to_le_bytes().to_vec()));
                 }
                 Err(ModelError::Request(_)) => count.refused += 1,
-                Err(error @ ModelError::Failed(_)) => return Err(StageError::Faltered("cross-encoder", error.to_string())),
-                Err(error @ ModelError::Gone) => {
-                    return Err(StageError::Broken(format!("cross-encoder: {error}; find its panic in the log and start again")));
-                }
+                Err(error) => return Err(StageError::model("cross-encoder", &error)),
             }
         }
         Ok(self.store.remember(CACHE, &remembered)?)

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use endcap_inference::{Handle, Model, Pair, Relevance, prompts};
 use endcap_market::Merchandiser;
-use endcap_retrieval::{Filter, Market, MarketError, Snapshot};
+use endcap_retrieval::{Filter, Market, PerVersion, Snapshot};
 use endcap_runtime::{Input, Stage, StageError, Stamp, Store, Verdict};
 use endcap_schemas::{Page, PagePublished, ThemesDeduped, wire};
 
@@ -34,7 +34,7 @@ pub struct AiqaStage<R: Model<Request = Pair, Answer = Relevance>> {
     market: Market,
     judge: Judge<R>,
     versions: BTreeMap<String, String>,
-    merchandiser: Option<(String, Arc<Merchandiser>)>,
+    merchandiser: PerVersion<Merchandiser>,
 }
 
 impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
@@ -47,25 +47,14 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
         model: Handle<R>,
         versions: BTreeMap<String, String>,
     ) -> Self {
-        Self { config, market, judge: Judge { model, store }, versions, merchandiser: None }
-    }
-
-    fn merchandiser(&mut self, snapshot: &Snapshot) -> Arc<Merchandiser> {
-        match &self.merchandiser {
-            Some((version, merchandiser)) if version == snapshot.catalogue_version() => merchandiser.clone(),
-            _ => {
-                let merchandiser = Arc::new(Merchandiser::new(snapshot.categories().to_vec()));
-                self.merchandiser = Some((snapshot.catalogue_version().to_owned(), merchandiser.clone()));
-                merchandiser
-            }
-        }
+        Self { config, market, judge: Judge { model, store }, versions, merchandiser: PerVersion::default() }
     }
 
     /// The three rounds. Every slate of `works` is judged when they are over.
     fn rounds(&self, works: &mut [Work<'_>], shelf: &mut Shelf<'_>, merchandiser: &Merchandiser) -> Result<(), StageError> {
         for work in works.iter_mut() {
             for draft in &work.page.drafts {
-                work.slates.push(shelf.slate(draft, &work.page.brief).map_err(market_error)?);
+                work.slates.push(shelf.slate(draft, &work.page.brief).map_err(StageError::market)?);
             }
         }
         self.score(works)?;
@@ -75,7 +64,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
             let tried: Vec<_> = work.slates.iter().map(|slate| slate.theme.clone()).collect();
             let count = gap * self.config.replacements_per_gap;
             for theme in replacements(&work.page.head, &work.page.brief, &tried, count, merchandiser) {
-                work.slates.push(shelf.node_slate(theme, &work.page.brief).map_err(market_error)?);
+                work.slates.push(shelf.node_slate(theme, &work.page.brief).map_err(StageError::market)?);
             }
         }
         self.score(works)
@@ -85,7 +74,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
         for work in works.iter_mut() {
             let thin = work.slates.iter_mut().filter(|slate| slate.is_thin(&self.config));
             for slate in thin {
-                shelf.widen(slate, &work.page.brief).map_err(market_error)?;
+                shelf.widen(slate, &work.page.brief).map_err(StageError::market)?;
             }
         }
         self.score(works)
@@ -107,7 +96,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
         // A page that this version cannot read is one that it cannot vouch for.
         let Ok(older) = wire::decode::<PagePublished>(&bytes) else { return Ok(false) };
         let ids: Vec<&str> = older.page.placements.iter().flat_map(|p| &p.products).map(|shown| shown.product.as_str()).collect();
-        let products = snapshot.products(&ids).map_err(market_error)?;
+        let products = snapshot.products(&ids).map_err(StageError::market)?;
         let sold: BTreeMap<&str, _> = products.iter().map(|product| (product.id.as_str(), product)).collect();
         let in_stock = Filter::of_page(page.brief.diets, &page.brief.dislikes);
         let ever = Filter { in_stock: false, ..in_stock.clone() };
@@ -158,17 +147,13 @@ impl<R: Model<Request = Pair, Answer = Relevance>> Stage for AiqaStage<R> {
 
     fn process(&mut self, batch: &[Input<ThemesDeduped>]) -> Result<Vec<Verdict<PagePublished>>, StageError> {
         let snapshot = self.market.snapshot();
-        let merchandiser = self.merchandiser(&snapshot);
+        let merchandise = || Merchandiser::new(snapshot.categories().to_vec());
+        let merchandiser = self.merchandiser.get(snapshot.catalogue_version(), merchandise);
         let mut shelf = Shelf::new(&snapshot, &self.config);
         let mut works: Vec<Work<'_>> = batch.iter().map(|input| Work::new(&input.value)).collect();
         self.rounds(&mut works, &mut shelf, &merchandiser)?;
         works.iter().map(|work| self.verdict(work, &snapshot)).collect()
     }
-}
-
-/// The market lies on this machine's disk: what is wrong with it mends without the record.
-fn market_error(error: MarketError) -> StageError {
-    StageError::Unavailable("market", error.to_string())
 }
 
 #[cfg(test)]

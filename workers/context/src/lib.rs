@@ -89,8 +89,15 @@ impl ContextStage {
 
     fn passed(&self, state: &FoldState, event: &ShopperEvent, writes: Vec<Write>) -> Verdict<ContextChanged> {
         let out = state.snapshot(&event.key(), self.generation, &self.config);
+        let mut told = json!({ "id": event.id, "kind": event.kind, "at_ms": event.at_ms, "lines": event.lines });
+        if let Some(preference) = &event.preference {
+            told["preference"] = json!(preference);
+        }
+        if let Some(personalise) = event.personalise {
+            told["personalise"] = json!(personalise);
+        }
         let explanation = json!({
-            "event": { "id": event.id, "kind": event.kind, "at_ms": event.at_ms, "lines": event.lines },
+            "event": told,
             "brief": out.brief,
             "favourites": out.favourites,
             "recent": out.recent,

@@ -118,6 +118,11 @@ impl FoldState {
         Stamp::of(self.clock_ms, generation)
     }
 
+    /// Whether an event with this id is known to be folded.
+    pub fn remembers(&self, event_id: &str) -> bool {
+        self.folded_at(event_id).is_some()
+    }
+
     /// Offset at which an event with this id was folded, if it is remembered.
     pub(crate) fn folded_at(&self, event_id: &str) -> Option<i64> {
         let hash = short_hash(event_id);

@@ -53,10 +53,7 @@ impl<E: Model<Request = Embed, Answer = Embedding>> DedupStage<E> {
             .map(|answer| match answer {
                 Ok(vector) => Ok(Some(vector)),
                 Err(ModelError::Request(_)) => Ok(None),
-                Err(error @ ModelError::Failed(_)) => Err(StageError::Faltered("encoder", error.to_string())),
-                Err(error @ ModelError::Gone) => {
-                    Err(StageError::Broken(format!("encoder: {error}; find its panic in the log and start again")))
-                }
+                Err(error) => Err(StageError::model("encoder", &error)),
             })
             .collect()
     }

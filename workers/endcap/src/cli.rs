@@ -25,7 +25,7 @@ pub struct Cli {
 pub enum Command {
     /// Runs the main job in one process: log, store, every stage, simulated shoppers and the web page.
     Up(UpArgs),
-    /// Sends events from a file to a running `endcap up`.
+    /// Sends events from a file to a running `endcap up`, past those that are rejected; exits with 1 when there were any.
     Send(SendArgs),
     /// Takes a catalogue, a keyword corpus or shopper events into a market.
     Import(ImportArgs),
@@ -63,13 +63,14 @@ pub struct UpArgs {
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
     /// Number of simulated shoppers, 0 for none [default: 100].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub shoppers: Option<String>,
+    // A negative number comes to the configuration, which says what is wrong with it.
     /// Events per second of the simulated shoppers or the replay [default: no limit with --events, else 2].
-    #[arg(long, value_name = "EVENTS_PER_S")]
+    #[arg(long, value_name = "EVENTS_PER_S", allow_negative_numbers = true)]
     pub rate: Option<String>,
     /// Ends the simulation (or the replay) after so many events.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub events: Option<String>,
     /// Ends when every event is worked off.
     #[arg(long)]
@@ -81,12 +82,12 @@ pub struct UpArgs {
     #[arg(long)]
     pub replay_events: bool,
     /// Seed of the demo market and its shoppers [default: 1].
-    #[arg(long, value_name = "SEED")]
+    #[arg(long, value_name = "SEED", allow_negative_numbers = true)]
     pub seed: Option<String>,
     /// Address of the web page; port 0 takes a free one [default: 127.0.0.1:8484].
     #[arg(long, value_name = "ADDRESS")]
     pub bind: Option<String>,
-    /// What every request must bring; needed where the address is not a loopback one.
+    /// What requests must bring, those for health excepted; needed where the address is not a loopback one.
     #[arg(long, value_name = "TOKEN")]
     pub token: Option<String>,
     /// How long a shopper must rest before a page is made [default: 0s with --events, else 2s].
@@ -102,12 +103,25 @@ pub struct UpArgs {
 pub struct SendArgs {
     /// File with one JSON event per line, or one JSON array; `-` reads standard input.
     pub file: String,
-    /// Address of the running `endcap up`.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8484")]
+    /// Address of the running `endcap up`; `http://` may be left out.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8484", value_parser = address)]
     pub to: String,
     /// The token that it was started with.
     #[arg(long, value_name = "TOKEN", env = "ENDCAP_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+}
+
+/// An address with its scheme, without the slash at its end.
+fn address(text: &str) -> Result<String, String> {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+    let rest = rest.trim_end_matches('/');
+    if !scheme.eq_ignore_ascii_case("http") {
+        return Err(format!("only http:// can be sent to, not {scheme}://: put a proxy in between"));
+    }
+    if rest.is_empty() || rest.contains(char::is_whitespace) {
+        return Err("give http://HOST:PORT or HOST:PORT".to_owned());
+    }
+    Ok(format!("http://{rest}"))
 }
 
 /// `endcap import`.
@@ -149,7 +163,8 @@ pub enum Importable {
 /// `endcap explain`.
 #[derive(Debug, Clone, Args)]
 pub struct ExplainArgs {
-    /// The shopper: `user` or `tenant/user`.
+    /// The shopper: `user` or `tenant/user`. An id of the default tenant that holds a slash is found as it is, where no tenant is called
+    /// like its beginning; `default/a/b` always means it.
     pub user: String,
     /// Directory of the imported market that the page was made for [default: the demo market].
     #[arg(long, value_name = "DIR")]
@@ -290,6 +305,24 @@ impl Trainable {
             Trainable::Decoder => "decoder",
             Trainable::Themes => "themes",
             Trainable::Keywords => "keywords",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_needs_no_scheme() {
+        for (text, expected) in [
+            ("127.0.0.1:8484", Some("http://127.0.0.1:8484")),
+            ("http://shop:80/", Some("http://shop:80")),
+            ("https://shop", None),
+            ("http://", None),
+            ("", None),
+        ] {
+            assert_eq!(address(text).ok().as_deref(), expected, "{text}");
         }
     }
 }

@@ -78,8 +78,6 @@ pub struct Config {
     pub debounce: Duration,
     /// How long the log keeps what every group has read.
     pub retention: Duration,
-    /// How log lines are written.
-    pub log_format: LogFormat,
     /// Tokens of one model batch.
     pub batch_tokens: usize,
 }
@@ -261,6 +259,7 @@ impl Settings {
 impl Config {
     fn take(merged: &mut Merged<'_>) -> Self {
         let events = merged.get("events", "a whole number from 1 on", |text| text.parse().ok());
+        merged.get("log_format", "`text` or `json`", log_format); // known before all others: `LogFormat::of`
         let config = Self {
             data: merged.get("data", "a directory", path).unwrap_or_else(|| PathBuf::from("endcap-data")),
             market: merged.get("market", "a directory", path),
@@ -282,7 +281,6 @@ impl Config {
             retention: merged
                 .get("retention", "a time up to 10years, such as 7days", |text| time(text, Duration::from_secs(315_576_000)))
                 .unwrap_or(Duration::from_secs(7 * 86_400)),
-            log_format: merged.get("log_format", "`text` or `json`", log_format).unwrap_or(LogFormat::Text),
             batch_tokens: merged.get("batch_tokens", "tokens, 256 to 1048576", batch_tokens).unwrap_or(16_384),
             events,
         };
@@ -290,6 +288,14 @@ impl Config {
             merged.faults.push(format!("`bind` {} is open to others: a `token` is needed", config.bind));
         }
         config
+    }
+}
+
+impl LogFormat {
+    /// What the last of `layers` that names a format says, whatever else is wrong in them: faults too are written in it.
+    pub fn of(layers: &[Layer]) -> Self {
+        let named = layers.iter().rev().find_map(|layer| layer.values.get("log_format"));
+        named.and_then(|text| log_format(text.trim())).unwrap_or(Self::Text)
     }
 }
 

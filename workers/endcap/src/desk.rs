@@ -1,15 +1,17 @@
 //! What can be asked of the running job: the web interface's questions, answered from store, log and market. Everything here may block.
 
 use std::{
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, anyhow};
+use endcap_context::FoldState;
 use endcap_retrieval::Market;
 use endcap_runtime::{
     Clock, DeadLetter, Embedded, Headers, LogError, Outgoing, Received as Record, StageStats, Store,
-    embedded::{DeadLetterFilter, Producer, StoredDeadLetter},
+    embedded::{DeadLetterFilter, INGEST, Producer, StoredDeadLetter},
 };
 use endcap_schemas::{PagePublished, PurchaseMemory, ShopperEvent, UserKey, topics::Topic, wire};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -22,7 +24,7 @@ use crate::{
     logging::Anonymiser,
     names,
     view::{self, PageView},
-    web::Received,
+    web::{Entry, Place, Received},
 };
 
 /// A stage whose loop has not gone round for so long hangs, ms. Large batches on a slow machine take minutes.
@@ -31,8 +33,6 @@ const STALLED_MS: i64 = 600_000;
 const ORIGINAL_SHOWN: usize = 400;
 /// Most characters of a reason that is stored.
 const REASON_MAX: usize = 500;
-/// The stage name of what is refused at the door.
-pub const INGEST: &str = "ingest";
 
 /// The desk.
 pub struct Desk {
@@ -82,6 +82,12 @@ pub struct Mark {
 pub struct Taken {
     /// Before the log took them, ms: pages that hold them were accepted at or after it.
     pub accepted_ms: i64,
+    /// How many are new.
+    pub accepted: usize,
+    /// How many change nothing.
+    pub repeated: usize,
+    /// How many are kept as dead letters.
+    pub rejected: usize,
     /// In the order of the request.
     pub results: Vec<EventResult>,
 }
@@ -89,10 +95,22 @@ pub struct Taken {
 /// What became of one event.
 #[derive(Debug, Serialize)]
 pub struct EventResult {
+    #[serde(flatten)]
+    place: Place,
     id: Option<String>,
-    status: &'static str,
+    status: Status,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    Accepted,
+    /// Its shopper's id stood above it in the request, or is folded already. One that still waits in the log is not seen here: it counts
+    /// as accepted, and the fold passes over it all the same.
+    Repeated,
+    Rejected,
 }
 
 /// Dead letters, newest first.
@@ -195,32 +213,51 @@ impl Desk {
     pub fn take(&self, received: Vec<Received>) -> Result<Taken> {
         let accepted_ms = self.clock.now_ms();
         let (mut outgoing, mut letters, mut results) = (Vec::new(), Vec::new(), Vec::with_capacity(received.len()));
-        for event in received {
-            let (id, refused) = match event {
-                Received::Fit(event) => match outgoing_of(&event) {
+        let mut places_of: HashMap<UserKey, Vec<usize>> = HashMap::new();
+        for Received { place, entry } in received {
+            let (id, reason, original) = match entry {
+                Entry::Fit(event) => match outgoing_of(&event) {
                     Ok(record) => {
                         tracing::debug!(user = self.names.name(&record.key), kind = ?event.kind, "event taken");
+                        places_of.entry(record.key.clone()).or_default().push(results.len());
                         outgoing.push(record);
-                        (Some(event.id), None)
+                        results.push(EventResult { place, id: Some(event.id), status: Status::Accepted, reason: None });
+                        continue;
                     }
-                    Err(error) => {
-                        (Some(event.id.clone()), Some((error.to_string(), serde_json::to_string(&event).unwrap_or_default())))
-                    }
+                    Err(error) => (Some(event.id.clone()), error.to_string(), serde_json::to_vec(&event).unwrap_or_default()),
                 },
-                Received::Unfit { id, reason, original } => (id, Some((reason, original))),
+                Entry::Unfit { id, reason, original } => (id, reason, original),
             };
-            let reason = refused.map(|(reason, original)| {
-                let letter = refusal(id.as_deref(), &reason, original, accepted_ms);
-                tracing::warn!(user = self.names.name_of(&letter.record.key), "event refused");
-                letters.push(letter);
-                reason
-            });
-            results.push(EventResult { id, status: if reason.is_none() { "accepted" } else { "rejected" }, reason });
+            let (letter, user) = refusal(id.as_deref(), &reason, original, accepted_ms);
+            let user = user.map(|user| self.names.name(&user));
+            tracing::warn!(event = id.as_deref(), reason = letter.message.as_str(), user, "event refused");
+            letters.push(letter);
+            results.push(EventResult { place, id, status: Status::Rejected, reason: Some(reason) });
         }
-        if !(outgoing.is_empty() && letters.is_empty()) {
-            admit(&self.file.producer(), &outgoing, &letters)?;
+        self.mark_repeated(&places_of, &mut results)?;
+        admit(&self.file.producer(), &outgoing, &letters)?;
+        let count = |status| results.iter().filter(|result| result.status == status).count();
+        let (accepted, repeated, rejected) = (count(Status::Accepted), count(Status::Repeated), count(Status::Rejected));
+        Ok(Taken { accepted_ms, accepted, repeated, rejected, results })
+    }
+
+    /// Finds the events that change nothing, as far as can be told before they are folded. They go into the log all the same: an erasure
+    /// may wait there, after which they are new.
+    fn mark_repeated(&self, places_of: &HashMap<UserKey, Vec<usize>>, results: &mut [EventResult]) -> Result<()> {
+        for (user, places) in places_of {
+            let state = self.file.state(user).context("cannot read what is known of a shopper")?;
+            // A state that cannot be read is the fold's affair.
+            let state = state.and_then(|bytes| FoldState::decode(&bytes).ok());
+            let mut above = HashSet::new();
+            for at in places {
+                let id = results[*at].id.clone().unwrap_or_default();
+                let is_folded = state.as_ref().is_some_and(|state| state.remembers(&id));
+                if !above.insert(id) || is_folded {
+                    results[*at].status = Status::Repeated;
+                }
+            }
         }
-        Ok(Taken { accepted_ms, results })
+        Ok(())
     }
 
     /// The latest reading of the job.
@@ -302,8 +339,15 @@ impl DeadLetterRow {
 
 impl fmt::Display for DeadLetterRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>6}  {}  {}  {}: {}  {}", self.id, self.at_ms, self.stage, self.reason, self.message, self.original)
+        let (message, original) = (printable(&self.message), printable(&self.original));
+        write!(f, "{:>6}  {}  {}  {}: {message}  {original}", self.id, self.at_ms, self.stage, self.reason)
     }
+}
+
+/// `text` on one line, without what a terminal would obey.
+fn printable(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
+    text.chars().map(escape).collect()
 }
 
 /// What a dead letter holds, readable: an event as JSON where it is one, else the bytes as text.
@@ -378,16 +422,16 @@ fn admit(producer: &Producer, records: &[Outgoing], refused: &[DeadLetter]) -> R
     }
 }
 
-/// What keeps an event that was refused at the door.
-fn refusal(id: Option<&str>, reason: &str, original: String, now_ms: i64) -> DeadLetter {
-    let event: serde_json::Value = serde_json::from_str(&original).unwrap_or_default();
+/// What keeps an event that was refused at the door, and whose it is, where that can be read.
+fn refusal(id: Option<&str>, reason: &str, original: Vec<u8>, now_ms: i64) -> (DeadLetter, Option<UserKey>) {
+    let event: serde_json::Value = serde_json::from_slice(&original).unwrap_or_default();
     let part =
         |key: &str| event.get(key).and_then(|value| value.as_str()).filter(|text| text.len() <= ShopperEvent::TEXT_MAX_BYTES);
-    let key = UserKey {
-        tenant: part("tenant").unwrap_or(UserKey::DEFAULT_TENANT).to_owned(),
-        user: part("user").unwrap_or_default().to_owned(),
-    };
-    DeadLetter {
+    let tenant = part("tenant").unwrap_or(UserKey::DEFAULT_TENANT);
+    let key_of = |user: &str| UserKey { tenant: tenant.to_owned(), user: user.to_owned() };
+    let user = part("user").filter(|user| !user.is_empty()).map(key_of);
+    let key = user.clone().unwrap_or_else(|| key_of(""));
+    let letter = DeadLetter {
         record: Record {
             topic: Topic::EVENTS,
             partition: 0,
@@ -395,12 +439,13 @@ fn refusal(id: Option<&str>, reason: &str, original: String, now_ms: i64) -> Dea
             appended_ms: now_ms,
             key: key.to_string(),
             headers: Headers::root(id.unwrap_or_default(), Topic::EVENTS, now_ms),
-            value: original.into_bytes(),
+            value: original,
         },
         group: INGEST.to_owned(),
         stage: INGEST.to_owned(),
         attempts: 1,
         kind: "malformed".to_owned(),
         message: reason.chars().take(REASON_MAX).collect(),
-    }
+    };
+    (letter, user)
 }

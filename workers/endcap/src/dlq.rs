@@ -60,6 +60,5 @@ pub fn open(config: &Config) -> Result<Embedded> {
     if !path.is_file() {
         bail!("{} holds no log: `endcap up` makes one, --data names another directory", config.data.display());
     }
-    Embedded::open(&path, EmbeddedConfig::default(), Arc::new(SystemClock::default()))
-        .with_context(|| format!("cannot open {}", path.display()))
+    Ok(Embedded::open(&path, EmbeddedConfig::default(), Arc::new(SystemClock::default()))?)
 }

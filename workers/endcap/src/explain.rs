@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use endcap_runtime::StageResult;
+use endcap_schemas::UserKey;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -67,13 +68,27 @@ pub struct StageStory {
 pub fn command(args: &ExplainArgs, config: &Config) -> Result<()> {
     let file = dlq::open(config)?;
     let market = grounds::open_existing(config)?;
-    let user = args.user.parse().unwrap_or_else(|never| match never {});
-    let Some(story) = desk::story_of(&file, &market, &user)? else {
-        bail!("nothing is known of shopper {}: no event of theirs was processed, or it was too long ago", args.user);
+    let mut found = None;
+    for user in readings(&args.user) {
+        found = desk::story_of(&file, &market, &user)?;
+        if found.is_some() {
+            break;
+        }
+    }
+    let Some(story) = found else {
+        let slash = if args.user.contains('/') { ", neither as `tenant/user` nor as an id with a slash" } else { "" };
+        bail!("nothing is known of shopper {}{slash}: no event of theirs was processed, or it was too long ago", args.user);
     };
     let text = if args.json { serde_json::to_string_pretty(&story)? + "\n" } else { story.to_text() };
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// Whom `text` may mean: `tenant/user`, else a user of the default tenant whose id holds the slash.
+fn readings(text: &str) -> Vec<UserKey> {
+    let mut users = vec![text.parse().unwrap_or_else(|never| match never {}), UserKey::of(text)];
+    users.dedup();
+    users
 }
 
 impl StageStory {
@@ -192,10 +207,17 @@ fn flat(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use endcap_runtime::Stamp;
-    use endcap_schemas::UserKey;
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_slash_may_end_the_tenant_or_belong_to_the_id() {
+        let key = |tenant: &str, user: &str| UserKey { tenant: tenant.into(), user: user.into() };
+        assert_eq!(readings("ada"), [key("default", "ada")]);
+        assert_eq!(readings("a/b"), [key("a", "b"), key("default", "a/b")]);
+        assert_eq!(readings("default/a/b"), [key("default", "a/b"), key("default", "default/a/b")]);
+    }
 
     #[test]
     fn a_stored_result_is_told_in_lines() {

@@ -12,6 +12,8 @@ pub struct Figures {
     pub uptime_s: f64,
     /// Events in the log.
     pub accepted: u64,
+    /// Events that the interface refused; kept as dead letters.
+    pub refused: u64,
     /// Stages in path order.
     pub stages: Vec<StageFigures>,
     /// From an accepted event to its readable page.
@@ -76,6 +78,13 @@ impl Freshness {
             seconds.get(at.max(1) - 1).copied()
         };
         Self { p50: rank(0.50), p99: rank(0.99), count: seconds.len() }
+    }
+}
+
+impl Figures {
+    /// Records that wait for any stage.
+    pub fn waiting(&self) -> u64 {
+        self.stages.iter().map(|stage| stage.waiting).sum()
     }
 }
 

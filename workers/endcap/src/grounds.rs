@@ -39,6 +39,14 @@ where
     Ok(Market::over(dir)?)
 }
 
+/// Refuses a market that is named but not there, or cannot be read.
+///
+/// # Errors
+/// With the remedy.
+pub fn check(config: &Config) -> Result<()> {
+    config.market.as_ref().map_or(Ok(()), |path| Ok(MarketDir::open(path).map(drop)?))
+}
+
 /// Opens the market of a data directory that was used before.
 ///
 /// # Errors
@@ -56,11 +64,10 @@ fn demo(path: &Path) -> Result<MarketDir> {
     if fs::read_to_string(&marker).is_ok_and(|found| found.trim() == version) {
         return Ok(MarketDir::open(path)?);
     }
-    let bar = progress::steps("writing the demo market", market.products.len() as u64);
+    progress::begin("writing the demo market");
     let dir = MarketDir::create(path)?;
     write_demo(&dir, &market.products, &market.categories, &market.terms).context("cannot write the demo market")?;
     fs::write(&marker, version).with_context(|| format!("cannot write {}", marker.display()))?;
-    bar.finish_and_clear();
     Ok(dir)
 }
 
@@ -90,9 +97,7 @@ where
             IndexProgress::Embedding { done, total } => ("embedding keywords", done, total),
             IndexProgress::Indexing { done, total } => ("indexing keywords", done, total),
         };
-        bar.set_message(what);
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
+        bar.at(what, done as u64, total as u64);
     };
     let report = build_index(dir, encoder.version(), &mut embed, &IndexOptions::default(), &mut show);
     bar.finish_and_clear();

@@ -3,13 +3,13 @@
 use std::{
     fs::{self, File},
     io::{BufWriter, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use endcap_retrieval::{
     MarketDir,
-    import::{self as importers, CatalogFormat, EventFormat, ImportReport, KeywordFormat, Phase, Progress},
+    import::{self as importers, CatalogFormat, EventFormat, ImportReport, KeywordFormat, Phase, Progress, Unknown},
 };
 use indicatif::ProgressBar;
 
@@ -24,23 +24,24 @@ use crate::{
 /// # Errors
 /// When the file is of another form or cannot be read to its end, or the market cannot be written. The market is as it was then.
 pub fn import(args: &ImportArgs, config: &Config) -> Result<()> {
-    let dir = MarketDir::create(&args.market)?;
+    if args.withdraw.is_some() && args.what != Importable::Catalog {
+        bail!("--withdraw goes with a catalogue: `endcap import catalog` takes it");
+    }
     let bar = progress::steps("reading", 0);
-    let mut show = |progress: &Progress| show(&bar, progress);
-    let report = match args.what {
-        Importable::Catalog => {
-            let format: CatalogFormat = args.format.parse()?;
-            importers::catalog(&dir, &args.file, format, args.withdraw.as_deref(), &mut show)?
-        }
-        Importable::Keywords => importers::keywords(&dir, &args.file, args.format.parse::<KeywordFormat>()?, &mut show)?,
-        Importable::Events => events(&dir, args, &mut show)?,
-    };
+    let place = Place::of(&args.market);
+    let dir = MarketDir::create(&args.market)?;
+    let report = read(&dir, args, &mut |progress| show(&bar, progress)).inspect_err(|_| place.restore(&dir))?;
     bar.finish_and_clear();
     println!("{}", words(args.what, &report));
     if report.rejected > 0
         && let Some(list) = &report.rejects_file
     {
         println!("{} rows were rejected; {} lists them with line and reason", report.rejected, list.display());
+    }
+    if let (Some(ids), Unknown { count: 1.., first, list }) = (&args.withdraw, &report.unknown) {
+        let more = if report.unknown.count > first.len() as u64 { ", …" } else { "" };
+        let list = list.as_ref().map(|list| format!("; {} lists them", list.display())).unwrap_or_default();
+        println!("{} ids of {} belong to no product: {}{more}{list}", report.unknown.count, ids.display(), first.join(", "));
     }
     if args.what == Importable::Events || args.no_index || dir.counts()?.terms == 0 {
         return Ok(());
@@ -51,26 +52,60 @@ pub fn import(args: &ImportArgs, config: &Config) -> Result<()> {
     Ok(())
 }
 
+/// What stood at a market's place before an import.
+struct Place {
+    /// No market.
+    is_new: bool,
+    /// The topmost directory that was missing.
+    top: Option<PathBuf>,
+}
+
+impl Place {
+    fn of(market: &Path) -> Self {
+        let missing = market.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
+        Self { is_new: MarketDir::open(market).is_err(), top: missing.last().map(Path::to_owned) }
+    }
+
+    /// Takes a market that the import made, and that nothing came into, away again.
+    fn restore(&self, dir: &MarketDir) {
+        if self.is_new
+            && let Err(error) = dir.clone().discard(self.top.as_deref())
+        {
+            tracing::warn!(market = %dir.path().display(), error = error.to_string(), "an empty market was left behind");
+        }
+    }
+}
+
+fn read(dir: &MarketDir, args: &ImportArgs, show: &mut dyn FnMut(&Progress)) -> Result<ImportReport> {
+    Ok(match args.what {
+        Importable::Catalog => {
+            let format: CatalogFormat = args.format.parse()?;
+            importers::catalog(dir, &args.file, format, args.withdraw.as_deref(), show)?
+        }
+        Importable::Keywords => importers::keywords(dir, &args.file, args.format.parse::<KeywordFormat>()?, show)?,
+        Importable::Events => {
+            let draft = grounds::events_of(dir.path()).with_extension("draft");
+            // What was not finished is nobody's.
+            events(dir, args, &draft, show).inspect_err(|_| drop(fs::remove_file(&draft)))?
+        }
+    })
+}
+
 /// Keeps the file's events for replays, in their order, and lets the catalogue learn from the purchases.
-fn events(dir: &MarketDir, args: &ImportArgs, show: &mut dyn FnMut(&Progress)) -> Result<ImportReport> {
+fn events(dir: &MarketDir, args: &ImportArgs, draft: &Path, show: &mut dyn FnMut(&Progress)) -> Result<ImportReport> {
     let format: EventFormat = args.format.parse()?;
-    let target = grounds::events_of(dir.path());
-    let draft = target.with_extension("draft");
-    let cannot_write = || format!("cannot write {}", draft.display());
-    let mut out = BufWriter::new(File::create(&draft).with_context(cannot_write)?);
     let mut rows = importers::events(&args.file, format, None)?;
+    let cannot_write = || format!("cannot write {}", draft.display());
+    let mut out = BufWriter::new(File::create(draft).with_context(cannot_write)?);
     while let Some(event) = rows.next().transpose()? {
         serde_json::to_writer(&mut out, &event).with_context(cannot_write)?;
         out.write_all(b"\n").with_context(cannot_write)?;
     }
     out.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all()).with_context(cannot_write)?;
     let report = importers::purchases(dir, &args.file, format, show)?;
-    replace(&draft, &target)?;
+    let target = grounds::events_of(dir.path());
+    fs::rename(draft, &target).with_context(|| format!("cannot write {}", target.display()))?;
     Ok(report)
-}
-
-fn replace(draft: &Path, target: &Path) -> Result<()> {
-    fs::rename(draft, target).with_context(|| format!("cannot write {}", target.display()))
 }
 
 fn show(bar: &ProgressBar, progress: &Progress) {

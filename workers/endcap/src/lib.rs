@@ -22,6 +22,7 @@ pub mod path;
 pub mod progress;
 pub mod replay;
 pub mod report;
+pub mod running;
 pub mod schooling;
 pub mod send;
 pub mod train;
@@ -36,7 +37,7 @@ use clap::Parser;
 
 use crate::{
     cli::{Cli, Command, DataArgs, UpArgs},
-    config::{Faults, Layer},
+    config::{Faults, Layer, LogFormat},
 };
 
 /// Small allocations by many threads are what models and indexes do: measured up to 1.4 times faster than the system's allocator.
@@ -61,7 +62,11 @@ pub fn main() -> ExitCode {
             {
                 return ExitCode::SUCCESS;
             }
-            eprintln!("error: {error:#}");
+            if logging::is_json() {
+                tracing::error!("{error:#}");
+            } else {
+                eprintln!("error: {error:#}");
+            }
             if error.is::<Faults>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }
@@ -99,16 +104,17 @@ fn settings(cli: &Cli, args: &UpArgs) -> Result<config::Settings> {
         Some(path) => Some(path.as_path()),
         None => Some(Path::new(CONFIG_FILE)).filter(|path| path.exists()),
     };
+    let text =
+        file.map(|path| fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display())));
     let mut layers = Vec::new();
-    if let Some(path) = file {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        layers.push(Layer::of_file(path, &text));
+    if let (Some(path), Some(Ok(text))) = (file, &text) {
+        layers.push(Layer::of_file(path, text));
     }
     layers.push(Layer::of_env(
         env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
     ));
     layers.push(Layer::of_flags(args, cli.log_format.as_ref()));
-    let settings = config::Settings::resolve(&layers)?;
-    logging::start(settings.config.log_format);
-    Ok(settings)
+    logging::start(LogFormat::of(&layers)); // before the first error
+    text.transpose()?;
+    Ok(config::Settings::resolve(&layers)?)
 }

@@ -1,6 +1,12 @@
-//! Log lines: text or JSON, to standard error. User ids never stand in them: [`Anonymiser`] gives a short keyed hash instead.
+//! Log lines: text or JSON, to standard error; with JSON nothing else is written there. User ids never stand in them: [`Anonymiser`] gives a short keyed hash instead.
 
-use std::{fs, io::Write, path::Path};
+use std::{
+    fs,
+    io::Write,
+    panic,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::{Context, Result};
 use endcap_schemas::UserKey;
@@ -15,13 +21,25 @@ use crate::{
 /// Level where `RUST_LOG` says nothing else.
 const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn";
 
+/// Whether standard error takes JSON alone.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Whether standard error takes JSON alone.
+pub fn is_json() -> bool {
+    JSON.load(Ordering::Relaxed)
+}
+
 /// Starts logging for this process; a second call is a no-op.
 pub fn start(format: LogFormat) {
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LEVEL));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_watched()).with_writer(LogWriter::default);
     let _ = match format {
         LogFormat::Text => lines.with_target(false).try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+        LogFormat::Json => {
+            panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+            lines.json().flatten_event(true).try_init()
+        }
     };
 }
 

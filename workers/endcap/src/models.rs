@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use endcap_engine::{EmbedModel, KeywordModel, RelevanceModel, ThemeModel, Tokenizer, parse_device};
+use endcap_engine::{Adapter, EmbedModel, KeywordModel, RelevanceModel, ThemeModel, Tokenizer, parse_device};
 use endcap_inference::{Handle, Limits, Model, spawn};
 
 use crate::{config::Config, data::DataDir, grounds, path::Fleet};
@@ -47,11 +47,6 @@ impl Places {
             cross_encoder: part(&config.cross_encoder, "cross-encoder"),
         })
     }
-
-    /// A task's adapter beside the decoder, where there is one.
-    fn adapter(&self, task: &str) -> Option<PathBuf> {
-        Some(self.decoder.join(format!("{task}.adapter.safetensors"))).filter(|path| path.exists())
-    }
 }
 
 /// The models that were trained for the market, where no others are named and all of them are there.
@@ -81,7 +76,8 @@ pub fn directory(config: &Config, built_in: &Path) -> Result<PathBuf> {
 pub fn load(config: &Config, data: &DataDir) -> Result<Engine> {
     let places = Places::of(config, &data.models())?;
     let device = parse_device(config.device.name())?;
-    let (themes_adapter, keywords_adapter) = (places.adapter("themes"), places.adapter("keywords"));
+    let (themes_adapter, keywords_adapter) =
+        (Adapter::beside(&places.decoder, "themes")?, Adapter::beside(&places.decoder, "keywords")?);
     let judge = RelevanceModel::load(&places.cross_encoder, &device)?;
     let tokenizer = Tokenizer::from_file(&places.decoder.join("tokenizer.json"))?;
     Ok(Fleet {
@@ -110,7 +106,8 @@ fn start<M: Model>(name: &str, model: M, config: &Config) -> Result<Handle<M>> {
     spawn(&format!("model-{name}"), model, limits).with_context(|| format!("cannot start the thread of model {name}"))
 }
 
-/// Writes `files` below `under`, in a folder named by their contents; gives the folder. Nothing is written where it is there already.
+/// Writes `files` below `under`, in a folder named by their contents; gives the folder. Where it is there already, only files that are missing
+/// or were changed are written.
 ///
 /// # Errors
 /// When there are no files, or they cannot be written.
@@ -124,6 +121,7 @@ fn lay_out(files: &[(&str, &[u8])], under: &Path) -> Result<PathBuf> {
     }
     let folder = under.join(&hasher.finalize().to_hex()[..16]);
     if folder.is_dir() {
+        files.iter().try_for_each(|(name, contents)| mend(&folder.join(name), contents))?;
         return Ok(folder);
     }
     // Written beside and moved into place, so that a folder that is there is whole.
@@ -143,6 +141,20 @@ fn lay_out(files: &[(&str, &[u8])], under: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Writes a file of the binary's own again, where it is not as it was.
+fn mend(path: &Path, contents: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|found| found == contents) {
+        return Ok(());
+    }
+    tracing::warn!(file = %path.display(), "a file of the program's own models is damaged: writing it again");
+    // Moved into place, so that a process that has the file open keeps what it sees.
+    let draft = path.with_extension(format!("draft-{}", std::process::id()));
+    fs::create_dir_all(path.parent().expect("a file has a folder"))
+        .and_then(|()| fs::write(&draft, contents))
+        .and_then(|()| fs::rename(&draft, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,9 +164,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = lay_out(&[("decoder/config.json", b"{}"), ("a", b"1")], dir.path()).unwrap();
         assert_eq!(fs::read(first.join("decoder/config.json")).unwrap(), b"{}");
-        fs::write(first.join("a"), "kept").unwrap();
+        fs::write(first.join("mine"), "kept").unwrap();
+        fs::write(first.join("a"), "damaged").unwrap();
+        fs::remove_dir_all(first.join("decoder")).unwrap();
         assert_eq!(lay_out(&[("decoder/config.json", b"{}"), ("a", b"1")], dir.path()).unwrap(), first);
-        assert_eq!(fs::read(first.join("a")).unwrap(), b"kept");
+        assert_eq!(fs::read(first.join("a")).unwrap(), b"1", "what was damaged is written again");
+        assert_eq!(fs::read(first.join("decoder/config.json")).unwrap(), b"{}");
+        assert_eq!(fs::read(first.join("mine")).unwrap(), b"kept");
+        assert_eq!(fs::read_dir(&first).unwrap().count(), 3);
         assert_ne!(lay_out(&[("a", b"2")], dir.path()).unwrap(), first);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no drafts are left");
         let refusal = lay_out(&[], dir.path()).unwrap_err().to_string();

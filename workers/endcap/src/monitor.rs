@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use endcap_inference::TokenCounts;
-use endcap_runtime::{Embedded, StageStats, Tally};
+use endcap_runtime::{Embedded, StageStats, Tally, embedded::INGEST};
 use endcap_schemas::{PagePublished, topics::Topic, wire};
 use std::sync::Arc;
 
@@ -76,6 +76,7 @@ impl Monitor {
         Ok(Figures {
             uptime_s: up_for.as_secs_f64(),
             accepted: u64::try_from(self.file.end(Topic::EVENTS).context("cannot read the log")?).unwrap_or(0),
+            refused: tallies.get(INGEST).map_or(0, Tally::dead_lettered_total),
             stages,
             freshness: Freshness::of(self.fresh.iter().copied().collect()),
             pages: PageFigures {

@@ -1,27 +1,59 @@
-//! Live progress in the terminal: a line per stage that stays in place, or plain lines where no terminal is.
+//! Live progress on standard error: a line per stage that stays in place on a terminal, else plain lines or log events.
 
 use std::{
+    cell::RefCell,
     io::{self, IsTerminal, Write},
-    sync::OnceLock,
+    ops::Deref,
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::figures::{Figures, StageFigures};
+use crate::{
+    figures::{Figures, StageFigures},
+    logging,
+};
 
 /// How often plain lines are written.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
+/// What this process prepares: there is one, as there is one terminal.
+static DOING: Mutex<String> = Mutex::new(String::new());
 
 fn bars() -> &'static MultiProgress {
     BARS.get_or_init(MultiProgress::new)
 }
 
-/// Whether somebody watches.
+/// Whether somebody watches a terminal that bars may be drawn on.
 pub fn is_watched() -> bool {
-    io::stderr().is_terminal()
+    io::stderr().is_terminal() && !logging::is_json()
+}
+
+/// Writes a line about how things go.
+pub fn say(line: &str) {
+    if logging::is_json() {
+        tracing::info!("{line}");
+    } else {
+        // A line that cannot be written has nowhere to be reported.
+        let _ = writeln!(LogWriter::default(), "{line}");
+    }
+}
+
+/// Says what is prepared from now on, and keeps it for [`doing`].
+pub fn begin(what: &str) {
+    note(what.to_owned());
+    say(what);
+}
+
+/// What is being prepared.
+pub fn doing() -> String {
+    DOING.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn note(what: String) {
+    *DOING.lock().unwrap_or_else(PoisonError::into_inner) = what;
 }
 
 /// Writes log lines to standard error, above the bars where there are some.
@@ -50,14 +82,46 @@ impl Drop for LogWriter {
     }
 }
 
+/// The steps of some preparation: a bar, and plain lines from time to time where nobody watches one.
+pub struct Steps {
+    bar: ProgressBar,
+    /// What was last said, and when it may be said again.
+    said: RefCell<(String, Duration)>,
+}
+
+impl Steps {
+    /// `done` steps of `total` of `what` are done.
+    pub fn at(&self, what: &str, done: u64, total: u64) {
+        self.bar.set_message(what.to_owned());
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        let line = format!("{what}: {} of {}", HumanCount(done), HumanCount(total));
+        let (said, due) = &mut *self.said.borrow_mut();
+        let now = self.bar.elapsed();
+        if !is_watched() && (said != what || now >= *due) {
+            say(&line);
+            (*said, *due) = (what.to_owned(), now + PLAIN_EVERY);
+        }
+        note(line);
+    }
+}
+
+impl Deref for Steps {
+    type Target = ProgressBar;
+
+    fn deref(&self) -> &ProgressBar {
+        &self.bar
+    }
+}
+
 /// A bar over `total` steps of some preparation; invisible where nobody watches.
-pub fn steps(what: &str, total: u64) -> ProgressBar {
+pub fn steps(what: &str, total: u64) -> Steps {
     let style = ProgressStyle::with_template("{msg:28} {bar:32.green/dim} {human_pos:>9} of {human_len}  {elapsed}")
         .expect("a valid template");
     let bar = if is_watched() { bars().add(ProgressBar::new(total)) } else { ProgressBar::hidden() };
     bar.set_style(style);
     bar.set_message(what.to_owned());
-    bar
+    Steps { bar, said: RefCell::default() }
 }
 
 /// The running job's display.
@@ -86,7 +150,7 @@ impl Board {
         match &mut self.plain {
             Some(next) if up_for >= *next => {
                 *next = up_for + PLAIN_EVERY;
-                eprintln!("{} | {}", headline(figures), figures.stages.iter().map(brief).collect::<Vec<_>>().join(" | "));
+                say(&format!("{} | {}", headline(figures), figures.stages.iter().map(brief).collect::<Vec<_>>().join(" | ")));
             }
             Some(_) => {}
             None => {

@@ -38,13 +38,19 @@ impl Imported {
     /// # Errors
     /// When there are none.
     pub fn open(market: &Path, seed: u64) -> Result<Self> {
-        let path = grounds::events_of(market);
-        let mut file = File::open(&path)
-            .with_context(|| format!("no events in {}: `endcap import events` brings them in", market.display()))?;
+        let (path, mut file) = events(market)?;
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(&mut file).and_then(|_| file.rewind()).with_context(|| format!("cannot read {}", path.display()))?;
         let hash = hasher.finalize().to_hex()[..12].to_owned();
         Ok(Self { path, seed, hash, lines: BufReader::new(file).lines(), at: 0, seen: HashSet::new() })
+    }
+
+    /// Refuses a market without events.
+    ///
+    /// # Errors
+    /// With the remedy.
+    pub fn check(market: &Path) -> Result<()> {
+        events(market).map(drop)
     }
 
     fn next(&mut self) -> Result<Option<ShopperEvent>> {
@@ -98,6 +104,14 @@ impl Source for Imported {
     fn describe(&self) -> String {
         "replaying imported events".to_owned()
     }
+}
+
+/// Where the events of a market lie, and the file.
+fn events(market: &Path) -> Result<(PathBuf, File)> {
+    let path = grounds::events_of(market);
+    let file =
+        File::open(&path).with_context(|| format!("no events in {}: `endcap import events` brings them in", market.display()))?;
+    Ok((path, file))
 }
 
 /// The diet that a seed gives a household: one in five keeps one.

@@ -1,15 +1,19 @@
 //! What happened, counted from the log and the store when the run is over: nothing here was hoped for while it ran.
+//!
+//! It tells of the data directory, over all its runs; only `seconds`, `pages_per_second`, `events_in_run`, `pages_in_run` and the memory
+//! are of the run that has just ended.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs,
+    fs::{self, OpenOptions},
     path::Path,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
 use endcap_inference::TokenCounts;
 use endcap_retrieval::{Market, Snapshot};
-use endcap_runtime::{Embedded, Store, Tally};
+use endcap_runtime::{Embedded, StageStats, Store, Tally};
 use endcap_schemas::{DietSet, Keyword, Origin, Page, PagePublished, UserKey, topics::Topic, wire};
 use serde::Serialize;
 use serde_json::Value;
@@ -29,7 +33,43 @@ const READ_MAX: usize = 128;
 /// Events read at once.
 const EVENTS_MAX: usize = 2_000;
 
-/// The report of a data directory.
+/// Where a run began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Began {
+    at_ms: i64,
+    /// How many events and pages the log ever had.
+    events: u64,
+    pages: u64,
+    /// Whether an earlier run has left work.
+    left_over: bool,
+}
+
+impl Began {
+    /// Notes a run's beginning: before its stages and its feeder start.
+    ///
+    /// # Errors
+    /// When the log does not answer.
+    pub fn note(file: &Embedded, now_ms: i64) -> Result<Self> {
+        let groups = file.groups().context("cannot read the positions")?;
+        let left_over = groups.iter().any(|group| group.backlog.waiting > 0);
+        Ok(Self { at_ms: now_ms, events: end(file, Topic::EVENTS)?, pages: end(file, Topic::PAGES)?, left_over })
+    }
+
+    /// From the first event of the run (from its beginning, where an earlier one had left work) to the last commit of a stage.
+    fn seconds(&self, file: &Embedded, stages: &[(&'static str, Arc<StageStats>)]) -> Result<f64> {
+        let from = file.records(Topic::EVENTS, self.events.cast_signed(), 1).context("cannot read the log")?;
+        let from_ms = match from.first() {
+            _ if self.left_over => self.at_ms,
+            Some(first) if first.offset.cast_unsigned() == self.events => first.appended_ms,
+            None if end(file, Topic::EVENTS)? == self.events => return Ok(0.0),
+            _ => self.at_ms, // retention has taken the first
+        };
+        let to_ms = stages.iter().map(|(_, stats)| stats.snapshot().committed_ms).max();
+        Ok(to_ms.map_or(0.0, |to_ms| seconds_between(from_ms, to_ms)))
+    }
+}
+
+/// The report of a data directory and of the run that has just ended on it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// Events in the log.
@@ -56,10 +96,14 @@ pub struct Report {
     pub dead_letters: BTreeMap<String, u64>,
     /// From an accepted event to its page in the log.
     pub freshness_seconds: Freshness,
-    /// Pages published ÷ seconds.
+    /// Pages that this run published ÷ seconds.
     pub pages_per_second: f64,
-    /// From the first event to the last page.
+    /// From this run's first event (from its start, where an earlier run had left work) to the last thing that a stage did.
     pub seconds: f64,
+    /// Events that the log took in this run.
+    pub events_in_run: u64,
+    /// Pages that this run published.
+    pub pages_in_run: u64,
     /// Most memory that this process ever held.
     pub peak_memory_bytes: Option<u64>,
     /// What every stage did.
@@ -109,24 +153,23 @@ pub struct CacheReport {
     pub verdicts_hit_rate: Option<f64>,
 }
 
-/// Counts everything.
+/// Counts everything, once the `stages` of the run that began at `began` have ended.
 ///
 /// # Errors
 /// When log, store or market cannot be read.
-pub fn make(file: &Embedded, market: &Market) -> Result<Report> {
+pub fn make(file: &Embedded, market: &Market, began: &Began, stages: &[(&'static str, Arc<StageStats>)]) -> Result<Report> {
     let snapshot = market.snapshot();
     let tallies = file.tallies().context("cannot read the tallies")?;
     let published = read_published(file, &snapshot)?;
     let stored = read_stored(file, &snapshot)?;
     let pages_published = end(file, Topic::PAGES)?;
     let first = first(file)?;
-    let seconds = match (first, published.last_ms) {
-        (Some((_, from)), Some(to)) => seconds_between(from, to),
-        _ => 0.0,
-    };
+    let events_accepted = end(file, Topic::EVENTS)?;
+    let pages_in_run = pages_published.saturating_sub(began.pages);
+    let seconds = began.seconds(file, stages)?;
     let cache = cache_figures(&tallies);
     Ok(Report {
-        events_accepted: end(file, Topic::EVENTS)?,
+        events_accepted,
         shoppers_changed: file.states_count().context("cannot count the shoppers")?,
         shoppers_with_page: stored.with_page,
         pages_published,
@@ -138,17 +181,30 @@ pub fn make(file: &Embedded, market: &Market) -> Result<Report> {
         placements_pruned: pruned(&tallies),
         dead_letters: dead_letters(file)?,
         freshness_seconds: Freshness::of(published.freshness),
-        pages_per_second: if seconds > 0.0 { pages_published as f64 / seconds } else { 0.0 },
+        pages_per_second: if seconds > 0.0 { pages_in_run as f64 / seconds } else { 0.0 },
         seconds,
+        events_in_run: events_accepted.saturating_sub(began.events),
+        pages_in_run,
         peak_memory_bytes: peak_memory_bytes(),
         stages: tallies.iter().map(|(name, tally)| (name.clone(), stage_report(tally))).collect(),
         tokens: tokens(&tallies),
         candidates: candidates(&tallies),
         cache: CacheReport { keywords_hit_rate: cache.keywords, verdicts_hit_rate: cache.verdicts },
         models: stored.versions.into_iter().map(|(name, versions)| (name, versions.join(", "))).collect(),
-        log_trimmed: published.pages < pages_published || first.is_some_and(|(offset, _)| offset > 0),
+        log_trimmed: published.pages < pages_published || first.is_some_and(|offset| offset > 0),
         seeded_diets: seeded_diets(file)?,
     })
+}
+
+/// Makes sure that a report can be written to `path`, and leaves everything there as it was.
+///
+/// # Errors
+/// When it cannot.
+pub fn check(path: &Path) -> Result<()> {
+    let absent = !path.exists();
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    let tried = opened.and_then(|_| if absent { fs::remove_file(path) } else { Ok(()) });
+    tried.with_context(|| cannot_write(path))
 }
 
 /// Writes the report as JSON.
@@ -157,7 +213,11 @@ pub fn make(file: &Embedded, market: &Market) -> Result<Report> {
 /// When the file cannot be written.
 pub fn write(report: &Report, path: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(report).context("cannot write the report")?;
-    fs::write(path, text + "\n").with_context(|| format!("cannot write the report to {}", path.display()))
+    fs::write(path, text + "\n").with_context(|| cannot_write(path))
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write the report to {}", path.display())
 }
 
 /// What the published pages say.
@@ -168,7 +228,6 @@ struct Published {
     fallbacks: u64,
     contradictions: u64,
     freshness: Vec<f64>,
-    last_ms: Option<i64>,
 }
 
 fn read_published(file: &Embedded, market: &Snapshot) -> Result<Published> {
@@ -179,7 +238,6 @@ fn read_published(file: &Embedded, market: &Snapshot) -> Result<Published> {
         let records = file.records(Topic::PAGES, next, READ_MAX).context("cannot read the log")?;
         let Some(last) = records.last() else { return Ok(published) };
         next = last.offset + 1;
-        published.last_ms = Some(last.appended_ms);
         for record in &records {
             let message: PagePublished = wire::decode(&record.value).context("cannot read a published page")?;
             published.pages += 1;
@@ -312,10 +370,10 @@ fn end(file: &Embedded, topic: Topic) -> Result<u64> {
     Ok(u64::try_from(file.end(topic).context("cannot read the log")?).unwrap_or(0))
 }
 
-/// Offset and time of the first event that the log still holds.
-fn first(file: &Embedded) -> Result<Option<(i64, i64)>> {
+/// Offset of the first event that the log still holds.
+fn first(file: &Embedded) -> Result<Option<i64>> {
     let records = file.records(Topic::EVENTS, 0, 1).context("cannot read the log")?;
-    Ok(records.first().map(|record| (record.offset, record.appended_ms)))
+    Ok(records.first().map(|record| record.offset))
 }
 
 fn seeded_diets(file: &Embedded) -> Result<u64> {

@@ -1,17 +1,15 @@
 //! `endcap up`: the main job in one process.
 //!
-//! Life of the process: configuration → data directory → models → market → stages → feeder and web → wait → drain → report.
+//! Life of the process: configuration → data directory → web (health alone) → models → market → stages → feeder → wait → drain → report.
 
 use std::{
     io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
-    process,
     sync::{
         Arc, Mutex,
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+        mpsc::{Sender, channel},
     },
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -23,7 +21,6 @@ use endcap_runtime::{
     metric,
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
-use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 use tokio::sync::watch;
 
 use crate::{
@@ -37,28 +34,17 @@ use crate::{
     logging::Anonymiser,
     monitor::Monitor,
     path::{Ended, Fleet, Ground, Path},
-    progress::Board,
+    progress,
     replay::Imported,
-    report,
-    web::{self, Access},
+    report::{self, Began},
+    running::{Event, Feeder, Running, listen_to_signals},
+    web::{self, Access, Life},
 };
 
-/// How often figures are read and shown.
-const READ_EVERY: Duration = Duration::from_millis(500);
 /// Always 1; its label says which program this is.
 const BUILD_INFO: &str = "endcap_build_info";
-/// Exit code of a process that was told twice to end.
-const INTERRUPTED: i32 = 130;
 
-/// Anything that the waiting thread must hear of.
-enum Event {
-    Ended(Ended),
-    Fed(Result<()>),
-    Served(Result<()>),
-    Signal,
-}
-
-/// Runs the main job until it is told to end, drained, or broken. `load` brings the models.
+/// Runs the main job until it is drained, told to end, or broken. `load` brings the models.
 ///
 /// # Errors
 /// When it cannot start, a stage stops, or the report cannot be written; with the remedy.
@@ -83,44 +69,49 @@ where
     // Bound early: an address that is taken ends the start before any work is done.
     let listener = std::net::TcpListener::bind(config.bind)
         .with_context(|| format!("cannot serve at {}: name another address with --bind", config.bind))?;
+    let (events, heard) = channel();
+    let (end_web, web_ended) = watch::channel(false);
+    let life = Arc::new(Life::default());
+    progress::begin("loading the models");
+    let web = start_web(listener, life.clone(), Access::new(config.token.clone()), web_ended, &events)?;
     let fleet = load(&config, &data)?;
+    progress::begin("opening the market");
     let market = grounds::open(&config, &data, &fleet.encoder)?;
     let file = open_file(&config, &data, clock.clone())?;
     let shutdown = Shutdown::new();
     let ground =
         Ground { file: file.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };
-    let (events, heard) = channel();
+    progress::begin("starting the stages");
+    let began = Began::note(&file, clock.now_ms())?;
     let path = Path::start(fleet, path_config, &ground, &forward(&events))?;
     let monitor = Monitor::new(file.clone(), path.stages.clone())?;
     let feeder = start_feeder(&config, args, &ground, &clock, &events)?;
-    let desk = Arc::new(desk(&ground, &clock, prometheus, path.stages.clone(), Anonymiser::of(data.path())?));
-    let (end_web, web_ended) = watch::channel(false);
-    let web = start_web(listener, desk.clone(), Access::new(config.token.clone()), web_ended, &events)?;
+    let stages = path.stages.clone();
+    let desk = Arc::new(desk(&ground, &clock, prometheus, stages.clone(), Anonymiser::of(data.path())?));
     listen_to_signals(&events)?;
+    life.serve(desk.clone());
 
-    let running = Running { exit_when_drained: args.exit_when_drained, desk, monitor, feeder, clock, shutdown };
+    let exit_when_drained = args.exit_when_drained;
+    let running = Running { exit_when_drained, desk, life, monitor, feeder, clock, shutdown, draining: false };
     let result = running.wait(&heard);
     let _ = end_web.send(true); // a server that has failed listens no more
     path.join();
     let _ = web.join(); // its failure was heard as an event
     result?;
     match &args.report {
-        Some(target) => write_report(target, &file, &market),
+        Some(target) => {
+            report::write(&report::make(&file, &market, &began, &stages)?, target)?;
+            println!("report: {}", target.display());
+            Ok(())
+        }
         None => Ok(()),
     }
-}
-
-fn write_report(target: &std::path::Path, file: &Embedded, market: &endcap_retrieval::Market) -> Result<()> {
-    report::write(&report::make(file, market)?, target)?;
-    println!("report: {}", target.display());
-    Ok(())
 }
 
 fn open_file(config: &Config, data: &DataDir, clock: Arc<dyn Clock>) -> Result<Embedded> {
     let retention = Retention { records_age: config.retention, results_age: config.retention, ..Retention::default() };
     let path = data.file();
-    Embedded::open(&path, EmbeddedConfig { retention, ..EmbeddedConfig::default() }, clock)
-        .with_context(|| format!("cannot open {}", path.display()))
+    Ok(Embedded::open(&path, EmbeddedConfig { retention, ..EmbeddedConfig::default() }, clock)?)
 }
 
 fn desk(
@@ -150,11 +141,6 @@ fn forward(events: &Sender<Event>) -> Sender<Ended> {
     ended
 }
 
-struct Feeder {
-    state: Arc<FeedState>,
-    words: String,
-}
-
 fn start_feeder(
     config: &Config,
     args: &UpArgs,
@@ -166,13 +152,13 @@ fn start_feeder(
     let producer = ground.file.producer();
     let Some(mut source) = source(config, args, pace, &producer, clock.as_ref())? else { return Ok(None) };
     let state = Arc::new(FeedState::default());
-    let feeder = Feeder { state: state.clone(), words: source.describe() };
-    let (clock, shutdown, events) = (clock.clone(), ground.shutdown.clone(), events.clone());
+    let end = Shutdown::new();
+    let feeder = Feeder { state: state.clone(), words: source.describe(), end: end.clone(), ended: false };
+    let (clock, events) = (clock.clone(), events.clone());
     thread::Builder::new()
         .name("feeder".to_owned())
         .spawn(move || {
-            let fed =
-                unpanicked("the feeder", || feed::feed(source.as_mut(), &producer, pace, clock.as_ref(), &state, &shutdown));
+            let fed = unpanicked("the feeder", || feed::feed(source.as_mut(), &producer, pace, clock.as_ref(), &state, &end));
             let _ = events.send(Event::Fed(fed)); // nobody listens when the process is already ending
         })
         .context("cannot start the feeder")?;
@@ -180,11 +166,7 @@ fn start_feeder(
 }
 
 fn source(config: &Config, args: &UpArgs, pace: Pace, producer: &Producer, clock: &dyn Clock) -> Result<Option<Box<dyn Source>>> {
-    if args.replay_events {
-        let dir = config
-            .market
-            .as_ref()
-            .ok_or_else(|| anyhow!("--replay-events needs the market that they were imported into: name it with --market"))?;
+    if let Some(dir) = replayed(args, config)? {
         return Ok(Some(Box::new(Imported::open(dir, config.seed)?)));
     }
     if config.shoppers == 0 {
@@ -198,9 +180,20 @@ fn source(config: &Config, args: &UpArgs, pace: Pace, producer: &Producer, clock
     Ok(Some(Box::new(Simulated::new(market, config.seed, config.shoppers, pace, producer, clock)?)))
 }
 
+/// The market whose imported events are replayed, where that is wished for.
+fn replayed<'a>(args: &UpArgs, config: &'a Config) -> Result<Option<&'a std::path::Path>> {
+    if !args.replay_events {
+        return Ok(None);
+    }
+    let market = config.market.as_deref();
+    market
+        .map(Some)
+        .ok_or_else(|| anyhow!("--replay-events needs the market that they were imported into: name it with --market"))
+}
+
 fn start_web(
     listener: std::net::TcpListener,
-    desk: Arc<Desk>,
+    life: Arc<Life>,
     access: Access,
     ended: watch::Receiver<bool>,
     events: &Sender<Event>,
@@ -219,7 +212,7 @@ fn start_web(
         let served = unpanicked("the web server", || {
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve the page")?;
-                web::serve(listener, web::router(desk, access), ended).await
+                web::serve(listener, web::router(life, access), ended).await
             })
         });
         let _ = events.send(Event::Served(served)); // nobody listens when the process is already ending
@@ -233,100 +226,7 @@ fn unpanicked(who: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
         .unwrap_or_else(|_| Err(anyhow!("{who} panicked, as told above: this is a fault of the program")))
 }
 
-/// The first signal asks to drain, the second ends at once.
-fn listen_to_signals(events: &Sender<Event>) -> Result<()> {
-    let mut signals = Signals::new(TERM_SIGNALS).context("cannot listen to signals")?;
-    let events = events.clone();
-    let listen = move || {
-        for (heard, _) in signals.forever().enumerate() {
-            if heard > 0 || events.send(Event::Signal).is_err() {
-                process::exit(INTERRUPTED);
-            }
-        }
-    };
-    thread::Builder::new().name("signals".to_owned()).spawn(listen).context("cannot listen to signals")?;
-    Ok(())
-}
-
-/// The job while it runs.
-struct Running {
-    exit_when_drained: bool,
-    desk: Arc<Desk>,
-    monitor: Monitor,
-    feeder: Option<Feeder>,
-    clock: Arc<dyn Clock>,
-    shutdown: Shutdown,
-}
-
-impl Running {
-    /// Shows figures and waits for an end: drained, asked, or broken. Whatever it is, everybody is asked to finish.
-    fn wait(mut self, heard: &Receiver<Event>) -> Result<()> {
-        let mut board = Board::new(self.desk.stages.len());
-        let start = self.clock.monotonic();
-        let result = loop {
-            match heard.recv_timeout(READ_EVERY) {
-                Ok(event) => {
-                    if let Some(result) = self.hear(event) {
-                        break result;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    let up_for = self.clock.monotonic().saturating_sub(start);
-                    if self.read(&mut board, up_for) {
-                        break Ok(());
-                    }
-                }
-                Err(RecvTimeoutError::Disconnected) => break Err(anyhow!("every part of the job has ended")),
-            }
-        };
-        self.shutdown.trigger();
-        board.end();
-        result
-    }
-
-    /// What an event means; `None` to go on.
-    fn hear(&self, event: Event) -> Option<Result<()>> {
-        match event {
-            Event::Ended(Ended { stage, result: Err(cause) }) => {
-                Some(Err(anyhow!(cause).context(format!("stage {stage} has stopped"))))
-            }
-            Event::Ended(Ended { stage, result: Ok(()) }) => {
-                Some(Err(anyhow!("stage {stage} has ended although nobody asked it to")))
-            }
-            Event::Fed(Err(error)) => Some(Err(error.context("the feeder has failed"))),
-            Event::Served(Err(error)) => Some(Err(error)),
-            Event::Served(Ok(())) => Some(Err(anyhow!("the web server has ended although nobody asked it to"))),
-            Event::Signal => {
-                eprintln!("finishing what is in hand; once more ends at once");
-                Some(Ok(()))
-            }
-            Event::Fed(Ok(())) => None,
-        }
-    }
-
-    /// Reads and shows the figures; answers whether the job is done. A reading that fails is tried again with the next one.
-    fn read(&mut self, board: &mut Board, up_for: Duration) -> bool {
-        let words = self.feeder.as_ref().map(|feeder| {
-            let state = if feeder.state.is_done() { "all fed" } else { "feeding" };
-            format!("{}; {} events so far, {state}", feeder.words, feeder.state.fed())
-        });
-        let fed = self.feeder.as_ref().is_none_or(|feeder| feeder.state.is_done());
-        match self.monitor.read(up_for, words) {
-            Ok(figures) => {
-                board.show(&figures, up_for);
-                let drained = fed && figures.stages.iter().all(|stage| stage.waiting == 0);
-                *self.desk.figures.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(figures);
-                drained && self.exit_when_drained
-            }
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "cannot read the figures");
-                false
-            }
-        }
-    }
-}
-
-/// Refuses wishes that contradict each other.
+/// Refuses wishes that contradict each other, and what would come to grief only after the models are loaded or when all is done.
 ///
 /// # Errors
 /// With the remedy.
@@ -335,5 +235,9 @@ fn check(args: &UpArgs, config: &Config) -> Result<()> {
     {
         bail!("--exit-when-drained would never come true: simulated shoppers do not end without --events");
     }
-    Ok(())
+    grounds::check(config)?;
+    if let Some(market) = replayed(args, config)? {
+        Imported::check(market)?;
+    }
+    args.report.as_deref().map_or(Ok(()), report::check)
 }

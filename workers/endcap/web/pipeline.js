@@ -28,13 +28,13 @@ export function startPipeline(wanted) {
   draw();
 }
 
-function tiles({ accepted, pages, freshness, cache, feeder, uptime_s: uptime }) {
+function tiles({ accepted, refused, pages, freshness, cache, feeder, uptime_s: uptime }) {
   const figure = (name, value, note = '') => h('div.figure', {}, h('p', {}, name), h('b', {}, value), h('small', {}, note));
   const share = (value) => (value === null || value === undefined ? '–' : `${Math.round(value * 100)}%`);
   byId('tiles').replaceChildren(
     figure('Freshness, median', seconds(freshness.p50), 'event accepted → page readable'),
     figure('Freshness, 99th percentile', seconds(freshness.p99), `over the last ${number(freshness.count)} pages`),
-    figure('Events accepted', compact(accepted), `${number(pages.shoppers)} shoppers with a page`),
+    figure('Events accepted', compact(accepted), `${refused ? `${number(refused)} refused, ` : ''}${number(pages.shoppers)} shoppers with a page`),
     figure('Pages published', compact(pages.published), uptime > 0 ? `${(pages.per_second ?? 0).toFixed(2)} a second lately` : ''),
     figure('Keyword cache', share(cache.keywords), 'answers taken from the cache'),
     figure('Verdict cache', share(cache.verdicts), 'answers taken from the cache'));

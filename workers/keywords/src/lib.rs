@@ -14,7 +14,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use endcap_inference::{ChooseKeywords, ChosenKeywords, Embed, Embedding, Handle, Model, ModelError};
 use endcap_market::Merchandiser;
-use endcap_retrieval::{Market, MarketError, Snapshot};
+use endcap_retrieval::{Market, PerVersion, Snapshot};
 use endcap_runtime::{Input, Stage, StageError, Store, Verdict};
 use endcap_schemas::{KeywordsChosen, ThemesWritten};
 
@@ -38,7 +38,7 @@ where
     encoder: Handle<E>,
     chooser: Handle<K>,
     count: TokenCounter,
-    rules: Option<Rules>,
+    rules: PerVersion<Rules>,
 }
 
 /// An entry of the cache.
@@ -46,7 +46,6 @@ type Entry = ([u8; 32], Vec<u8>);
 
 /// What is known of a version of the market.
 struct Rules {
-    version: String,
     merchandiser: Merchandiser,
     savings: Savings,
 }
@@ -66,18 +65,16 @@ where
         chooser: Handle<K>,
         count: TokenCounter,
     ) -> Self {
-        Self { config, market, store, encoder, chooser, count, rules: None }
+        Self { config, market, store, encoder, chooser, count, rules: PerVersion::default() }
     }
 
-    fn rules(&mut self, snapshot: &Snapshot) -> Result<(), StageError> {
-        if self.rules.as_ref().is_none_or(|rules| rules.version != snapshot.version()) {
-            self.rules = Some(Rules {
-                version: snapshot.version().to_owned(),
+    fn rules(&mut self, snapshot: &Snapshot) -> Result<Arc<Rules>, StageError> {
+        self.rules.try_get(snapshot.version(), || {
+            Ok(Rules {
                 merchandiser: Merchandiser::new(snapshot.categories().to_vec()),
-                savings: Savings::measure(snapshot, &self.count).map_err(market_error)?,
-            });
-        }
-        Ok(())
+                savings: Savings::measure(snapshot, &self.count).map_err(StageError::market)?,
+            })
+        })
     }
 
     /// The batch's distinct questions in order of appearance.
@@ -123,9 +120,9 @@ where
         let mut found = Vec::with_capacity(texts.len());
         for vector in self.encoder.ask_all(texts) {
             found.push(match vector {
-                Ok(vector) => neighbours(snapshot, &vector, self.config.neighbours).map_err(market_error)?,
+                Ok(vector) => neighbours(snapshot, &vector, self.config.neighbours).map_err(StageError::market)?,
                 Err(ModelError::Request(_)) => Vec::new(),
-                Err(error) => return Err(model_error("encoder", &error)),
+                Err(error) => return Err(StageError::model("encoder", &error)),
             });
         }
         for question in open {
@@ -150,7 +147,7 @@ where
         let mut remembered = Vec::new();
         for (i, chosen) in asked.into_iter().zip(self.chooser.ask_all(requests)) {
             if let Err(error @ (ModelError::Failed(_) | ModelError::Gone)) = &chosen {
-                return Err(model_error("keyword model", error));
+                return Err(StageError::model("keyword model", error));
             }
             let question = &mut questions[i];
             let answered = answer(question.page, question.theme, &question.list, chosen, &self.config, &rules.merchandiser);
@@ -175,12 +172,11 @@ where
 
     fn process(&mut self, batch: &[Input<ThemesWritten>]) -> Result<Vec<Verdict<KeywordsChosen>>, StageError> {
         let snapshot = self.market.snapshot();
-        self.rules(&snapshot)?;
-        let rules = self.rules.as_ref().expect("made above");
+        let rules = self.rules(&snapshot)?;
         let mut questions = self.questions(batch, &snapshot);
         self.recall(&mut questions)?;
         self.retrieve(&mut questions, &snapshot)?;
-        let remembered = self.choose(&mut questions, rules)?;
+        let remembered = self.choose(&mut questions, &rules)?;
         self.store.remember(CACHE, &remembered)?;
         for question in &mut questions {
             question.measure(&rules.savings, &snapshot, &self.count);
@@ -202,18 +198,6 @@ where
             })
             .collect())
     }
-}
-
-fn model_error(model: &'static str, error: &ModelError) -> StageError {
-    match error {
-        ModelError::Gone => StageError::Broken(format!("{model}: {error}; find its panic in the log and start again")),
-        ModelError::Failed(_) | ModelError::Request(_) => StageError::Faltered(model, error.to_string()),
-    }
-}
-
-/// The market lies on this machine's disk or is not indexed yet: both mend without the record.
-fn market_error(error: MarketError) -> StageError {
-    StageError::Unavailable("market", error.to_string())
 }
 
 #[cfg(test)]

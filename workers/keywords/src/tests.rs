@@ -372,7 +372,7 @@ fn a_theme_without_candidates_has_no_draft_and_is_not_asked() {
 }
 
 #[test]
-fn a_lost_device_is_retried() {
+fn a_model_that_fails_makes_the_stage_falter() {
     let input = Input { value: tea_page("anna"), partition: 0, offset: 0, appended_ms: 2 };
     assert!(matches!(Bench::new(true).stage.process(&[input]), Err(StageError::Faltered("keyword model", _))));
 }

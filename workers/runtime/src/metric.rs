@@ -6,10 +6,11 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 
 use crate::{Backlog, Phase, Tally};
 
-/// Records by stage, verdict (`passed`, `dropped`, `dead_lettered`) and reason.
+/// Records by stage (or `ingest`, the door for events from outside), verdict (`passed`, `dropped`, `dead_lettered`) and reason.
 pub const RECORDS: &str = "endcap_stage_records_total";
-/// Seconds by stage and place (`poll`, `batch`, `infer`, `store`, `commit`, `idle`).
-pub const SECONDS: &str = "endcap_stage_seconds_total";
+/// Seconds of each step by stage and place (`poll`, `batch`, `infer`, `store`, `commit`, `idle`). Their sum, which only grows, is
+/// `endcap_stage_seconds_sum`.
+pub const SECONDS: &str = "endcap_stage_seconds";
 /// Records in a batch handed to a stage.
 pub const BATCH: &str = "endcap_stage_batch_records";
 /// Dead letters by stage and kind of fault.
@@ -26,7 +27,7 @@ pub const RETRIES: &str = "endcap_stage_retries_total";
 /// Describes every metric to the recorder; call once, after it is installed.
 pub fn describe() {
     describe_counter!(RECORDS, Unit::Count, "records by stage, verdict and reason");
-    describe_gauge!(SECONDS, Unit::Seconds, "where the seconds of a stage went; only grows");
+    describe_histogram!(SECONDS, Unit::Seconds, "where the seconds of a stage went, step by step");
     describe_histogram!(BATCH, Unit::Count, "records in a batch handed to a stage");
     describe_counter!(DEAD_LETTERS, Unit::Count, "dead letters by stage and kind of fault");
     describe_gauge!(WAITING, Unit::Count, "records that wait for a stage");
@@ -49,9 +50,9 @@ pub(crate) fn committed(stage: &'static str, tally: &Tally) {
     }
 }
 
-/// Seconds are a gauge that only grows: the crate's counters hold whole numbers.
+/// One step of a stage. Not a counter of its own, as those hold whole numbers here: the sum of the steps is one.
 pub(crate) fn spent(stage: &'static str, phase: Phase, time: Duration) {
-    gauge!(SECONDS, "stage" => stage, "where" => phase.label()).increment(time.as_secs_f64());
+    histogram!(SECONDS, "stage" => stage, "where" => phase.label()).record(time.as_secs_f64());
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]

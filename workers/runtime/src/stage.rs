@@ -3,6 +3,9 @@
 //! A stage turns a batch of inputs into one verdict each. It reads no topic and writes none; the loop does. It keeps nothing between
 //! batches that a restart would lose.
 
+use std::fmt;
+
+use endcap_inference::ModelError;
 use endcap_schemas::{Message, UserKey};
 use serde_json::Value;
 use thiserror::Error;
@@ -184,12 +187,46 @@ pub enum StageError {
     Broken(String),
 }
 
+impl StageError {
+    /// Of a `model` that has no answer.
+    pub fn model(model: &'static str, error: &ModelError) -> Self {
+        match error {
+            ModelError::Gone => StageError::Broken(format!("{model}: {error}; find its panic in the log and start again")),
+            ModelError::Failed(_) | ModelError::Request(_) => StageError::Faltered(model, error.to_string()),
+        }
+    }
+
+    /// Of the market, which lies on this machine's disk or is not indexed yet: what is wrong with it mends without the record.
+    pub fn market(error: impl fmt::Display) -> Self {
+        StageError::Unavailable("market", error.to_string())
+    }
+}
+
 impl From<StoreError> for StageError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(cause) => StageError::Unavailable("store", cause),
             // No record is to blame for it, and the next one would meet it too.
             StoreError::Corrupt(_) => StageError::Broken(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_without_an_answer_makes_a_stage_falter_and_one_that_is_gone_ends_it() {
+        let cases = [
+            (ModelError::Failed("out of memory".into()), "encoder failed: model failed: out of memory"),
+            (ModelError::Request("too long".into()), "encoder failed: too long"),
+            (ModelError::Gone, "encoder: model thread has ended; find its panic in the log and start again"),
+        ];
+        for (error, text) in cases {
+            let gone = matches!(error, ModelError::Gone);
+            let stopped = StageError::model("encoder", &error);
+            assert_eq!((stopped.to_string().as_str(), matches!(stopped, StageError::Broken(_))), (text, gone));
         }
     }
 }

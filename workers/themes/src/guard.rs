@@ -142,7 +142,10 @@ impl Guard {
     pub fn persona(&self, text: &str) -> bool {
         let text = [text];
         let length = text[0].trim().chars().count();
-        (1..=self.config.text_chars_max).contains(&length) && self.text(&text).is_ok() && self.policy(&text).is_ok()
+        (1..=self.config.text_chars_max).contains(&length)
+            && !names_twice(text[0])
+            && self.text(&text).is_ok()
+            && self.policy(&text).is_ok()
     }
 
     fn shape(&self, theme: &Theme) -> Result<(), Reason> {
@@ -250,6 +253,14 @@ impl Guard {
     fn department(&self, theme: &Theme) -> Option<&str> {
         self.category(anchor(theme)).map(|category| category.department.as_str())
     }
+}
+
+/// Whether a persona names a department twice, as small models do: `shopper into bakery then bakery`.
+fn names_twice(persona: &str) -> bool {
+    let persona = persona.to_lowercase();
+    let Some((_, departments)) = persona.split_once(" into ") else { return false };
+    let mut seen = HashSet::new();
+    departments.split(" then ").any(|department| !seen.insert(department.trim()))
 }
 
 fn anchor(theme: &Theme) -> &str {

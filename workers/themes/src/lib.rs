@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use endcap_inference::{Handle, Model, ModelError, TokenCounts, WriteThemes, WrittenThemes, prompts};
 use endcap_market::Merchandiser;
-use endcap_retrieval::{Market, Snapshot};
+use endcap_retrieval::{Market, PerVersion, Snapshot};
 use endcap_runtime::{Input, Passed, Stage, StageError, Verdict};
 use endcap_schemas::{ContextChanged, Origin, ThemesWritten};
 use serde_json::json;
@@ -25,7 +25,7 @@ pub struct ThemesStage<M: Model<Request = WriteThemes, Answer = WrittenThemes>> 
     market: Market,
     model: Handle<M>,
     /// Guardrails and merchandiser of a catalogue version.
-    rules: Option<(String, Arc<Rules>)>,
+    rules: PerVersion<Rules>,
 }
 
 struct Rules {
@@ -44,25 +44,20 @@ struct Reply {
 impl<M: Model<Request = WriteThemes, Answer = WrittenThemes>> ThemesStage<M> {
     /// A stage that asks `model` and knows the taxonomy of `market`.
     pub fn new(config: ThemesConfig, market: Market, model: Handle<M>) -> Self {
-        Self { config, market, model, rules: None }
+        Self { config, market, model, rules: PerVersion::default() }
     }
 
     fn rules(&mut self, snapshot: &Snapshot) -> Arc<Rules> {
-        match &self.rules {
-            Some((version, rules)) if version == snapshot.catalogue_version() => rules.clone(),
-            _ => {
-                let guard = Guard::over(self.config.guard.clone(), snapshot);
-                let rules = Arc::new(Rules { guard, merchandiser: Merchandiser::new(snapshot.categories().to_vec()) });
-                self.rules = Some((snapshot.catalogue_version().to_owned(), rules.clone()));
-                rules
-            }
-        }
+        self.rules.get(snapshot.catalogue_version(), || Rules {
+            guard: Guard::over(self.config.guard.clone(), snapshot),
+            merchandiser: Merchandiser::new(snapshot.categories().to_vec()),
+        })
     }
 
     /// What stands behind every page of the batch.
     fn replies(&self, batch: &[Input<ContextChanged>], merchandiser: &Merchandiser) -> Result<Vec<Reply>, StageError> {
         let asked: Vec<usize> = (0..batch.len()).filter(|&i| !is_cold(&batch[i].value)).collect();
-        let prompt = |context: &ContextChanged| prompts::themes(context, &merchandiser.nearby(context));
+        let prompt = |context: &ContextChanged| prompts::themes(context, &merchandiser.nearby(context, self.config.themes));
         let requests: Vec<WriteThemes> =
             asked.iter().map(|&i| WriteThemes { prompt: prompt(&batch[i].value), themes: self.config.themes }).collect();
         let cold = Reply { prompt: None, source: Source::Cold, tokens: TokenCounts::default() };
@@ -76,10 +71,7 @@ impl<M: Model<Request = WriteThemes, Answer = WrittenThemes>> ThemesStage<M> {
                 Err(ModelError::Request(reason)) => {
                     replies[i].source = Source::Failed(format!("model cannot answer: {reason}"));
                 }
-                Err(error @ ModelError::Failed(_)) => return Err(StageError::Faltered("theme model", error.to_string())),
-                Err(error @ ModelError::Gone) => {
-                    return Err(StageError::Broken(format!("theme {error}; find its panic in the log and start again")));
-                }
+                Err(error) => return Err(StageError::model("theme model", &error)),
             };
         }
         Ok(replies)

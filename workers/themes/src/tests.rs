@@ -201,10 +201,13 @@ fn an_unusable_document_becomes_a_page_of_the_merchandiser() {
 #[test]
 fn an_odd_persona_gives_way_to_the_merchandisers() {
     let context = context("anna", brief(&[], &[]), &["tea"]);
-    let json = document(&good_page()).replace("a household that cooks", "cures cancer with <end>");
-    let decision = decide(&context, Source::Model(json), 8, &guard(), &merchandiser());
-    assert_eq!(decision.persona, merchandiser().page(&context, 8).persona);
-    assert!(decision.themes.iter().all(|theme| theme.origin == Origin::Model));
+    for odd in ["cures cancer with <end>", "vegan shopper into bakery then Bakery"] {
+        let json = document(&good_page()).replace("a household that cooks", odd);
+        let decision = decide(&context, Source::Model(json), 8, &guard(), &merchandiser());
+        assert_eq!(decision.persona, merchandiser().page(&context, 8).persona, "{odd}");
+        assert!(decision.themes.iter().all(|theme| theme.origin == Origin::Model));
+    }
+    assert!(guard().persona("vegan shopper into bakery then pantry"));
 }
 
 /// Answers every prompt with the same page, refuses those who like `tea` best, and writes down what it was asked.
@@ -282,7 +285,8 @@ fn shoppers_without_history_or_consent_never_reach_the_model() {
     assert_eq!(origins, [Origin::Model, Origin::Cold, Origin::Cold, Origin::PageFallback]);
     let prompts: Vec<String> = asked.lock().unwrap().concat();
     let merchandiser = Merchandiser::new(MARKET_DIR.0.snapshot().categories().to_vec());
-    let prompt = |i: usize| prompts::themes(&batch[i].value, &merchandiser.nearby(&batch[i].value));
+    let prompt =
+        |i: usize| prompts::themes(&batch[i].value, &merchandiser.nearby(&batch[i].value, ThemesConfig::default().themes));
     assert_eq!(prompts, [prompt(0), prompt(3)]);
     assert!(passed[1].explanation["prompt"].is_null());
     assert_eq!(passed[3].explanation["failed"], "model cannot answer: prompt is too long");

@@ -48,11 +48,16 @@ impl Bert {
     /// Reads a model directory onto `device`.
     ///
     /// # Errors
-    /// [`EngineError::File`] when a file is missing, cut short or foreign.
+    /// [`EngineError::File`] when a file is missing, cut short or foreign, or the directory is a cross-encoder's.
     pub fn load(dir: &Path, device: &Device) -> Result<Self> {
         let files = ModelDir::open(dir)?;
         let config = BertConfig::from_json(files.config()).map_err(|error| files.blame(error))?;
-        Self::from_hf(config, &mut files.tensors()?, device, load::compute_dtype(device)).map_err(|error| files.blame(error))
+        let mut tensors = files.tensors()?;
+        if tensors.contains_key("classifier.weight") {
+            let what = "it is a cross-encoder, which scores pairs: its weights end in a classifier";
+            return Err(EngineError::file(dir, what, "use an encoder's directory"));
+        }
+        Self::from_hf(config, &mut tensors, device, load::compute_dtype(device)).map_err(|error| files.blame(error))
     }
 
     /// An encoder from Hugging Face names, with or without `bert.` before them; removes what it uses from `tensors`.

@@ -12,7 +12,7 @@ use super::{
     DecoderConfig, DecoderWeights,
     weights::{Fused, Names},
 };
-use crate::{EngineError, Random, Result, load};
+use crate::{EngineError, ModelDir, Random, Result, load};
 
 const PREFIX: &str = "base_model.model.";
 
@@ -46,6 +46,17 @@ pub struct Adapter {
 }
 
 impl Adapter {
+    /// Entry of an adapter file's metadata that tells what it was made for, see [`Self::origin`].
+    pub const ORIGIN: &str = "endcap_adapter";
+
+    /// What an adapter for `task` (`themes`, `keywords`) on `base` was made for: the task and the base's weights.
+    ///
+    /// # Errors
+    /// [`EngineError::File`] when the base cannot be read.
+    pub fn origin(task: &str, base: &ModelDir) -> Result<String> {
+        Ok(format!("{task} {}", base.weights_version()?))
+    }
+
     /// Reads a `.safetensors` file; `<same name>.json` (`x.safetensors` → `x.json`) or else `adapter_config.json` beside it holds the config.
     ///
     /// # Errors
@@ -54,6 +65,26 @@ impl Adapter {
         let config: AdapterConfig = load::read_json(&Self::config_path(path))?;
         Self::from_tensors(config, load::read_tensors(path, device)?)
             .map_err(|error| EngineError::file(path, error, "use an adapter saved by PEFT or by this project"))
+    }
+
+    /// The adapter for `task` beside the decoder in `dir`: `<task>.adapter.safetensors`. A decoder that has none serves as it is.
+    ///
+    /// # Errors
+    /// [`EngineError::File`] when an adapter's config lies there and its weights do not.
+    pub fn beside(dir: &Path, task: &str) -> Result<Option<PathBuf>> {
+        let path = dir.join(format!("{task}.adapter.safetensors"));
+        let config = Self::config_path(&path);
+        match (path.exists(), config.exists()) {
+            (true, _) => Ok(Some(path)),
+            (false, false) => Ok(None),
+            (false, true) => {
+                let what = format!("it is not there, although {} says that the decoder has adapters", config.display());
+                let remedy = format!(
+                    "put it back, make it with `endcap train {task}`, or remove the config to have the decoder serve as it is"
+                );
+                Err(EngineError::file(&path, what, remedy))
+            }
+        }
     }
 
     /// The config of the adapter in `path`, as [`Self::load`] finds it.
@@ -65,7 +96,7 @@ impl Adapter {
     /// An adapter from PEFT's names.
     ///
     /// # Errors
-    /// [`EngineError::Model`] when an A lacks its B or ranks differ.
+    /// [`EngineError::Model`] when there is no part, an A lacks its B, or ranks differ.
     pub fn from_tensors(config: AdapterConfig, mut tensors: HashMap<String, Tensor>) -> Result<Self> {
         let names: Vec<String> = tensors.keys().filter(|name| name.ends_with(".lora_A.weight")).cloned().collect();
         let mut parts = BTreeMap::new();
@@ -79,6 +110,9 @@ impl Adapter {
                 return Err(EngineError::model(format!("adapter part {stem} does not have rank {}", config.r)));
             }
             parts.insert(stem.trim_start_matches(PREFIX).to_owned(), (a, b));
+        }
+        if parts.is_empty() {
+            return Err(EngineError::model("adapter has no low-rank parts"));
         }
         Ok(Self { config, parts, extra: tensors })
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use endcap_schemas::{DietSet, Product};
 
 use super::{
-    CatalogFormat, ImportError, ImportReport, Phase, Progress, completejourney,
+    CatalogFormat, ImportError, ImportReport, Phase, Progress, Unknown, completejourney,
     source::{Rows, Source},
 };
 use crate::{
@@ -15,6 +15,9 @@ use crate::{
 
 /// Parts of Open Food Facts' paths that hold everything from a plant, and so say nothing.
 const UMBRELLAS: [&str; 2] = ["plant-based foods and beverages", "plant-based foods"];
+
+/// Unknown ids that a report names.
+const UNKNOWN_SHOWN: usize = 5;
 
 /// A row of a catalogue.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,25 +62,29 @@ pub fn catalog(
         writer.put(&offer.product, offer.withdrawn)?;
         rows.report(progress);
     }
-    if let Some(list) = withdraw {
-        withdraw_listed(&mut writer, list, dir.path())?;
-    }
+    let unknown = withdraw.map(|list| withdraw_listed(&mut writer, list, dir.path())).transpose()?.unwrap_or_default();
     let change = writer.finish()?;
     progress(&Progress { phase: Phase::Deriving, ..rows.progress() });
     settle(&tx, change)?;
     tx.commit()?;
     checkpoint(&db)?;
-    Ok(ImportReport { change, ..rows.finish()? })
+    Ok(ImportReport { change, unknown, ..rows.finish()? })
 }
 
-fn withdraw_listed(writer: &mut ProductWriter<'_>, list: &Path, rejects_dir: &Path) -> Result<(), ImportError> {
-    let mut ids = Source::open(list, Some(rejects_dir))?;
+/// Withdraws the listed products; those that are withdrawn already are no fault, as imports are repeated.
+fn withdraw_listed(writer: &mut ProductWriter<'_>, list: &Path, rejects_dir: &Path) -> Result<Unknown, ImportError> {
+    let (mut ids, mut first) = (Source::open(list, Some(rejects_dir))?, Vec::new());
     while let Some(id) = ids.next_line()? {
-        if !writer.withdraw(id.trim())? {
-            ids.reject("no product has this id, or it is withdrawn already")?;
+        let id = id.trim();
+        if !writer.withdraw(id)? && !writer.knows(id)? {
+            ids.reject("no product has this id")?;
+            if first.len() < UNKNOWN_SHOWN {
+                first.push(cut(id));
+            }
         }
     }
-    ids.finish().map(|_| ())
+    let ImportReport { rejected: count, rejects_file: list, .. } = ids.finish()?;
+    Ok(Unknown { count, first, list })
 }
 
 /// Withdraws products; gives how many of `ids` there were.

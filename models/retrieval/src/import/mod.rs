@@ -114,6 +114,19 @@ pub struct ImportReport {
     pub change: CatalogueChange,
     /// Where the rejected rows are listed; `None` when there were none.
     pub rejects_file: Option<PathBuf>,
+    /// Ids to withdraw that no product has.
+    pub unknown: Unknown,
+}
+
+/// Ids that were to be withdrawn and that no product has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unknown {
+    /// How many.
+    pub count: u64,
+    /// The first few.
+    pub first: Vec<String>,
+    /// Where all are listed; `None` when there were none.
+    pub list: Option<PathBuf>,
 }
 
 /// Why an import did not happen; the market is as it was. The text holds the cause, so there is no source to print it again.

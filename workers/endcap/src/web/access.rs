@@ -1,8 +1,10 @@
 //! Who may ask, and what every answer carries.
 //!
-//! With a token, every request must bring it (as a bearer token, or as the cookie that `/?token=…` sets once for a browser). Without
+//! With a token, requests must bring it (as a bearer token, or as the cookie that `/?token=…` sets once for a browser). Without
 //! one the address is a loopback one, and then the `Host` must be too: a foreign web page can point its own name at 127.0.0.1, but
 //! cannot make the browser say `localhost`.
+//!
+//! Health is told without the token: an orchestrator's probe brings none.
 
 use std::sync::Arc;
 
@@ -53,6 +55,7 @@ impl Access {
 pub(super) async fn guard(State(access): State<Access>, request: Request, next: Next) -> Response {
     let mut response = match enter(&access, &request) {
         Some(response) => response,
+        None if access.token.is_some() && request.uri().path().starts_with("/health/") => next.run(request).await,
         None => match access.admits(request.headers()).and_then(|()| same_site(&request)) {
             Ok(()) => next.run(request).await,
             Err(error) => error.into_response(),

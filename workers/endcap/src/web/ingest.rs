@@ -1,7 +1,7 @@
-//! Reads the body of `POST /v1/events`: one JSON event, an array of them, or one after the other (NDJSON).
+//! Reads the body of `POST /v1/events`: one JSON event, an array of them, or one event a line (NDJSON).
 //!
-//! A body that is not JSON is refused as a whole, with the position of the fault. In a body that is, each event is taken or
-//! rejected on its own, and what is rejected keeps its original text.
+//! Each event of an array and each line is taken or rejected on its own, and what is rejected keeps its original text: a line that is
+//! not JSON, too. Only a body that is neither JSON nor lines of events is refused as a whole, with the position of the fault.
 
 use axum::{
     body::Body,
@@ -9,6 +9,7 @@ use axum::{
 };
 use endcap_schemas::ShopperEvent;
 use http_body_util::BodyExt;
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
@@ -20,9 +21,28 @@ const DISCARDED_MAX_BYTES: usize = 32 << 20;
 /// Most events of one body.
 const EVENTS_MAX: usize = 5_000;
 
-/// One event of a body.
+/// One event of a body, or what stands in the place of one.
 #[derive(Debug, PartialEq)]
-pub enum Received {
+pub struct Received {
+    /// Where it stands.
+    pub place: Place,
+    /// What it is.
+    pub entry: Entry,
+}
+
+/// Where in a body an event stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// On this line, from 1.
+    Line(usize),
+    /// At this place of an array, from 0.
+    Index(usize),
+}
+
+/// Whether an event may be taken.
+#[derive(Debug, PartialEq)]
+pub enum Entry {
     /// It may enter the log.
     Fit(Box<ShopperEvent>),
     /// It becomes a dead letter.
@@ -31,19 +51,29 @@ pub enum Received {
         id: Option<String>,
         /// What is wrong with it.
         reason: String,
-        /// Its text as it came.
-        original: String,
+        /// Its bytes as they came.
+        original: Vec<u8>,
     },
+}
+
+/// How a body is laid out, by its type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// JSON; lines of events are understood as well.
+    Json,
+    /// One event a line.
+    Lines,
 }
 
 /// Only JSON types are taken: a foreign page's form cannot send those without the browser asking first.
 ///
 /// # Errors
 /// `415` for any other type.
-pub(super) fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+pub(super) fn layout(headers: &HeaderMap) -> Result<Layout, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match kind.split(';').next().unwrap_or_default().trim() {
-        "application/json" | "application/x-ndjson" | "application/jsonl" => Ok(()),
+        "application/json" => Ok(Layout::Json),
+        "application/x-ndjson" | "application/jsonl" => Ok(Layout::Lines),
         _ => Err(ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "send `content-type: application/json` or `application/x-ndjson`",
@@ -77,41 +107,67 @@ pub(super) async fn collect(mut body: Body) -> Result<Vec<u8>, ApiError> {
 /// Splits `body` into events.
 ///
 /// # Errors
-/// `400` when the body is not JSON, is empty or has too many events.
-pub(super) fn read(body: &[u8]) -> Result<Vec<Received>, ApiError> {
-    let text =
-        std::str::from_utf8(body).map_err(|error| bad(format!("the body is not UTF-8 at byte {}", error.valid_up_to())))?;
-    let mut events: Vec<&RawValue> = Vec::new();
-    if text.trim_start().starts_with('[') {
-        events = serde_json::from_str(text).map_err(|error| bad(format!("the body is not JSON: {error}")))?;
-    } else {
-        for value in serde_json::Deserializer::from_str(text).into_iter::<&RawValue>() {
-            events.push(value.map_err(|error| bad(format!("the body is not JSON: {error}")))?);
-            if events.len() > EVENTS_MAX {
-                break;
-            }
-        }
-    }
-    match events.len() {
+/// `400` when the body is neither JSON nor lines of events, is empty or has too many events.
+pub(super) fn read(body: &[u8], layout: Layout) -> Result<Vec<Received>, ApiError> {
+    let received = match layout {
+        Layout::Json => read_json(body)?,
+        Layout::Lines => read_lines(body),
+    };
+    match received.len() {
         0 => Err(bad("the body holds no event".to_owned())),
         n if n > EVENTS_MAX => Err(bad(format!("the body holds more than {EVENTS_MAX} events: send them in several requests"))),
-        _ => Ok(events.into_iter().map(|raw| receive(raw.get())).collect()),
+        _ => Ok(received),
     }
 }
 
-fn receive(text: &str) -> Received {
-    let unfit = |id, reason| Received::Unfit { id, reason, original: text.to_owned() };
-    match serde_json::from_str::<ShopperEvent>(text) {
+fn read_json(body: &[u8]) -> Result<Vec<Received>, ApiError> {
+    let start = body.trim_ascii_start();
+    if start.is_empty() {
+        return Ok(Vec::new());
+    }
+    let fault = |error| bad(format!("the body is not JSON: {error}"));
+    if start.starts_with(b"[") {
+        let events: Vec<&RawValue> = serde_json::from_slice(body).map_err(fault)?;
+        let places = (0..).map(Place::Index);
+        return Ok(places.zip(events).map(|(place, event)| Received { place, entry: receive(event.get().as_bytes()) }).collect());
+    }
+    match serde_json::from_slice::<&RawValue>(body) {
+        Ok(event) => {
+            let above = body[..body.len() - start.len()].iter().filter(|byte| **byte == b'\n').count();
+            Ok(vec![Received { place: Place::Line(above + 1), entry: receive(event.get().as_bytes()) }])
+        }
+        Err(error) => {
+            let lines = read_lines(body);
+            let is_event = |entry: &Entry| matches!(entry, Entry::Fit(_) | Entry::Unfit { id: Some(_), .. });
+            if lines.iter().any(|line| is_event(&line.entry)) { Ok(lines) } else { Err(fault(error)) }
+        }
+    }
+}
+
+fn read_lines(body: &[u8]) -> Vec<Received> {
+    let lines = body.split(|byte| *byte == b'\n').enumerate().map(|(at, line)| (at + 1, line.trim_ascii()));
+    let events = lines.filter(|(_, line)| !line.is_empty()).take(EVENTS_MAX + 1);
+    events.map(|(at, line)| Received { place: Place::Line(at), entry: receive(line) }).collect()
+}
+
+fn receive(text: &[u8]) -> Entry {
+    let unfit = |id, reason| Entry::Unfit { id, reason, original: text.to_owned() };
+    match serde_json::from_slice::<ShopperEvent>(text) {
         Ok(event) => match event.check() {
-            Ok(()) => Received::Fit(Box::new(event)),
+            Ok(()) => Entry::Fit(Box::new(event)),
             Err(fault) => unfit(Some(event.id), fault.to_string()),
         },
-        Err(error) => unfit(id_of(text), format!("not a shopper event: {error}")),
+        Err(error) => {
+            let what = if error.is_data() { "not a shopper event" } else { "not JSON" };
+            // The place of the event is told beside the reason.
+            let fault = error.to_string().replace(" at line 1 column ", " at column ");
+            unfit(id_of(text), format!("{what}: {fault}"))
+        }
     }
 }
 
-fn id_of(text: &str) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_str(text).ok()?;
+fn id_of(text: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(text).ok()?;
     Some(value.get("id")?.as_str()?.chars().take(ShopperEvent::TEXT_MAX_BYTES / 4).collect())
 }
 
@@ -125,13 +181,17 @@ mod tests {
 
     const GOOD: &str = r#"{"id":"e1","user":"u","at_ms":1,"kind":"purchase","lines":[{"product":"p"}]}"#;
 
-    fn check(body: &str, expected: &[Result<&str, &str>]) {
-        let received = read(body.as_bytes()).expect("a body of events");
-        assert_eq!(received.len(), expected.len());
-        for (received, expected) in received.iter().zip(expected) {
-            match (received, expected) {
-                (Received::Fit(event), Ok(id)) => assert_eq!(event.id, *id),
-                (Received::Unfit { reason, .. }, Err(part)) => assert!(reason.contains(part), "`{reason}` does not say `{part}`"),
+    const LINE: fn(usize) -> Place = Place::Line;
+    const INDEX: fn(usize) -> Place = Place::Index;
+
+    fn check(body: impl AsRef<[u8]>, layout: Layout, expected: &[(Place, Result<&str, &str>)]) {
+        let received = read(body.as_ref(), layout).expect("a body of events");
+        assert_eq!(received.len(), expected.len(), "{received:?}");
+        for (received, (place, expected)) in received.iter().zip(expected) {
+            assert_eq!(received.place, *place);
+            match (&received.entry, expected) {
+                (Entry::Fit(event), Ok(id)) => assert_eq!(event.id, *id),
+                (Entry::Unfit { reason, .. }, Err(part)) => assert!(reason.contains(part), "`{reason}` does not say `{part}`"),
                 other => panic!("{other:?}"),
             }
         }
@@ -139,9 +199,13 @@ mod tests {
 
     #[test]
     fn one_event_an_array_and_lines_are_taken() {
-        check(GOOD, &[Ok("e1")]);
-        check(&format!(" [{GOOD}, {GOOD}]"), &[Ok("e1"), Ok("e1")]);
-        check(&format!("{GOOD}\n{GOOD}\n\n"), &[Ok("e1"), Ok("e1")]);
+        let spread = GOOD.replace(',', ",\n  ");
+        check(GOOD, Layout::Json, &[(LINE(1), Ok("e1"))]);
+        check(format!("\n\n{spread}\n"), Layout::Json, &[(LINE(3), Ok("e1"))]);
+        check(format!(" [{GOOD}, {spread}]"), Layout::Json, &[(INDEX(0), Ok("e1")), (INDEX(1), Ok("e1"))]);
+        for layout in [Layout::Json, Layout::Lines] {
+            check(format!("{GOOD}\r\n\n {GOOD}\n\n"), layout, &[(LINE(1), Ok("e1")), (LINE(3), Ok("e1"))]);
+        }
     }
 
     #[test]
@@ -151,21 +215,41 @@ mod tests {
         let extra = r#"{"id":"e4","user":"u","at_ms":1,"kind":"erase","colour":"red"}"#;
         let expected =
             [Ok("e1"), Err("needs `lines`"), Err("unknown variant"), Err("unknown field `colour`"), Err("not a shopper event")];
-        check(&format!("[{GOOD},{no_lines},{unknown},{extra},7]"), &expected);
+        let at = |place: fn(usize) -> Place, first| expected.iter().zip(first..).map(|(e, n)| (place(n), *e)).collect::<Vec<_>>();
+        check(format!("[{GOOD},{no_lines},{unknown},{extra},7]"), Layout::Json, &at(INDEX, 0));
+        check([GOOD, no_lines, unknown, extra, "7"].join("\n"), Layout::Lines, &at(LINE, 1));
     }
 
     #[test]
-    fn what_is_not_json_is_refused_with_its_position() {
+    fn a_line_that_is_not_json_does_not_hold_up_the_others() {
+        let body = [b"{\"id\":\n".as_slice(), GOOD.as_bytes(), b"\n\xff\xfe\n[", GOOD.as_bytes(), b"\n"].concat();
+        let expected = [
+            (LINE(1), Err("not JSON: EOF while parsing a value at column 6")),
+            (LINE(2), Ok("e1")),
+            (LINE(3), Err("not JSON: expected value at column 1")),
+            (LINE(4), Err("not")),
+        ];
+        for layout in [Layout::Json, Layout::Lines] {
+            check(&body, layout, &expected);
+        }
+        let received = read(&body, Layout::Lines).unwrap();
+        assert!(matches!(&received[2].entry, Entry::Unfit { original, .. } if original == b"\xff\xfe"), "as it came");
+    }
+
+    #[test]
+    fn what_is_neither_json_nor_lines_of_events_is_refused_with_its_position() {
         for (body, part) in [
             (&b"{\"id\":"[..], "line 1 column 6"),
             (b"[1,2", "line 1 column 4"),
             (b"", "no event"),
+            (b" \n", "no event"),
             (b"[]", "no event"),
-            (b"\xff\xfe", "not UTF-8 at byte 0"),
-            ("1 ".repeat(EVENTS_MAX + 1).as_bytes(), "more than"),
+            (b"\xff\xfe", "line 1 column 1"),
+            (format!("{GOOD}\n").repeat(EVENTS_MAX + 1).as_bytes(), "more than"),
         ] {
-            let error = format!("{:?}", read(body).expect_err("a refusal"));
+            let error = format!("{:?}", read(body, Layout::Json).expect_err("a refusal"));
             assert!(error.contains(part), "`{error}` does not say `{part}`");
         }
+        assert!(format!("{:?}", read(b"\n", Layout::Lines).expect_err("a refusal")).contains("no event"));
     }
 }

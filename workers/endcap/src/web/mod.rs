@@ -6,6 +6,7 @@ mod access;
 mod assets;
 mod error;
 mod ingest;
+mod life;
 mod routes;
 
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use axum::{Router, middleware};
 use tokio::{net::TcpListener, sync::watch};
 
 pub use access::Access;
-pub use ingest::Received;
+pub use ingest::{Entry, Place, Received};
+pub use life::Life;
 
 use crate::desk::Desk;
 
@@ -25,22 +27,22 @@ const AT_ONCE: usize = 16;
 /// What every handler has at hand.
 #[derive(Clone)]
 pub(crate) struct Web {
-    desk: Arc<Desk>,
+    life: Arc<Life>,
     turns: Arc<tokio::sync::Semaphore>,
 }
 
 impl Web {
     /// Does `work`, which may block, on a thread for that.
     async fn ask<T: Send + 'static>(&self, work: impl FnOnce(&Desk) -> Result<T> + Send + 'static) -> Result<T, error::ApiError> {
+        let desk = self.life.desk()?.clone();
         let _turn = self.turns.clone().acquire_owned().await.context("the server is ending")?;
-        let desk = self.desk.clone();
         Ok(tokio::task::spawn_blocking(move || work(&desk)).await.context("a request broke off")??)
     }
 }
 
-/// Every route, guarded.
-pub fn router(desk: Arc<Desk>, access: Access) -> Router {
-    let web = Web { desk, turns: Arc::new(tokio::sync::Semaphore::new(AT_ONCE)) };
+/// Every route, guarded. The page's own files need nothing but this program, so they too are there from the first moment.
+pub fn router(life: Arc<Life>, access: Access) -> Router {
+    let web = Web { life, turns: Arc::new(tokio::sync::Semaphore::new(AT_ONCE)) };
     assets::routes().merge(routes::routes()).layer(middleware::from_fn_with_state(access, access::guard)).with_state(web)
 }
 

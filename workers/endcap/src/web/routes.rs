@@ -87,31 +87,32 @@ async fn explain(State(web): State<Web>, Path(user): Path<String>) -> Result<Jso
         .ok_or_else(|| ApiError::absent("nothing is known of this shopper yet"))
 }
 
-/// Answers when the events are durable. `200` also where some were rejected: each event has its own result.
+/// Answers when the events are durable. `200` also where some were rejected: each event has its own result, with its line or index.
 async fn events(State(web): State<Web>, headers: HeaderMap, body: Body) -> Result<Json<Taken>, ApiError> {
-    ingest::check_type(&headers)?;
-    let received = ingest::read(&ingest::collect(body).await?)?;
+    let layout = ingest::layout(&headers)?;
+    let received = ingest::read(&ingest::collect(body).await?, layout)?;
+    web.life.takes_events()?;
     web.ask(move |desk| desk.take(received)).await.map(Json)
 }
 
-async fn pipeline(State(web): State<Web>) -> Json<Figures> {
-    Json(web.desk.figures().as_ref().clone())
+async fn pipeline(State(web): State<Web>) -> Result<Json<Figures>, ApiError> {
+    Ok(Json(web.life.desk()?.figures().as_ref().clone()))
 }
 
 async fn dead_letters(State(web): State<Web>, Query(query): Query<ListQuery>) -> Result<Json<DeadLetters>, ApiError> {
     web.ask(move |desk| desk.dead_letters(query.reason.as_deref(), query.limit.min(ROWS_MAX))).await.map(Json)
 }
 
-async fn metrics(State(web): State<Web>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], web.desk.metrics()).into_response()
+async fn metrics(State(web): State<Web>) -> Result<Response, ApiError> {
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], web.life.desk()?.metrics()).into_response())
 }
 
 async fn live(State(web): State<Web>) -> Response {
-    answer(web.desk.live())
+    answer(web.life.live())
 }
 
 async fn ready(State(web): State<Web>) -> Response {
-    answer(web.desk.ready())
+    answer(web.life.ready())
 }
 
 fn answer(health: Health) -> Response {

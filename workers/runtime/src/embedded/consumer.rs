@@ -142,7 +142,7 @@ impl Log for Consumer {
 }
 
 /// Adds a tally to the stage's rows. Times are kept in microseconds.
-fn count(transaction: &Transaction<'_>, stage: &str, tally: &Tally) -> rusqlite::Result<()> {
+pub(super) fn count(transaction: &Transaction<'_>, stage: &str, tally: &Tally) -> rusqlite::Result<()> {
     let add = |kind: &str, name: &str, amount: u64| {
         if amount == 0 {
             return Ok(());

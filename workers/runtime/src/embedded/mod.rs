@@ -22,7 +22,7 @@ use endcap_schemas::topics::Topic;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use thiserror::Error;
 
-use crate::{Backlog, Clock, DeadLetter, LogError, Outgoing, Received, StoreError, Tally};
+use crate::{Backlog, Clock, DeadLetter, LogError, Outgoing, Received, StoreError, Tally, metric};
 pub use consumer::Consumer;
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
 pub use retention::{Retained, Retention};
@@ -30,6 +30,8 @@ use wake::Wake;
 
 /// Idle connections for reading that are kept open.
 const READERS_KEPT: usize = 8;
+/// What events from outside are counted under, beside the stages.
+pub const INGEST: &str = "ingest";
 /// Bytes of values after which a read is cut short.
 const READ_BYTES_MAX: usize = 32 * 1024 * 1024;
 
@@ -54,19 +56,44 @@ impl Default for EmbeddedConfig {
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// A newer release has written it.
-    #[error("file has schema version {found}, this release knows {known}: use the newer release, or another file")]
+    #[error("{path} has schema version {found}, this release knows {known}: use the newer release, or another file")]
     Newer {
-        /// The file's version.
+        /// The file.
+        path: PathBuf,
+        /// Its version.
         found: i32,
         /// The newest version known.
         known: i32,
     },
     /// It is a database of something else.
-    #[error("file is a database, but not one of Endcap: choose another path")]
-    Foreign,
-    /// It cannot be read or written.
-    #[error("file cannot be used: {0}")]
-    Unusable(String),
+    #[error("{0} is a database, but not one of Endcap: choose another place, or move it away")]
+    Foreign(PathBuf),
+    /// It is no database, or what it holds is damaged.
+    #[error("cannot read {path}: {cause}: move it away, and a new one is made; what it held is lost")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        cause: rusqlite::Error,
+    },
+    /// It cannot be opened or written.
+    #[error("cannot use {path}: {cause}: check that its directory is there, may be written and has space")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        cause: rusqlite::Error,
+    },
+}
+
+impl OpenError {
+    fn of(path: &Path, cause: rusqlite::Error) -> Self {
+        let path = path.to_owned();
+        match cause.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Unreadable { path, cause },
+            _ => OpenError::Unusable { path, cause },
+        }
+    }
 }
 
 /// The file. Clones share it.
@@ -108,11 +135,11 @@ impl Embedded {
     /// [`OpenError`] with the remedy.
     pub fn open(path: impl AsRef<Path>, config: EmbeddedConfig, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         let path = path.as_ref().to_owned();
-        let unusable = |cause: rusqlite::Error| OpenError::Unusable(format!("{}: {cause}", path.display()));
+        let unusable = |cause| OpenError::of(&path, cause);
         let mut writer = open_file(&path, config.busy_timeout).map_err(unusable)?;
-        schema::refuse_foreign(&writer)?;
+        schema::refuse_foreign(&path, &writer)?;
         set_up(&writer).map_err(unusable)?;
-        schema::migrate(&mut writer, &schema::migrations())?;
+        schema::migrate(&path, &mut writer, &schema::migrations())?;
         let shared = Shared {
             path,
             config,
@@ -229,15 +256,21 @@ impl Producer {
         })
     }
 
-    /// Appends `records` and keeps, in the same transaction, what was refused before it entered the log.
+    /// Appends `records` and keeps, in the same transaction, what was refused before it entered the log. Both are counted under [`INGEST`].
     ///
     /// # Errors
     /// [`LogError::Full`] as [`Producer::append`]; [`LogError`] when the file does not answer. Then nothing was kept.
     pub fn admit(&self, records: &[Outgoing], refused: &[DeadLetter]) -> Result<(), LogError> {
+        let mut tally = Tally::default();
+        records.iter().for_each(|_| tally.pass());
+        refused.iter().for_each(|letter| tally.dead_letter(&letter.kind));
         self.write(|transaction, now_ms| {
             refused.iter().try_for_each(|letter| dead_letters::bury(transaction, letter, now_ms))?;
+            consumer::count(transaction, INGEST, &tally)?;
             append(transaction, records, now_ms).map(|_| ())
-        })
+        })?;
+        metric::committed(INGEST, &tally);
+        Ok(())
     }
 
     /// Runs `work` with the time in a transaction, unless the log is full.

@@ -1,5 +1,7 @@
 //! The tables of the file and how an older file becomes a newer one.
 
+use std::path::Path;
+
 use endcap_schemas::topics::Topic;
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -58,25 +60,25 @@ fn second() -> String {
 }
 
 /// Refuses a database of something else. Only reads, so that a stranger's file stays as it was.
-pub(super) fn refuse_foreign(connection: &Connection) -> Result<(), OpenError> {
-    let sql = |cause: rusqlite::Error| OpenError::Unusable(cause.to_string());
+pub(super) fn refuse_foreign(path: &Path, connection: &Connection) -> Result<(), OpenError> {
+    let sql = |cause| OpenError::of(path, cause);
     let id: i32 = connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(sql)?;
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
-    if tables > 0 && id != APPLICATION_ID { Err(OpenError::Foreign) } else { Ok(()) }
+    if tables > 0 && id != APPLICATION_ID { Err(OpenError::Foreign(path.to_owned())) } else { Ok(()) }
 }
 
 /// Brings the file to the version that the last of `migrations` leads to, in one transaction. Several processes may try at once.
-pub(super) fn migrate(connection: &mut Connection, migrations: &[String]) -> Result<(), OpenError> {
-    let sql = |cause: rusqlite::Error| OpenError::Unusable(cause.to_string());
+pub(super) fn migrate(path: &Path, connection: &mut Connection, migrations: &[String]) -> Result<(), OpenError> {
+    let sql = |cause| OpenError::of(path, cause);
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sql)?;
     let pragma = |name: &str| transaction.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i32>(0)).map_err(sql);
-    refuse_foreign(&transaction)?;
+    refuse_foreign(path, &transaction)?;
     let found = pragma("user_version")?;
     let known = i32::try_from(migrations.len()).expect("versions are few");
     if found > known {
-        return Err(OpenError::Newer { found, known });
+        return Err(OpenError::Newer { path: path.to_owned(), found, known });
     }
-    let done = usize::try_from(found).map_err(|_| OpenError::Foreign)?;
+    let done = usize::try_from(found).map_err(|_| OpenError::Foreign(path.to_owned()))?;
     if done == migrations.len() {
         return Ok(());
     }
@@ -95,6 +97,10 @@ pub(super) fn migrate(connection: &mut Connection, migrations: &[String]) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn migrate(connection: &mut Connection, steps: &[String]) -> Result<(), OpenError> {
+        super::migrate(Path::new("endcap.db"), connection, steps)
+    }
 
     fn version(connection: &Connection) -> (i32, String) {
         let number = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
@@ -122,7 +128,7 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection, &[first()]).unwrap();
         let steps = [first(), "CREATE TABLE half (x INTEGER) STRICT; CREATE TABLE half (x INTEGER) STRICT;".to_owned()];
-        assert!(matches!(migrate(&mut connection, &steps), Err(OpenError::Unusable(_))));
+        assert!(matches!(migrate(&mut connection, &steps), Err(OpenError::Unusable { .. })));
         assert_eq!(version(&connection), (1, "1".to_owned()));
         let half: i64 =
             connection.query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'half'", [], |row| row.get(0)).unwrap();
@@ -135,10 +141,10 @@ mod tests {
         migrate(&mut newer, &[first()]).unwrap();
         newer.execute_batch("PRAGMA user_version = 9").unwrap();
         let error = migrate(&mut newer, &[first()]).unwrap_err();
-        assert!(matches!(error, OpenError::Newer { found: 9, known: 1 }), "{error}");
+        assert!(matches!(error, OpenError::Newer { found: 9, known: 1, .. }), "{error}");
 
         let mut foreign = Connection::open_in_memory().unwrap();
         foreign.execute_batch("CREATE TABLE photos (x)").unwrap();
-        assert!(matches!(migrate(&mut foreign, &[first()]), Err(OpenError::Foreign)));
+        assert!(matches!(migrate(&mut foreign, &[first()]), Err(OpenError::Foreign(_))));
     }
 }

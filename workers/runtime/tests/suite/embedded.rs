@@ -9,7 +9,7 @@ use std::{
 use endcap_runtime::{
     Clock, Commit, DeadLetter, Embedded, EmbeddedConfig, Log, LogError, ManualClock, Stamp, Store, Write,
     contract::{poll_all, record, through},
-    embedded::{DeadLetterFilter, OpenError, Retention},
+    embedded::{DeadLetterFilter, INGEST, OpenError, Retention},
 };
 use endcap_schemas::{UserKey, topics::Topic};
 
@@ -202,6 +202,8 @@ fn refused_events_are_kept_with_those_that_are_taken_or_not_at_all() {
     consumer.commit(&through("s", &got[0])).unwrap();
     admit().unwrap();
     assert_eq!((letters(), offsets(&file).len()), (2, 2));
+    let counted = &file.tallies().unwrap()[INGEST];
+    assert_eq!((counted.received, counted.passed, counted.dead_lettered_total()), (4, 2, 2), "only what was kept is counted");
 }
 
 #[test]
@@ -243,23 +245,31 @@ fn groups_tell_how_far_they_are_behind() {
 }
 
 #[test]
-fn a_file_of_another_kind_or_time_is_refused() {
+fn a_file_of_another_kind_or_time_is_refused_by_name_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let open = |name: &str| Embedded::open(dir.path().join(name), EmbeddedConfig::default(), Arc::new(ManualClock::at(0))).err();
-    rusqlite::Connection::open(dir.path().join("photos.db")).unwrap().execute_batch("CREATE TABLE photos (x)").unwrap();
-    let bytes = || std::fs::read(dir.path().join("photos.db")).unwrap();
-    let before = bytes();
-    assert!(matches!(open("photos.db"), Some(OpenError::Foreign)));
-    assert!(bytes() == before, "a stranger's file stays as it was");
-    std::fs::write(
-        dir.path().join("letter.db"),
-        "Dear Anna, this is no database, although it is long enough to be one.".repeat(20),
-    )
-    .unwrap();
-    assert!(matches!(open("letter.db"), Some(OpenError::Unusable(_))));
-    assert!(open("new.db").is_none());
-    rusqlite::Connection::open(dir.path().join("new.db")).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
-    let error = open("new.db").unwrap();
-    assert!(matches!(error, OpenError::Newer { found: 99, .. }), "{error}");
-    assert!(matches!(open("no/such/dir.db"), Some(OpenError::Unusable(_))));
+    let refused = |name: &str, remedy: &str| {
+        let path = dir.path().join(name);
+        let before = std::fs::read(&path).ok();
+        let error = open(name).unwrap();
+        let text = error.to_string();
+        assert!(text.contains(path.to_str().unwrap()) && text.contains(remedy), "{text}");
+        assert!(std::fs::read(&path).ok() == before, "{name} stays as it was");
+        error
+    };
+    let sql = |name: &str, sql: &str| rusqlite::Connection::open(dir.path().join(name)).unwrap().execute_batch(sql).unwrap();
+    sql("photos.db", "CREATE TABLE photos (x)");
+    sql("other.db", "CREATE TABLE topics (name, next); CREATE TABLE meta (name, value); PRAGMA user_version = 2");
+    for name in ["photos.db", "other.db"] {
+        assert!(matches!(refused(name, "choose another place"), OpenError::Foreign(_)));
+    }
+    let letter = "Dear Anna, this is no database, although it is long enough to be one.".repeat(20);
+    std::fs::write(dir.path().join("letter.db"), letter).unwrap();
+    assert!(matches!(refused("letter.db", "move it away"), OpenError::Unreadable { .. }));
+    std::fs::remove_file(dir.path().join("letter.db")).unwrap();
+    assert!(open("letter.db").is_none(), "the remedy helps");
+
+    sql("letter.db", "PRAGMA user_version = 99");
+    assert!(matches!(refused("letter.db", "newer release"), OpenError::Newer { found: 99, .. }));
+    assert!(matches!(refused("no/such/dir.db", "check that its directory"), OpenError::Unusable { .. }));
 }

@@ -1,0 +1,186 @@
+//! The job while it runs: what it shows, what it hears, and when it ends.
+//!
+//! The first signal drains: no new event is taken, and what was taken is worked off through every stage. The second one stops after what
+//! is in hand, the third at once; what is left then is done by the next start.
+
+use std::{
+    process,
+    sync::{
+        Arc, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, Sender},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+use endcap_runtime::{Clock, Shutdown};
+use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
+
+use crate::{
+    desk::Desk,
+    feed::FeedState,
+    figures::Figures,
+    monitor::Monitor,
+    path::Ended,
+    progress::{Board, say},
+    web::Life,
+};
+
+/// How often figures are read and shown.
+const READ_EVERY: Duration = Duration::from_millis(500);
+/// Exit code of a process that was told three times to end.
+const INTERRUPTED: i32 = 130;
+/// Signals that the waiting thread answers; one more ends the process at once.
+const SIGNALS_HEARD: usize = 2;
+
+/// Anything that the waiting thread must hear of.
+pub(crate) enum Event {
+    /// A stage has ended.
+    Ended(Ended),
+    /// The feeder has ended.
+    Fed(Result<()>),
+    /// The web server has ended.
+    Served(Result<()>),
+    /// Somebody asks to end.
+    Signal,
+}
+
+/// Who feeds events in.
+pub(crate) struct Feeder {
+    pub(crate) state: Arc<FeedState>,
+    /// What is being fed, for people.
+    pub(crate) words: String,
+    /// Asks it to finish.
+    pub(crate) end: Shutdown,
+    /// Whether it has.
+    pub(crate) ended: bool,
+}
+
+/// Sends every signal to end as an event.
+///
+/// # Errors
+/// When signals cannot be listened to.
+pub(crate) fn listen_to_signals(events: &Sender<Event>) -> Result<()> {
+    let mut signals = Signals::new(TERM_SIGNALS).context("cannot listen to signals")?;
+    let events = events.clone();
+    let listen = move || {
+        for (heard, _) in signals.forever().enumerate() {
+            if heard >= SIGNALS_HEARD || events.send(Event::Signal).is_err() {
+                process::exit(INTERRUPTED);
+            }
+        }
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(listen).context("cannot listen to signals")?;
+    Ok(())
+}
+
+/// The job while it runs.
+pub(crate) struct Running {
+    pub(crate) exit_when_drained: bool,
+    pub(crate) desk: Arc<Desk>,
+    pub(crate) life: Arc<Life>,
+    pub(crate) monitor: Monitor,
+    /// `None` where nothing is fed.
+    pub(crate) feeder: Option<Feeder>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Asks the stages to finish.
+    pub(crate) shutdown: Shutdown,
+    /// Whether somebody asked to end.
+    pub(crate) draining: bool,
+}
+
+impl Running {
+    /// Shows figures and waits for an end: drained, asked, or broken. Whatever it is, everybody is asked to finish.
+    pub(crate) fn wait(mut self, heard: &Receiver<Event>) -> Result<()> {
+        let mut board = Board::new(self.desk.stages.len());
+        let start = self.clock.monotonic();
+        let result = loop {
+            let up_for = self.clock.monotonic().saturating_sub(start);
+            match heard.recv_timeout(READ_EVERY) {
+                Ok(event) => {
+                    if let Some(result) = self.hear(event, up_for) {
+                        break result;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let fed = self.feeder.as_ref().is_none_or(|feeder| feeder.ended); // before the reading: nothing comes after it
+                    let waiting = self.read(&mut board, up_for);
+                    if (self.exit_when_drained || self.draining) && fed && waiting == Some(0) {
+                        break Ok(());
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break Err(anyhow!("every part of the job has ended")),
+            }
+        };
+        self.shutdown.trigger();
+        if let Some(feeder) = &self.feeder {
+            feeder.end.trigger();
+        }
+        board.end();
+        result
+    }
+
+    /// What an event means; `None` to go on.
+    fn hear(&mut self, event: Event, up_for: Duration) -> Option<Result<()>> {
+        match event {
+            Event::Ended(Ended { stage, result: Err(cause) }) => {
+                Some(Err(anyhow!(cause).context(format!("stage {stage} has stopped"))))
+            }
+            Event::Ended(Ended { stage, result: Ok(()) }) => {
+                Some(Err(anyhow!("stage {stage} has ended although nobody asked it to")))
+            }
+            Event::Fed(Err(error)) => Some(Err(error.context("the feeder has failed"))),
+            Event::Served(Err(error)) => Some(Err(error)),
+            Event::Served(Ok(())) => Some(Err(anyhow!("the web server has ended although nobody asked it to"))),
+            Event::Fed(Ok(())) => {
+                self.feeder.iter_mut().for_each(|feeder| feeder.ended = true);
+                None
+            }
+            Event::Signal if self.draining => {
+                say("stopping after what is in hand; the next start does the rest (once more stops at once)");
+                Some(Ok(()))
+            }
+            Event::Signal => {
+                self.drain(up_for);
+                None
+            }
+        }
+    }
+
+    /// Takes no more events.
+    fn drain(&mut self, up_for: Duration) {
+        self.draining = true;
+        self.life.drain();
+        if let Some(feeder) = &self.feeder {
+            feeder.end.trigger();
+        }
+        let waiting = self.figures(up_for).map_or_else(|_| "some".to_owned(), |figures| figures.waiting().to_string());
+        say(&format!("draining: {waiting} records wait, no new event is taken (once more stops after what is in hand)"));
+    }
+
+    /// Reads and shows the figures; answers how many records wait. A reading that fails is tried again with the next one.
+    fn read(&mut self, board: &mut Board, up_for: Duration) -> Option<u64> {
+        self.desk.prometheus.run_upkeep(); // else measures pile up until somebody asks for them
+        match self.figures(up_for) {
+            Ok(figures) => {
+                board.show(&figures, up_for);
+                let waiting = figures.waiting();
+                *self.desk.figures.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(figures);
+                Some(waiting)
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "cannot read the figures");
+                None
+            }
+        }
+    }
+
+    fn figures(&mut self, up_for: Duration) -> Result<Figures> {
+        let words = self.feeder.as_ref().map(|feeder| {
+            let state = if feeder.state.is_done() { "all fed" } else { "feeding" };
+            format!("{}; {} events so far, {state}", feeder.words, feeder.state.fed())
+        });
+        self.monitor.read(up_for, words)
+    }
+}
