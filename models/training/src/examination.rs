@@ -81,7 +81,7 @@ impl Lessons<'_> {
         let hidden = self.shape.hidden(weights, self.lora, &micro.ids, &micro.segments())?.detach();
         let logits = self.shape.logits(weights, &select_rows(&hidden, &rows)?)?.to_vec2::<f32>()?;
         let mut right = logits.iter().zip(&targets).map(|(row, target)| best(row) == *target);
-        let whole = anchors.iter().filter(|tokens| right.by_ref().take(**tokens).fold(true, |all, one| all && one)).count();
+        let whole = anchors.iter().filter(|tokens| right.by_ref().take(**tokens).filter(|right| !right).count() == 0).count();
         Ok(whole as f64 / anchors.len().max(1) as f64)
     }
 
