@@ -335,7 +335,8 @@ fn a_database_that_is_none_or_anothers_is_refused_by_name_and_left_alone() {
         let db = rusqlite::Connection::open(file).unwrap();
         db.execute_batch("CREATE TABLE meta (photo); PRAGMA user_version = 1").unwrap();
     };
-    let cases: [(&str, &dyn Fn(&Path), &str); 3] = [
+    type Spoil<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Spoil<'_>, &str); 3] = [
         ("a letter", &fill(b"Dear Anna, this is no database. ".repeat(200)), "move it away and import again"),
         ("zeros", &fill(vec![0; 8_192]), "move it away and import again"),
         ("a stranger's", &stranger, "name another directory"),

@@ -1,9 +1,6 @@
 //! The cross-encoder: starts from the distilled encoder and learns which products belong to a theme.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use endcap_engine::{Tokenizer, ops};
@@ -98,7 +95,7 @@ pub fn train_cross_encoder(
         shape,
         source,
         tokenizer,
-        words: words_of(source),
+        words: strange::words(source),
         tokens: run.settings.micro_tokens,
         threads: run.settings.threads,
     };
@@ -146,12 +143,6 @@ fn compare_words(params: &mut Params, shape: BertShape) {
     for row in 0..2 * shape.hidden {
         matrix.value[row * shape.hidden + row % shape.hidden] += COMPARER;
     }
-}
-
-/// The different words of the market's terms.
-fn words_of(source: &Source) -> Vec<String> {
-    let words: BTreeSet<&str> = source.market.terms.iter().flat_map(|term| term.text.split_whitespace()).collect();
-    words.into_iter().map(str::to_owned).collect()
 }
 
 /// Reads a finished cross-encoder.

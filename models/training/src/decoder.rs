@@ -18,6 +18,7 @@ use crate::{
     run,
     source::Source,
     step::{Loss, Scores, Task},
+    strange,
     tasks::{Encoder, Micro, Sequence},
     words::{Distilled, embedding},
 };
@@ -98,6 +99,8 @@ const FACTS: (f32, f32) = (0.5, 0.1);
 const FACT_SCALE: f32 = 0.5;
 /// Share of the other tokens that are theme pages.
 const THEMES_SHARE: f32 = 0.65;
+/// Share of the theme pages whose leaves have strange names, so that the base copies from the prompt what it does not know.
+const STRANGE_SHARE: f32 = 0.35;
 /// Share of the lists whose candidates keep to the household's diets, as the keyword stage's do.
 const FILTERED_SHARE: f32 = 0.8;
 /// Weight of the candidate head's loss.
@@ -176,8 +179,8 @@ pub fn train_adapter(
     shape.add_adapter(&mut params, run.lora, &mut rng);
     let name = run.task.name();
     let mix = match run.task {
-        AdapterTask::Themes => Mix { themes: 1.0, keywords: 0.0, facts: (0.0, 0.0), grow: false },
-        AdapterTask::Keywords => Mix { themes: 0.0, keywords: 1.0, facts: (0.0, 0.0), grow: false },
+        AdapterTask::Themes => Mix { themes: 1.0, keywords: 0.0, facts: (0.0, 0.0), strange: 0.0, grow: false },
+        AdapterTask::Keywords => Mix { themes: 0.0, keywords: 1.0, facts: (0.0, 0.0), strange: 0.0, grow: false },
     };
     let (task, _) = Lessons::new(source, tokenizer, &run.encoder, shape, Some(run.lora), &run.settings, mix)?;
     let report = run::train(&task, &mut params, &run.settings, around)?;
@@ -245,12 +248,14 @@ struct Mix {
     themes: f32,
     keywords: f32,
     facts: (f32, f32),
+    /// Share of the pages whose leaves have strange names.
+    strange: f32,
     /// Whether candidate lists start short.
     grow: bool,
 }
 
 impl Mix {
-    const ALL: Mix = Mix { themes: THEMES_SHARE, keywords: 1.0 - THEMES_SHARE, facts: FACTS, grow: true };
+    const ALL: Mix = Mix { themes: THEMES_SHARE, keywords: 1.0 - THEMES_SHARE, facts: FACTS, strange: STRANGE_SHARE, grow: true };
 }
 
 /// The decoder's lessons and examinations.
@@ -264,6 +269,8 @@ pub(crate) struct Lessons<'a> {
     mix: Mix,
     tokens: usize,
     facts: Vec<usize>,
+    /// Words that strange leaves are named with.
+    words: Vec<String>,
 }
 
 impl<'a> Lessons<'a> {
@@ -281,6 +288,7 @@ impl<'a> Lessons<'a> {
             neighbourhood: Neighbourhood::new(source, &bert, &weights, tokenizer, settings.threads)?,
             encode: Encoder::new(tokenizer, &source.market.terms)?,
             facts: source.seen_terms().filter(|(_, term)| term.category.is_some()).map(|(i, _)| i).collect(),
+            words: strange::words(source),
             threads: settings.threads,
             tokens: settings.micro_tokens,
             source,
@@ -342,7 +350,11 @@ impl Task for Lessons<'_> {
             // Shares count tokens: a page is about half as long as a list.
             let themes = self.mix.themes * 1.6;
             if rng.random::<f32>() * (themes + self.mix.keywords) < themes {
-                micro.push(&self.encode.themes(&self.source.samples.theme(rng))?, 1.0);
+                let mut sample = self.source.samples.theme(rng);
+                if self.mix.strange > 0.0 && rng.random::<f32>() < self.mix.strange {
+                    strange::rename_page(&mut sample, &self.words, rng);
+                }
+                micro.push(&self.encode.themes(&sample)?, 1.0);
             } else {
                 let count = self.candidates(done, rng);
                 let (sequence, _, picks) = self.keyword_task(rng, count, false)?;

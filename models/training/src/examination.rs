@@ -65,7 +65,8 @@ impl Lessons<'_> {
         ])
     }
 
-    /// Share of the teacher's anchors, of all eight themes, that are the model's first choice after what the teacher wrote before.
+    /// Share of the teacher's anchors, of all eight themes, that are the model's first choice after what the teacher wrote before, the title
+    /// with the leaf's name included: whether names are copied.
     fn next_anchors(&self, weights: &Weights, sequences: &[Sequence]) -> Result<f64> {
         let mut micro = Micro::default();
         let (mut rows, mut targets, mut anchors) = (Vec::new(), Vec::new(), Vec::new());

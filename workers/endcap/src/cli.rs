@@ -249,8 +249,8 @@ pub struct TrainArgs {
     /// looks first. The encoder stays as it is.
     #[arg(long, value_name = "DIR")]
     pub market: Option<PathBuf>,
-    /// Models to go on from, with --market [default: the small ones inside this binary].
-    #[arg(long, value_name = "DIR", requires = "market")]
+    /// Models to go on from [default: with --market the small ones inside this binary, else none].
+    #[arg(long, value_name = "DIR")]
     pub from: Option<String>,
     /// Directory of the models, with one folder each [default: models/demo; with --market its own].
     #[arg(long, value_name = "DIR")]

@@ -95,7 +95,7 @@ impl School {
         } else {
             Tokenizer::from_file(&path).context("train the encoder first: it makes the tokenizer that all models share")?
         };
-        Ok(Self { source, tokenizer, folder, from: None })
+        Ok(Self { source, tokenizer, folder, from: args.from.as_ref().map(PathBuf::from) })
     }
 
     /// Finished models on an imported market.
