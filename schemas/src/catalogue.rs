@@ -56,7 +56,7 @@ impl Product {
 }
 
 /// Nodes that a product's place is told by.
-const SHELVES_MAX: usize = 3;
+pub const SHELVES_MAX: usize = 3;
 
 /// A leaf of the taxonomy, as the merchandiser sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

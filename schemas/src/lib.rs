@@ -12,7 +12,7 @@ mod path;
 pub mod topics;
 pub mod wire;
 
-pub use catalogue::{Category, Product, Term, UNCATEGORISED};
+pub use catalogue::{Category, Product, SHELVES_MAX, Term, UNCATEGORISED};
 pub use diet::{Diet, DietSet};
 pub use event::{Budget, EventFault, EventKind, Line, Preference, Season, ShopperEvent};
 pub use ids::UserKey;

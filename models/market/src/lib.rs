@@ -24,4 +24,4 @@ pub use samples::{Samples, ThemeSample};
 pub use shoppers::Shoppers;
 pub use terms::held_out;
 pub use vocabulary::{Vocabulary, VocabularyError};
-pub use wording::sentence_case;
+pub use wording::{LEAF_WORDS_MAX, sentence_case};

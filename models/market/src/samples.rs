@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use endcap_inference::prompts::{self, ThemeDocument, ThemesDocument};
+use endcap_inference::prompts::{self, Nearby, ThemeDocument, ThemesDocument};
 use endcap_schemas::{
     Brief, CategoryWeight, Cause, ContextChanged, DietSet, EventKind, Head, Origin, Product, PurchaseMemory, Season, Term, Theme,
 };
@@ -40,13 +40,18 @@ const TEXT_STREAM: u64 = 31;
 pub struct ThemeSample {
     /// Whom the page is for.
     pub context: ContextChanged,
-    /// What the model reads.
-    pub prompt: String,
+    /// What the taxonomy holds around it.
+    pub nearby: Nearby,
     /// What it should write: eight themes.
     pub page: MerchandisedPage,
 }
 
 impl ThemeSample {
+    /// What the model reads.
+    pub fn prompt(&self) -> String {
+        prompts::themes(&self.context, &self.nearby)
+    }
+
     /// The page as LLM 1 writes it.
     pub fn document(&self) -> ThemesDocument {
         let theme = |theme: &Theme| ThemeDocument {
@@ -95,9 +100,8 @@ impl Samples {
     /// The sample of a given household (a held-out one, say) after `visits` visits, the last one at `end_ms`.
     pub fn theme_of<R: Rng>(&self, household: &Household, visits: usize, end_ms: i64, rng: &mut R) -> ThemeSample {
         let context = self.context(household, visits, end_ms, rng);
-        let prompt = prompts::themes(&context, &self.merchandiser.nearby(&context, THEMES));
-        let page = self.merchandiser.page(&context, THEMES);
-        ThemeSample { context, prompt, page }
+        let (nearby, page) = (self.merchandiser.nearby(&context, THEMES), self.merchandiser.page(&context, THEMES));
+        ThemeSample { context, nearby, page }
     }
 
     /// What the context stage would know of the household after `visits` visits, the last one at `end_ms`.
@@ -175,7 +179,7 @@ impl Samples {
                 .flat_map(|theme| [prompts::plain(&theme.title), theme.intent.clone(), prompts::theme_text(theme)])
                 .collect();
             texts.push(prompts::plain(&sample.page.persona));
-            texts.push(sample.prompt.clone());
+            texts.push(sample.prompt());
             texts.push(sample.document().to_training_text());
             texts
         });

@@ -32,7 +32,7 @@ pub(crate) enum Kind {
 /// Fewest and most words of a title.
 const TITLE_WORDS: (usize, usize) = (3, 6);
 /// Words of a leaf's name that a title shows: names of real taxonomies can be long.
-const LEAF_WORDS_MAX: usize = 4;
+pub const LEAF_WORDS_MAX: usize = 4;
 
 const STAPLES: [&str; 4] = ["* for every week", "your kind of *", "more * to love", "plenty of good *"];
 const SEASONS: [&str; 4] = ["* for {} days", "{} is for *", "a {} full of *", "{} calls for *"];

@@ -83,7 +83,7 @@ fn a_page_is_a_function_of_what_the_prompt_shows() {
             purchase.count = 9;
             purchase.last_ms = 0;
         }
-        assert_eq!(prompts::themes(&other, &market.merchandiser().nearby(&other, 8)), sample.prompt);
+        assert_eq!(prompts::themes(&other, &market.merchandiser().nearby(&other, 8)), sample.prompt());
         assert_eq!(market.merchandiser().page(&other, 8), sample.page);
     }
 }

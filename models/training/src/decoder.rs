@@ -99,6 +99,8 @@ const FACTS: (f32, f32) = (0.5, 0.1);
 const FACT_SCALE: f32 = 0.5;
 /// Share of the other tokens that are theme pages.
 const THEMES_SHARE: f32 = 0.65;
+/// Shares count tokens: a list is as long as so many pages (about 480 tokens against 390 on the demo market).
+const PAGES_PER_LIST: f32 = 1.2;
 /// Share of the theme pages whose leaves have strange names, so that the base copies from the prompt what it does not know.
 const STRANGE_SHARE: f32 = 0.35;
 /// Share of the lists whose candidates keep to the household's diets, as the keyword stage's do.
@@ -347,8 +349,7 @@ impl Task for Lessons<'_> {
         let mut after = 0;
         while micro.rows.is_empty() || room(&micro, after) {
             let before = micro.ids.len();
-            // Shares count tokens: a page is about half as long as a list.
-            let themes = self.mix.themes * 1.6;
+            let themes = self.mix.themes * PAGES_PER_LIST;
             if rng.random::<f32>() * (themes + self.mix.keywords) < themes {
                 let mut sample = self.source.samples.theme(rng);
                 if self.mix.strange > 0.0 && rng.random::<f32>() < self.mix.strange {

@@ -61,19 +61,19 @@ impl Lessons<'_> {
             ("concepts that exist".into(), counts.known / counts.concepts.max(1.0)),
             ("concepts within the diets".into(), counts.diets_kept / counts.known.max(1.0)),
             ("pages complete".into(), counts.complete / HOUSEHOLDS as f64),
-            ("next anchor after the teacher's".into(), self.next_anchors(weights, &sequences)?),
+            ("anchor told after the teacher's".into(), self.next_anchors(weights, &sequences)?),
         ])
     }
 
-    /// Share of the teacher's anchors, of all eight themes, that are the model's first choice after what the teacher wrote before, the title
-    /// with the leaf's name included: whether names are copied.
+    /// Share of the teacher's anchors, of all eight themes, that the model would have told in the title as well, after what the teacher wrote
+    /// before it.
     fn next_anchors(&self, weights: &Weights, sequences: &[Sequence]) -> Result<f64> {
         let mut micro = Micro::default();
         let (mut rows, mut targets, mut anchors) = (Vec::new(), Vec::new(), Vec::new());
         for sequence in sequences {
             let before = micro.ids.len() + sequence.prompt.len() - 1;
             micro.push(sequence, 1.0);
-            for anchor in self.encode.anchors(sequence) {
+            for anchor in self.encode.told_anchors(sequence) {
                 anchors.push(anchor.len());
                 rows.extend(anchor.clone().map(|place| (before + place) as u32));
                 targets.extend(anchor.map(|place| sequence.answer[place].0));

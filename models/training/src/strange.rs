@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use endcap_inference::prompts::{self, mark};
-use endcap_market::ThemeSample;
-use endcap_schemas::{Product, Theme};
+use endcap_inference::prompts;
+use endcap_market::{LEAF_WORDS_MAX, ThemeSample};
+use endcap_schemas::{Product, SHELVES_MAX, Theme};
 use rand::{Rng, RngExt, seq::SliceRandom};
 
 use crate::source::Source;
@@ -27,74 +27,106 @@ pub(crate) fn words(source: &Source) -> Vec<String> {
     words.into_iter().map(str::to_owned).collect()
 }
 
-/// Gives every leaf of the pair another name, the same wherever it stands: in the concepts, in the title, on the product. `words` are
-/// those that names are made of, beside invented ones.
+/// Gives every leaf of the pair another name, the same wherever it stands: in the concepts, in the title, on the product, which may get
+/// more shelves. `words` are those that names are made of, beside invented ones.
 pub(crate) fn rename(theme: &mut Theme, product: &mut Product, words: &[String], rng: &mut impl Rng) {
-    let leaves = theme.concepts.iter().map(String::as_str).chain(product.shelves()).map(str::to_owned).collect();
-    let names = names(leaves, POOL, words, rng);
-    rename_theme(theme, &names);
-    let shown = product.shelves().count();
-    for shelf in product.category_path.iter_mut().rev().take(shown) {
-        shelf.clone_from(&names[shelf]);
+    let mut names = Names::new(POOL, words, rng);
+    theme.concepts.iter().map(String::as_str).chain(product.shelves()).for_each(|leaf| names.add(leaf, rng));
+    names.rename(theme);
+    let mut shelves: Vec<String> = product.shelves().map(|shelf| names.of(shelf)).collect();
+    for _ in 0..rng.random_range(0..=SHELVES_MAX - shelves.len()) {
+        shelves.insert(rng.random_range(0..=shelves.len()), names.draw(rng));
     }
+    let department = product.category_path.first().cloned().unwrap_or_default();
+    product.category_path = std::iter::once(department).chain(shelves.into_iter().rev()).collect();
     if rng.random() {
         product.name = (0..rng.random_range(1..=5)).map(|_| word(words, rng)).collect::<Vec<_>>().join(" ");
     }
 }
 
-/// Gives every leaf of a page another name, the same in the prompt and in what is to be written. `words` are as in [`rename`].
+/// Gives every leaf of a page another name, the same in what is read and in what is to be written. `words` are as in [`rename`].
 pub(crate) fn rename_page(sample: &mut ThemeSample, words: &[String], rng: &mut impl Rng) {
-    // An item of the prompt stands between the mark or item before it and its own end.
-    let item = |piece: &str| -> (usize, String) {
-        let begin = piece.rfind('>').map_or(0, |at| at + 1);
-        (begin, piece[begin..].trim_end_matches(mark::ITEM).trim().to_owned())
-    };
-    let shelves = sample.prompt.split(mark::CONCEPT).skip(1).flat_map(|shelf| {
-        let end = shelf.find('<').unwrap_or(shelf.len());
-        shelf[..end].split(mark::ITEM).map(|leaf| leaf.trim().to_owned())
-    });
-    let concepts = sample.page.themes.iter().flat_map(|theme| theme.concepts.iter().map(|concept| prompts::plain(concept)));
-    let leaves = shelves.chain(concepts).filter(|leaf| !leaf.is_empty()).collect();
-    let names = names(leaves, PAGE_POOL, words, rng);
-    let renamed = |piece: &str| {
-        let (begin, leaf) = item(piece);
-        names.get(&leaf).map_or_else(|| piece.to_owned(), |new| format!("{} {new}{}", &piece[..begin], mark::ITEM))
-    };
-    sample.prompt = sample.prompt.split_inclusive(mark::ITEM).map(renamed).collect();
+    let mut names = Names::new(PAGE_POOL, words, rng);
+    let nearby = &mut sample.nearby;
+    let shelves = [&mut nearby.suited, &mut nearby.in_season, &mut nearby.unfamiliar];
+    let favourites = sample.context.favourites.iter_mut().map(|favourite| &mut favourite.category);
+    for leaf in favourites.chain(shelves.into_iter().flatten().flatten()) {
+        names.add(leaf, rng);
+        *leaf = names.of(leaf);
+    }
     for theme in &mut sample.page.themes {
-        theme.concepts.iter_mut().for_each(|concept| *concept = prompts::plain(concept));
-        rename_theme(theme, &names);
+        theme.concepts.iter().for_each(|concept| names.add(concept, rng));
+        names.rename(theme);
     }
 }
 
-/// A name for each of `leaves`, of words from a pool of so many.
-fn names(leaves: BTreeSet<String>, pool: (usize, usize), words: &[String], rng: &mut impl Rng) -> BTreeMap<String, String> {
-    let mut pool: Vec<String> = (0..rng.random_range(pool.0..=pool.1)).map(|_| word(words, rng)).collect();
-    let mut taken: BTreeSet<String> = BTreeSet::new();
-    let mut name = || {
+/// Strange names for leaves, by their plain ones.
+struct Names {
+    pool: Vec<String>,
+    names: BTreeMap<String, String>,
+    taken: BTreeSet<String>,
+}
+
+impl Names {
+    /// No names yet; they will be made of a pool of so many words.
+    fn new(pool: (usize, usize), words: &[String], rng: &mut impl Rng) -> Self {
+        let pool = (0..rng.random_range(pool.0..=pool.1)).map(|_| word(words, rng)).collect();
+        Self { pool, names: BTreeMap::new(), taken: BTreeSet::new() }
+    }
+
+    /// Names the leaf, if it has no name yet.
+    fn add(&mut self, leaf: &str, rng: &mut impl Rng) {
+        let plain = prompts::plain(leaf);
+        if !plain.is_empty() && !self.names.contains_key(&plain) {
+            let name = self.draw(rng);
+            self.names.insert(plain, name);
+        }
+    }
+
+    /// A name that nothing has, as far as the pool goes.
+    fn draw(&mut self, rng: &mut impl Rng) -> String {
         let mut name = String::new();
         for _ in 0..TRIES {
-            pool.shuffle(rng);
-            name = pool[..rng.random_range(WORDS.0..=WORDS.1.min(pool.len()))].join(" ");
-            if taken.insert(name.clone()) {
+            self.pool.shuffle(rng);
+            name = self.pool[..rng.random_range(WORDS.0..=WORDS.1.min(self.pool.len()))].join(" ");
+            if self.taken.insert(name.clone()) {
                 break;
             }
         }
         name
-    };
-    leaves.into_iter().map(|leaf| (leaf, name())).collect()
-}
-
-fn rename_theme(theme: &mut Theme, names: &BTreeMap<String, String>) {
-    let mut title = prompts::plain(&theme.title);
-    // The longest first: a leaf's name may hold its shelf's.
-    let mut longest: Vec<(&String, &String)> = names.iter().collect();
-    longest.sort_by_key(|(old, _)| std::cmp::Reverse(old.len()));
-    for (old, new) in longest {
-        title = title.replace(&prompts::plain(old), new);
     }
-    theme.title = title;
-    theme.concepts.iter_mut().for_each(|concept| concept.clone_from(&names[concept]));
+
+    /// The leaf's name.
+    fn of(&self, leaf: &str) -> String {
+        let plain = prompts::plain(leaf);
+        self.names.get(&plain).cloned().unwrap_or(plain)
+    }
+
+    /// Puts the names into the theme's title and concepts.
+    fn rename(&self, theme: &mut Theme) {
+        theme.title = self.in_title(&prompts::plain(&theme.title));
+        theme.concepts.iter_mut().for_each(|concept| *concept = self.of(concept));
+    }
+
+    /// The title with every leaf renamed, of two that begin at one word the longer. A title shows [`LEAF_WORDS_MAX`] words of a leaf.
+    fn in_title(&self, title: &str) -> String {
+        let mut shown: BTreeMap<Vec<&str>, &str> = BTreeMap::new();
+        for (leaf, name) in &self.names {
+            let words: Vec<&str> = leaf.split(' ').collect();
+            shown.entry(words[..words.len().min(LEAF_WORDS_MAX)].to_vec()).or_insert(name);
+            shown.insert(words, name);
+        }
+        let longest = shown.keys().map(Vec::len).max().unwrap_or(0);
+        let (words, mut out, mut at): (Vec<&str>, Vec<&str>, usize) = (title.split(' ').collect(), Vec::new(), 0);
+        while at < words.len() {
+            let lengths = (1..=longest.min(words.len() - at)).rev();
+            let found = lengths.into_iter().find_map(|length| Some((length, *shown.get(&words[at..at + length])?)));
+            let (length, text) = found.unwrap_or((1, words[at]));
+            out.push(text);
+            at += length;
+        }
+        out.join(" ")
+    }
 }
 
 fn word(words: &[String], rng: &mut impl Rng) -> String {
@@ -116,34 +148,57 @@ mod tests {
     fn a_strange_page_copies_from_its_prompt_what_it_copied_before() {
         let source = Source::demo();
         let mut rng = ChaCha8Rng::seed_from_u64(6);
-        let copied = |sample: &ThemeSample| {
-            let concepts = sample.page.themes.iter().flat_map(|theme| &theme.concepts);
-            concepts.map(|concept| sample.prompt.contains(&format!(" {};", prompts::plain(concept)))).collect::<Vec<_>>()
+        let concepts = |sample: &ThemeSample| {
+            let all: Vec<String> = sample.page.themes.iter().flat_map(|theme| theme.concepts.clone()).collect();
+            all
         };
-        let known = |sample: &ThemeSample| {
-            let concepts = sample.page.themes.iter().flat_map(|theme| &theme.concepts);
-            concepts.filter(|concept| source.market.category(concept).is_some()).count()
+        let copied = |sample: &ThemeSample| {
+            let prompt = sample.prompt();
+            concepts(sample).iter().map(|leaf| prompt.contains(&format!(" {};", prompts::plain(leaf)))).collect::<Vec<_>>()
+        };
+        let known = |sample: &ThemeSample| concepts(sample).iter().filter(|leaf| source.market.category(leaf).is_some()).count();
+        let titled = |sample: &ThemeSample| {
+            let in_title = |theme: &&Theme| prompts::plain(&theme.title).contains(&prompts::plain(&theme.concepts[0]));
+            sample.page.themes.iter().filter(in_title).count()
         };
         for _ in 0..200 {
             let sample = source.samples.theme(&mut rng);
             let mut strange = sample.clone();
             rename_page(&mut strange, &["tea".to_owned(), "oat".to_owned(), "pan".to_owned()], &mut rng);
-            assert_eq!(copied(&strange), copied(&sample), "{} became {}", sample.prompt, strange.prompt);
-            assert!(known(&strange) * 4 < known(&sample), "{}", strange.prompt);
-            let marks = |prompt: &str| prompt.matches(['<', ';']).count();
-            assert_eq!(marks(&strange.prompt), marks(&sample.prompt));
+            assert_eq!(copied(&strange), copied(&sample), "{} became {}", sample.prompt(), strange.prompt());
+            assert!(known(&strange) * 4 < known(&sample), "{}", strange.prompt());
+            assert!(titled(&strange) >= titled(&sample), "{:?} became {:?}", sample.page, strange.page);
         }
     }
 
     #[test]
-    fn strange_names_leave_the_truth_as_it_is() {
+    fn titles_are_renamed_by_whole_words_and_once() {
+        let names = [("cream", "pan"), ("hard cheese", "cream oat"), ("rice", "x"), ("big fat leaf of many words", "y")];
+        let names = names.map(|(leaf, name)| (leaf.to_owned(), name.to_owned()));
+        let names = Names { pool: Vec::new(), names: names.into(), taken: BTreeSet::new() };
+        assert_eq!(names.in_title("hard cheese with cream"), "cream oat with pan");
+        assert_eq!(names.in_title("little prices on rice"), "little prices on x");
+        assert_eq!(names.in_title("time to meet big fat leaf of"), "time to meet y");
+    }
+
+    #[test]
+    fn strange_names_leave_the_truth_as_it_is_wherever_the_shelf_stands() {
         let source = Source::demo();
         let mut rng = ChaCha8Rng::seed_from_u64(5);
-        for _ in 0..300 {
-            let (theme, product, relevant) = source.samples.pair(&mut rng);
+        let mut depths = BTreeSet::new();
+        for i in 0..600 {
+            let (mut theme, mut product, _) = source.samples.pair(&mut rng);
+            // Every other product stands on a shelf below its own, which may be spelled in another way.
+            if i % 2 == 0 {
+                product.category_path.push("Deeper & deeper".to_owned());
+                theme.concepts[0] = theme.concepts[0].to_uppercase();
+            }
+            let relevant = truth::relevant(&theme, &product);
             let (mut strange, mut renamed) = (theme.clone(), product.clone());
             rename(&mut strange, &mut renamed, &["tea".to_owned(), "oat".to_owned()], &mut rng);
             assert_eq!(truth::relevant(&strange, &renamed), relevant, "{theme:?} {product:?} became {strange:?} {renamed:?}");
+            depths.insert((renamed.shelves().count(), relevant));
         }
+        assert_eq!(depths.len(), 6, "one to three shelves, relevant or not: {depths:?}");
     }
 }

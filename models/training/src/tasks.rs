@@ -116,7 +116,7 @@ impl<'a> Encoder<'a> {
 
     /// LLM 1's task: a context, then the merchandiser's page as JSON.
     pub(crate) fn themes(&self, sample: &ThemeSample) -> Result<Sequence> {
-        let mut prompt = encode(self.tokenizer, &sample.prompt)?;
+        let mut prompt = encode(self.tokenizer, &sample.prompt())?;
         let mut answer = encode(self.tokenizer, &sample.document().to_training_text())?;
         prompt.push(answer.remove(0)); // the document's beginning is forced
         let mut now = weight::WORDING;
@@ -187,15 +187,20 @@ impl<'a> Encoder<'a> {
         themes
     }
 
-    /// Places in the answer of each theme's first concept, with what ends it.
-    pub(crate) fn anchors(&self, sequence: &Sequence) -> Vec<Range<usize>> {
+    /// Places in the answer where a title tells its theme's first concept, of the themes whose title does.
+    pub(crate) fn told_anchors(&self, sequence: &Sequence) -> Vec<Range<usize>> {
+        let ids: Vec<u32> = sequence.answer.iter().map(|token| token.0).collect();
         let ends = [self.next_concept, self.next_title, self.close];
-        let begins = (0..sequence.answer.len()).filter(|place| sequence.answer[*place].0 == self.concepts);
-        let anchor = |begin: usize| {
-            let length = sequence.answer[begin + 1..].iter().position(|token| ends.contains(&token.0))?;
-            Some(begin + 1..begin + 2 + length)
+        let titles = (0..ids.len()).filter(|place| ids[*place] == self.first_title || ids[*place] == self.next_title);
+        let told = |title: usize| {
+            let place = |of: u32| Some(title + ids[title..].iter().position(|id| *id == of)?);
+            let (intent, concept) = (place(self.intent)?, place(self.concepts)? + 1);
+            let length = ids[concept..].iter().position(|id| ends.contains(id))?;
+            let anchor = &ids[concept..concept + length];
+            let begin = (title + 1..intent).find(|begin| ids[*begin..intent].starts_with(anchor))?;
+            Some(begin..begin + length)
         };
-        begins.filter_map(anchor).collect()
+        titles.filter_map(told).collect()
     }
 
     /// A line of the catalogue: a term, its category, the diets that it violates.
@@ -263,10 +268,14 @@ mod tests {
         let encoder = Encoder::new(&tokenizer, &source.market.terms).unwrap();
         let sample = source.samples.theme(&mut ChaCha8Rng::seed_from_u64(2));
         let sequence = encoder.themes(&sample).unwrap();
-        let whole = format!("{}{}", sample.prompt, sample.document().to_training_text());
+        let whole = format!("{}{}", sample.prompt(), sample.document().to_training_text());
         let ids: Vec<u32> = sequence.prompt.iter().copied().chain(sequence.answer.iter().map(|token| token.0)).collect();
         assert_eq!(ids, tokenizer.encode(&whole).unwrap());
         let answer: Vec<u32> = sequence.answer.iter().map(|token| token.0).collect();
+        let anchors: Vec<String> = sample.page.themes.iter().map(|theme| prompts::plain(&theme.concepts[0])).collect();
+        let told = encoder.told_anchors(&sequence);
+        let told: Vec<String> = told.into_iter().map(|place| tokenizer.decode(&answer[place]).trim().to_owned()).collect();
+        assert!(told.len() > 4 && told.iter().all(|leaf| anchors.contains(leaf)), "{told:?} of {anchors:?}");
         let concepts: Vec<Vec<String>> = sample.page.themes.iter().map(|theme| theme.concepts.clone()).collect();
         assert_eq!(encoder.concepts_of(&answer), concepts);
     }
