@@ -16,6 +16,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often and how many times an answer is looked at.
 const ASKED_EVERY: Duration = Duration::from_millis(50);
 const ASKED_MAX: usize = 1_200;
+/// How many times at a start, which makes a market.
+const ASKED_AT_START_MAX: usize = 6_000;
 /// What `endcap up` prints before its address.
 const ADDRESS: &str = "page: ";
 
@@ -23,12 +25,19 @@ const ADDRESS: &str = "page: ";
 pub struct Run {
     program: String,
     data: String,
+    variables: Vec<(&'static str, &'static str)>,
 }
 
 impl Run {
     /// Runs of `program` on the data directory `data`.
     pub fn new(program: &str, data: &Path) -> Self {
-        Self { program: program.to_owned(), data: data.display().to_string() }
+        Self { program: program.to_owned(), data: data.display().to_string(), variables: Vec::new() }
+    }
+
+    /// With an environment variable.
+    pub fn with(mut self, name: &'static str, value: &'static str) -> Self {
+        self.variables.push((name, value));
+        self
     }
 
     /// Runs `endcap <subcommand> --data DIR <args>` to its end.
@@ -49,20 +58,30 @@ impl Run {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Starts `endcap up` on a free port and waits until it is ready.
+    /// Starts `endcap up` on a free port and waits until it is ready. For a run that ends by itself there is [`Run::finish`]: it may have
+    /// ended before anybody saw it ready.
     ///
     /// # Errors
-    /// When it cannot be started or ends before it is ready; with what it said.
+    /// When it cannot be started, ends before it is ready or is not within five minutes; with what it said.
     pub fn up(&self, args: &[&str]) -> Result<Endcap> {
         let mut up = self.start(args)?;
         let patience = Shutdown::new();
-        while up.get("/health/ready").is_ok_and(|(status, _)| status != 200) {
-            patience.wait(ASKED_EVERY);
+        for _ in 0..ASKED_AT_START_MAX {
+            match up.get("/health/ready") {
+                Ok((200, _)) => return Ok(up),
+                Ok(_) => patience.wait(ASKED_EVERY),
+                Err(_) => bail!("`endcap up` ended before it was ready: {}", up.last_words()),
+            };
         }
-        if up.get("/health/live").is_err() {
-            bail!("`endcap up` ended before it was ready: {}", up.last_words());
-        }
-        Ok(up)
+        bail!("`endcap up` does not become ready: {}", up.last_words())
+    }
+
+    /// Runs an `endcap up` that ends by itself.
+    ///
+    /// # Errors
+    /// When it cannot be started or fails; with what it said.
+    pub fn finish(&self, args: &[&str]) -> Result<()> {
+        self.start(args)?.wait()
     }
 
     /// Starts `endcap up` on a free port and waits for its address only: most of the start is yet to come.
@@ -113,6 +132,7 @@ impl Run {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ENDCAP_")) {
             command.env_remove(name);
         }
+        command.envs(self.variables.iter().copied());
         command
     }
 }
@@ -202,14 +222,9 @@ impl Endcap {
         Ok(())
     }
 
-    /// Ends it the hard way, as a power cut would.
-    ///
-    /// # Errors
-    /// When it cannot be ended.
-    pub fn kill(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
+    /// Ends it the hard way, as a power cut would; gives what it said on standard error.
+    pub fn kill(mut self) -> String {
+        self.last_words()
     }
 
     fn last_words(&mut self) -> String {

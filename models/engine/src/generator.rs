@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decoder_without_adapters_serves_as_it_is_and_one_that_lost_them_does_not() {
+    fn a_decoder_serves_as_it_is_until_its_adapters_are_made_and_not_once_it_lost_them() {
         let dir = tempfile::tempdir().unwrap();
         fixture::write_decoder(dir.path(), 3).unwrap();
         assert_eq!(Adapter::beside(dir.path(), "themes").unwrap(), None);
@@ -289,11 +289,18 @@ mod tests {
         assert_eq!(Adapter::beside(dir.path(), "keywords").unwrap(), Some(path.clone()));
         assert_eq!(Adapter::beside(dir.path(), "themes").unwrap(), None);
 
-        std::fs::rename(path.with_extension("json"), shared).unwrap();
+        // One without any config is not finished; the config for all says nothing about one that was never made.
+        std::fs::rename(path.with_extension("json"), dir.path().join("kept")).unwrap();
+        assert_eq!(Adapter::beside(dir.path(), "keywords").unwrap(), None);
+        std::fs::rename(dir.path().join("kept"), &shared).unwrap();
+        assert_eq!(Adapter::beside(dir.path(), "keywords").unwrap(), Some(path.clone()));
+        assert_eq!(Adapter::beside(dir.path(), "themes").unwrap(), None);
+
+        std::fs::copy(&shared, dir.path().join("themes.adapter.json")).unwrap();
         let error = Adapter::beside(dir.path(), "themes").unwrap_err().to_string();
         assert!(error.contains("themes.adapter.safetensors") && error.contains("endcap train themes"), "{error}");
         std::fs::remove_file(path).unwrap();
-        assert!(Adapter::beside(dir.path(), "keywords").is_err());
+        assert!(Adapter::beside(dir.path(), "keywords").is_err(), "the config for all is alone");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs::File,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use candle_core::{DType, Device, Tensor, safetensors::Load};
@@ -50,6 +51,8 @@ pub struct ModelDir {
     path: PathBuf,
     config: Value,
     weights: Vec<PathBuf>,
+    /// The hash of the weights' files so far, once somebody asked: they are large.
+    hashed: OnceLock<blake3::Hasher>,
 }
 
 impl ModelDir {
@@ -61,7 +64,7 @@ impl ModelDir {
         let config = read_json(&path.join(CONFIG))?;
         let single = path.join(WEIGHTS);
         let weights = if single.exists() || !path.join(INDEX).exists() { vec![single] } else { shards(path)? };
-        Ok(Self { path: path.to_owned(), config, weights })
+        Ok(Self { path: path.to_owned(), config, weights, hashed: OnceLock::new() })
     }
 
     /// The directory.
@@ -96,7 +99,7 @@ impl ModelDir {
     /// # Errors
     /// [`EngineError::File`] when a file cannot be read.
     pub fn weights_version(&self) -> Result<String> {
-        version_of(&self.weights)
+        Ok(digits(self.hashed()?))
     }
 
     /// Short fingerprint of weights and config: equal files, equal version.
@@ -104,9 +107,18 @@ impl ModelDir {
     /// # Errors
     /// [`EngineError::File`] when a file cannot be read.
     pub fn version(&self) -> Result<String> {
-        let mut files = self.weights.clone();
-        files.push(self.path.join(CONFIG));
-        version_of(&files)
+        let mut hasher = self.hashed()?.clone();
+        hash_file(&mut hasher, &self.path.join(CONFIG))?;
+        Ok(digits(&hasher))
+    }
+
+    fn hashed(&self) -> Result<&blake3::Hasher> {
+        if let Some(hasher) = self.hashed.get() {
+            return Ok(hasher);
+        }
+        let mut hasher = blake3::Hasher::new();
+        self.weights.iter().try_for_each(|file| hash_file(&mut hasher, file))?;
+        Ok(self.hashed.get_or_init(|| hasher))
     }
 
     /// `error` with this directory's name, for faults that lie between config and weights.
@@ -141,12 +153,19 @@ fn shards(dir: &Path) -> Result<Vec<PathBuf>> {
 /// [`EngineError::File`] when one cannot be read.
 pub fn version_of(files: &[PathBuf]) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
-    for file in files {
-        let bytes = map(file)?;
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(&bytes);
-    }
-    Ok(hasher.finalize().to_hex()[..VERSION_DIGITS].to_owned())
+    files.iter().try_for_each(|file| hash_file(&mut hasher, file))?;
+    Ok(digits(&hasher))
+}
+
+fn hash_file(hasher: &mut blake3::Hasher, file: &Path) -> Result<()> {
+    let bytes = map(file)?;
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    hasher.update(&bytes);
+    Ok(())
+}
+
+fn digits(hasher: &blake3::Hasher) -> String {
+    hasher.finalize().to_hex()[..VERSION_DIGITS].to_owned()
 }
 
 /// Reads a JSON file.

@@ -9,7 +9,8 @@ mod requests;
 
 pub use batcher::{Handle, Limits, spawn};
 pub use requests::{
-    Candidates, ChooseKeywords, ChosenKeywords, Embed, Embedding, Pair, Relevance, TokenCounts, WriteThemes, WrittenThemes,
+    Candidates, ChooseKeywords, ChosenKeywords, Embed, Embedding, NEIGHBOURS, Pair, Relevance, TokenCounts, WriteThemes,
+    WrittenThemes,
 };
 
 use thiserror::Error;

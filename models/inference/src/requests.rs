@@ -41,6 +41,10 @@ pub struct WrittenThemes {
     pub tokens: TokenCounts,
 }
 
+/// Neighbours of a concept that are looked up where no setting says otherwise: by the keywords stage, and by training, whose lists are to be
+/// like the stage's.
+pub const NEIGHBOURS: usize = 96;
+
 /// The candidates of one concept, nearest first.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Candidates {

@@ -99,13 +99,9 @@ fn build(
     let mut db = dir.writer()?;
     let vectors_name = format!("vectors-{}.f16", &blake3::hash(encoder_version.as_bytes()).to_hex()[..12]);
     let vectors_path = dir.path().join(&vectors_name);
-    if meta(&db, "vectors_encoder")?.as_deref() != Some(encoder_version) {
-        // The rows begin anew, so an index over the old ones is of no use to this encoder; readers keep it until there is another.
-        forget_vectors(&mut db, encoder_version, "key IN ('index_rows', 'index_inputs')")?;
-    } else if is_damaged(check_vectors(&db, &vectors_name, &vectors_path))? {
-        // Nobody can read the index without them.
-        forget_vectors(&mut db, encoder_version, "key LIKE 'index_%'")?;
-        remove(&vectors_path)?;
+    let of_another = meta(&db, "vectors_encoder")?.as_deref() != Some(encoder_version);
+    if of_another || is_damaged(check_vectors(&db, &vectors_name, &vectors_path))? {
+        forget_vectors(&mut db, encoder_version, &vectors_name)?;
     }
     let embedded = embed_missing(&mut db, &vectors_path, encoder, options.chunk.clamp(1, 65_536), progress)?;
     let rows = live_rows(&db)?;
@@ -116,6 +112,9 @@ fn build(
     let inputs = inputs_of(&db, encoder_version, vectors.dimensions())?;
     let report = |version, unchanged| IndexReport { version, terms: rows.len(), embedded, unchanged };
     if let Some(version) = built_from(dir, &db, &inputs)? {
+        if meta(&db, "index_seal")?.is_none() {
+            set_meta(&db, "index_seal", &vectors.seal(rows_written(&db)?)?)?;
+        }
         return Ok(report(version, true));
     }
     let unfinished = dir.path().join("terms-new.unfinished");
@@ -156,21 +155,16 @@ fn check_vectors(db: &Connection, name: &str, path: &Path) -> Result<(), MarketE
     }
 }
 
-/// Begins with no vectors at all; `also` says which of the index's entries go with them.
-fn forget_vectors(db: &mut Connection, encoder_version: &str, also: &str) -> Result<(), MarketError> {
+/// Begins with no vectors at all, in the file of this `name`. An index over that very file goes, as nobody can read it without its
+/// vectors; one over another encoder's is of no use to this one, but readers keep it until there is a new one.
+fn forget_vectors(db: &mut Connection, encoder_version: &str, name: &str) -> Result<(), MarketError> {
     let tx = db.transaction()?;
     tx.execute("DELETE FROM term_vectors", [])?;
+    let whole = meta(&tx, "index_vectors")?.as_deref() == Some(name);
+    let also = if whole { "key LIKE 'index_%'" } else { "key IN ('index_rows', 'index_inputs')" };
     tx.execute(&format!("DELETE FROM meta WHERE {also}"), [])?;
     set_meta(&tx, "vectors_encoder", encoder_version)?;
     Ok(tx.commit()?)
-}
-
-/// Removes a file that readers may have open: they keep what they see of it.
-fn remove(path: &Path) -> Result<(), MarketError> {
-    match fs::remove_file(path) {
-        Err(fault) if fault.kind() != std::io::ErrorKind::NotFound => Err(MarketError::File { path: path.to_owned(), fault }),
-        _ => Ok(()),
-    }
 }
 
 /// A finished index file.
@@ -184,7 +178,7 @@ struct Built {
 
 /// Version of the index in place, where it was built from `inputs` and its file is as it was written.
 fn built_from(dir: &MarketDir, db: &Connection, inputs: &str) -> Result<Option<String>, MarketError> {
-    if meta(db, "index_inputs")?.as_deref() != Some(inputs) || is_damaged(index::check(dir, db).map(drop))? {
+    if meta(db, "index_inputs")?.as_deref() != Some(inputs) || is_damaged(index::check(dir, db))? {
         return Ok(None);
     }
     meta(db, "index_version")
@@ -401,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_many_threads_built_finds_what_one_threads_does() {
+    fn an_index_built_by_many_threads_finds_what_one_built_by_one_does() {
         const DIMENSIONS: usize = 32;
         let seed = 20_261;
         let dir = tempfile::tempdir().unwrap();

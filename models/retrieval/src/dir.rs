@@ -108,12 +108,12 @@ impl MarketDir {
         self.check_format(&db)
     }
 
-    /// Takes back [`MarketDir::create`], where nothing has come in since and nobody else writes: removes the market's own files, then the
-    /// directory and the empty ones above it, up to `top`.
+    /// Takes back [`MarketDir::create`], where nothing has come in since and nobody else writes: removes the market's own files and those
+    /// of `made` that are there, then the directory and the empty ones above it, up to `top`.
     ///
     /// # Errors
     /// When another process writes the market, or its files cannot be read or removed.
-    pub fn discard(self, top: Option<&Path>) -> Result<(), MarketError> {
+    pub fn discard(self, top: Option<&Path>, made: &[PathBuf]) -> Result<(), MarketError> {
         let _lock = self.lock()?;
         if self.counts()? != crate::Counts::default() {
             return Ok(());
@@ -122,7 +122,7 @@ impl MarketDir {
             let entry = entry.map_err(MarketError::file(&self.path))?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with(DATABASE) || name == LOCK || (name.starts_with("rejects-") && name.ends_with(".tsv")) {
+            if name.starts_with(DATABASE) || name == LOCK || made.contains(&entry.path()) {
                 fs::remove_file(entry.path()).map_err(MarketError::file(&entry.path()))?;
             }
         }

@@ -32,12 +32,13 @@ impl std::fmt::Debug for TermIndex {
 }
 
 impl TermIndex {
-    /// Opens the index that `db` names, once its files are found to hold what was written.
+    /// Opens the index that `db` names, once its files are found to have the lengths and headers that were written. What they hold is for
+    /// [`check`] and [`VectorFile::verify`], as that takes reading them.
     pub(crate) fn open(dir: &MarketDir, db: &Connection) -> Result<Self, MarketError> {
-        let path = check(dir, db)?;
+        let path = file_of(dir, db)?;
         let vectors = VectorFile::open(&dir.path().join(named(dir, db, "index_vectors")?))?;
         if let Some(seal) = meta(db, "index_seal")? {
-            vectors.verify(&seal)?;
+            vectors.has(VectorFile::rows_of(&seal))?;
         }
         Self::over(&path, vectors)
     }
@@ -45,7 +46,9 @@ impl TermIndex {
     /// The graph in `path` with the vectors that it was built of.
     pub(crate) fn over(path: &Path, vectors: VectorFile) -> Result<Self, MarketError> {
         let mut graph = graph(vectors.dimensions())?;
-        graph.view(&path.to_string_lossy()).map_err(index_fault)?;
+        // The library looks at the header and at every node's length before it trusts a file, never at the edges.
+        let damaged = |what| MarketError::Damaged { path: path.to_owned(), what };
+        graph.view(&path.to_string_lossy()).map_err(|fault| damaged(fault.to_string()))?;
         if graph.dimensions() != vectors.dimensions() {
             return Err(MarketError::Dimensions { index: graph.dimensions(), asked: vectors.dimensions() });
         }
@@ -107,23 +110,25 @@ fn named(dir: &MarketDir, db: &Connection, key: &str) -> Result<String, MarketEr
     meta(db, key)?.ok_or_else(|| MarketError::NoIndex(dir.path().to_owned()))
 }
 
-/// The graph's file that `db` names, once it is found to hold what was written. Reads it from end to end: the library trusts its files, and
-/// would follow an edge that leads out of memory.
-pub(crate) fn check(dir: &MarketDir, db: &Connection) -> Result<PathBuf, MarketError> {
+/// The graph's file that `db` names, once it is found to have the length that was written.
+fn file_of(dir: &MarketDir, db: &Connection) -> Result<PathBuf, MarketError> {
     let path = dir.path().join(named(dir, db, "index_file")?);
     let bytes = fs::metadata(&path).map_err(MarketError::file(&path))?.len();
     let written = named(dir, db, "index_bytes")?;
     if written != bytes.to_string() {
         return Err(MarketError::Damaged { path, what: format!("it has {bytes} bytes, {written} were written") });
     }
-    // An index that is about to be replaced has lost its inputs; its length must do.
-    let inputs = meta(db, "index_inputs")?;
-    match inputs.map(|inputs| version_of(&inputs, &path)).transpose()? {
-        Some(found) if found != named(dir, db, "index_version")? => {
-            Err(MarketError::Damaged { path, what: "it does not hold what was written".to_owned() })
-        }
-        _ => Ok(path),
+    Ok(path)
+}
+
+/// Refuses a graph's file that does not hold what was written. Reads it from end to end: the library trusts its files, and would follow an
+/// edge that leads out of memory.
+pub(crate) fn check(dir: &MarketDir, db: &Connection) -> Result<(), MarketError> {
+    let path = file_of(dir, db)?;
+    if version_of(&named(dir, db, "index_inputs")?, &path)? != named(dir, db, "index_version")? {
+        return Err(MarketError::Damaged { path, what: "it does not hold what was written".to_owned() });
     }
+    Ok(())
 }
 
 /// Version of an index: a hash of what it was built from and of its file.

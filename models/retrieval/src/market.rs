@@ -32,8 +32,8 @@ struct Watch {
 }
 
 impl Market {
-    /// Opens the market in `dir`. Nothing is loaded but the categories: products, terms and vectors stay on disk. The index's files are
-    /// read once, to see that they hold what was written.
+    /// Opens the market in `dir`. Nothing is loaded but the categories: products, terms and vectors stay on disk. Of the index's files
+    /// only lengths and headers are looked at: what they hold is checked by [`crate::build_index`].
     ///
     /// # Errors
     /// When there is no market, it cannot be read, or has a newer format; [`MarketError::Damaged`] when [`crate::build_index`] must

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{BufWriter, Read, Write},
+    io::{BufWriter, ErrorKind, Read, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -33,12 +33,14 @@ impl VectorFile {
         Ok(Self { path: path.to_owned(), file, dimensions })
     }
 
-    /// Opens the file for appending after its first `rows` rows; what lies behind them was never finished and is cut off.
+    /// Opens the file for appending after its first `rows` rows; what lies behind them was never finished and is cut off. Without rows it
+    /// is a new file: readers who have an older one open keep what they see of it.
     pub(crate) fn append(path: &Path, dimensions: usize, rows: u64) -> Result<Self, MarketError> {
         if dimensions == 0 || dimensions > DIMENSIONS_MAX {
             return Err(MarketError::Encoder(format!("vectors of {dimensions} dimensions, 1 to {DIMENSIONS_MAX} are taken")));
         }
-        if rows == 0 || !path.exists() {
+        if rows == 0 {
+            remove(path)?;
             let mut header = Vec::from(MAGIC);
             header.extend((dimensions as u64).to_le_bytes());
             fs::write(path, header).map_err(MarketError::file(path))?;
@@ -81,9 +83,14 @@ impl VectorFile {
         Ok(format!("{rows} {}", &hash.finalize().to_hex()[..12]))
     }
 
+    /// How many rows `seal` was made of.
+    pub(crate) fn rows_of(seal: &str) -> u64 {
+        seal.split(' ').next().and_then(|rows| rows.parse().ok()).unwrap_or(0)
+    }
+
     /// Refuses a file whose rows are not those that `seal` was made of. Rows behind them are not looked at.
     pub(crate) fn verify(&self, seal: &str) -> Result<(), MarketError> {
-        let rows = seal.split(' ').next().and_then(|rows| rows.parse().ok()).unwrap_or(0);
+        let rows = Self::rows_of(seal);
         self.has(rows)?;
         if self.seal(rows)? != seal { Err(self.damaged("it does not hold what was written".to_owned())) } else { Ok(()) }
     }
@@ -165,11 +172,18 @@ impl VectorFile {
     }
 }
 
+fn remove(path: &Path) -> Result<(), MarketError> {
+    match fs::remove_file(path) {
+        Err(fault) if fault.kind() != ErrorKind::NotFound => Err(MarketError::File { path: path.to_owned(), fault }),
+        _ => Ok(()),
+    }
+}
+
 fn read_header(file: &mut File, path: &Path) -> Result<usize, MarketError> {
     let mut header = [0; HEADER_BYTES as usize];
     let damaged = |what: &str| MarketError::Damaged { path: path.to_owned(), what: what.to_owned() };
     file.read_exact(&mut header).map_err(|fault| match fault.kind() {
-        std::io::ErrorKind::UnexpectedEof => damaged("it is cut short"),
+        ErrorKind::UnexpectedEof => damaged("it is cut short"),
         _ => MarketError::File { path: path.to_owned(), fault },
     })?;
     let dimensions = u64::from_le_bytes(header[8..].try_into().expect("eight bytes"));

@@ -137,19 +137,24 @@ fn terms_near_a_text_are_found_and_an_unchanged_corpus_is_not_embedded_again() {
     assert_eq!(snapshot.near(&ask, 2).unwrap(), near);
 }
 
+/// Builds an index until `chunks` of two terms are embedded.
+fn killed_index(dir: &MarketDir, encoder_version: &str, chunks: usize) {
+    let mut left = chunks;
+    let mut failing = |texts: &[String]| {
+        left = left.checked_sub(1).ok_or("out of power")?;
+        Ok(texts.iter().map(|text| vector(text, DIMENSIONS)).collect())
+    };
+    let options = IndexOptions { chunk: 2, threads: 1 };
+    let fault = build_index(dir, encoder_version, &mut failing, &options, &mut |_| ()).unwrap_err();
+    assert_eq!(fault.to_string(), "cannot embed terms: out of power");
+}
+
 #[test]
 fn an_index_build_that_is_killed_goes_on_where_it_stopped() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = MarketDir::create(scratch.path()).unwrap();
     demo(&dir);
-    let options = IndexOptions { chunk: 2, threads: 1 };
-    let mut calls = 0;
-    let mut failing = |texts: &[String]| {
-        calls += 1;
-        if calls == 3 { Err("out of power".to_owned()) } else { Ok(texts.iter().map(|text| vector(text, DIMENSIONS)).collect()) }
-    };
-    let fault = build_index(&dir, "words@1", &mut failing, &options, &mut |_| ()).unwrap_err();
-    assert_eq!(fault.to_string(), "cannot embed terms: out of power");
+    killed_index(&dir, "words@1", 2);
     // What a crash left behind the last whole row is cut off.
     let file = index_file(scratch.path(), "f16");
     let mut bytes = std::fs::read(&file).unwrap();
@@ -165,6 +170,53 @@ fn an_index_build_that_is_killed_goes_on_where_it_stopped() {
     assert_eq!(same.version, report.version);
     let graph = |dir: &MarketDir| std::fs::read(dir.path().join(format!("terms-{}.usearch", report.version))).unwrap();
     assert_eq!(graph(&dir), graph(&other), "the same corpus gives the same index");
+}
+
+#[test]
+fn an_encoder_that_comes_back_begins_anew_and_goes_on_where_it_was_killed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    let first = index(&dir, "words@1");
+    let ask = vector("oat cookies", DIMENSIONS);
+    let before = Market::open(scratch.path()).unwrap().snapshot();
+    let near = before.near(&ask, 3).unwrap();
+
+    killed_index(&dir, "words@2", 1);
+    assert_eq!(Market::open(scratch.path()).unwrap().snapshot().near(&ask, 3).unwrap(), near, "the old index serves meanwhile");
+    killed_index(&dir, "words@1", 2);
+    assert_eq!(before.near(&ask, 3).unwrap(), near, "a reader keeps the rows that it has open");
+    let again = index(&dir, "words@1");
+    assert_eq!((again.embedded, &again.version), (1, &first.version));
+    assert_eq!(Market::open(scratch.path()).unwrap().snapshot().near(&ask, 3).unwrap(), near);
+    assert!(index(&dir, "words@1").unchanged);
+}
+
+#[test]
+fn an_index_without_a_seal_gets_one_from_the_next_build() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    demo(&dir);
+    index(&dir, "words@1");
+    let db = rusqlite::Connection::open(scratch.path().join("market.sqlite")).unwrap();
+    let seal = || db.query_row("SELECT value FROM meta WHERE key = 'index_seal'", [], |row| row.get::<_, String>(0));
+    let written = seal().unwrap();
+    db.execute("DELETE FROM meta WHERE key = 'index_seal'", []).unwrap();
+    assert!(index(&dir, "words@1").unchanged);
+    assert_eq!(seal().unwrap(), written);
+}
+
+#[test]
+fn a_market_that_is_taken_back_leaves_what_was_there() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (older, made) = (scratch.path().join("rejects-older.tsv"), scratch.path().join("rejects-made.tsv"));
+    let dir = MarketDir::create(scratch.path()).unwrap();
+    for list in [&older, &made] {
+        std::fs::write(list, "line\treason\trow\n").unwrap();
+    }
+    dir.discard(Some(scratch.path()), &[made]).unwrap();
+    let left: Vec<PathBuf> = std::fs::read_dir(scratch.path()).unwrap().map(|file| file.unwrap().path()).collect();
+    assert_eq!(left, [older]);
 }
 
 #[test]
@@ -287,25 +339,26 @@ fn directories_that_cannot_be_used_say_why() {
 }
 
 #[test]
-fn damaged_index_files_are_told_to_readers_and_made_again_by_the_next_build() {
+fn damaged_index_files_are_made_again_by_the_next_build_and_told_to_readers_where_length_or_header_shows_it() {
     type Break = fn(&Path);
-    let breaks: [(&str, Break); 5] = [
-        ("half of it", |file| {
+    // Damage, whether a reader sees it.
+    let breaks: [(&str, bool, Break); 5] = [
+        ("half of it", true, |file| {
             let bytes = std::fs::read(file).unwrap();
             std::fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
         }),
-        ("nothing of it", |file| std::fs::write(file, "").unwrap()),
-        ("rubbish of its length", |file| std::fs::write(file, vec![b'x'; std::fs::read(file).unwrap().len()]).unwrap()),
-        ("another last byte", |file| {
+        ("nothing of it", true, |file| std::fs::write(file, "").unwrap()),
+        ("rubbish of its length", true, |file| std::fs::write(file, vec![b'x'; std::fs::read(file).unwrap().len()]).unwrap()),
+        ("another last byte", false, |file| {
             let mut bytes = std::fs::read(file).unwrap();
             *bytes.last_mut().unwrap() ^= 1;
             std::fs::write(file, bytes).unwrap();
         }),
-        ("no file", |file| std::fs::remove_file(file).unwrap()),
+        ("no file", true, |file| std::fs::remove_file(file).unwrap()),
     ];
     let ask = vector("oat cookies", DIMENSIONS);
     for (kind, embedded) in [("usearch", 0), ("f16", 5)] {
-        for (name, damage) in breaks {
+        for (name, shows, damage) in breaks {
             let scratch = tempfile::tempdir().unwrap();
             let dir = MarketDir::create(scratch.path()).unwrap();
             demo(&dir);
@@ -314,8 +367,13 @@ fn damaged_index_files_are_told_to_readers_and_made_again_by_the_next_build() {
             let file = index_file(scratch.path(), kind);
             damage(&file);
 
-            let fault = Market::open(scratch.path()).unwrap_err().to_string();
-            assert!(fault.contains(file.to_str().unwrap()) && fault.contains("endcap up"), "{kind}, {name}: {fault}");
+            match Market::open(scratch.path()).map_err(|fault| fault.to_string()) {
+                Ok(_) => assert!(!shows, "{kind}, {name}: was opened"),
+                Err(fault) => {
+                    let named = fault.contains(file.to_str().unwrap()) && fault.contains("endcap up");
+                    assert!(shows && named, "{kind}, {name}: {fault}");
+                }
+            }
             let again = index(&dir, "words@1");
             assert_eq!((again.unchanged, again.embedded, &again.version), (false, embedded, &first.version), "{kind}, {name}");
             assert_eq!(Market::open(scratch.path()).unwrap().snapshot().near(&ask, 3).unwrap(), near, "{kind}, {name}");

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use endcap_engine::Tokenizer;
-use endcap_inference::prompts;
+use endcap_inference::{NEIGHBOURS, prompts};
 use endcap_schemas::{Term, Theme};
 
 use crate::{
@@ -14,9 +14,6 @@ use crate::{
     params::Weights,
     source::Source,
 };
-
-/// Neighbours looked at per concept, as the keyword stage does by default.
-const NEIGHBOURS: usize = 96;
 
 /// The nearest terms of every category's name.
 pub(crate) struct Neighbourhood {

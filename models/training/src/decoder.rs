@@ -152,9 +152,9 @@ pub fn train_decoder(
         settings: &run.settings,
         report: &report,
     };
-    // Adapters belong to the base that they were trained on.
-    for task in [AdapterTask::Themes, AdapterTask::Keywords] {
-        let path = run.out.join(task.file());
+    // Adapters belong to the base that they were trained on. Their config goes first: alone it would say that they were lost.
+    for name in [Adapter::CONFIG.to_owned(), AdapterTask::Themes.file(), AdapterTask::Keywords.file()] {
+        let path = run.out.join(name);
         if path.exists() {
             std::fs::remove_file(&path).map_err(TrainError::write(&path))?;
         }
@@ -195,10 +195,11 @@ pub fn train_adapter(
         MATRICES.iter().flat_map(|(_, parts)| parts.iter()).filter_map(|part| part.rsplit('.').next()).collect();
     let config =
         serde_json::json!({ "peft_type": "LORA", "r": run.lora.rank, "lora_alpha": run.lora.alpha, "target_modules": targets });
-    write_json(&run.decoder.join("adapter_config.json"), &config)?;
     let origin = ModelDir::open(&run.decoder).and_then(|base| Adapter::origin(name, &base));
     let origin = origin.map_err(|error| TrainError::content(&run.decoder, error))?;
+    // The config comes last: weights without one count as unfinished, a config without weights as a loss.
     write_bf16(&run.decoder.join(run.task.file()), &tensors, (Adapter::ORIGIN, &origin))?;
+    write_json(&run.decoder.join(Adapter::CONFIG), &config)?;
     let report_json = serde_json::json!({ "settings": &run.settings, "report": &report });
     write_json(&run.decoder.join(format!("{name}.report.json")), &report_json)?;
     replace_scores(&run.decoder, name, &report)?;

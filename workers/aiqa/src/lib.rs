@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use endcap_inference::{Handle, Model, Pair, Relevance, prompts};
 use endcap_market::Merchandiser;
-use endcap_retrieval::{Filter, Market, PerVersion, Snapshot};
+use endcap_retrieval::{Filter, Market, MarketError, PerVersion, Snapshot};
 use endcap_runtime::{Input, Stage, StageError, Stamp, Store, Verdict};
 use endcap_schemas::{Page, PagePublished, ThemesDeduped, wire};
 
@@ -54,7 +54,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
     fn rounds(&self, works: &mut [Work<'_>], shelf: &mut Shelf<'_>, merchandiser: &Merchandiser) -> Result<(), StageError> {
         for work in works.iter_mut() {
             for draft in &work.page.drafts {
-                work.slates.push(shelf.slate(draft, &work.page.brief).map_err(StageError::market)?);
+                work.slates.push(shelf.slate(draft, &work.page.brief).map_err(market)?);
             }
         }
         self.score(works)?;
@@ -64,7 +64,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
             let tried: Vec<_> = work.slates.iter().map(|slate| slate.theme.clone()).collect();
             let count = gap * self.config.replacements_per_gap;
             for theme in replacements(&work.page.head, &work.page.brief, &tried, count, merchandiser) {
-                work.slates.push(shelf.node_slate(theme, &work.page.brief).map_err(StageError::market)?);
+                work.slates.push(shelf.node_slate(theme, &work.page.brief).map_err(market)?);
             }
         }
         self.score(works)
@@ -74,7 +74,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
         for work in works.iter_mut() {
             let thin = work.slates.iter_mut().filter(|slate| slate.is_thin(&self.config));
             for slate in thin {
-                shelf.widen(slate, &work.page.brief).map_err(StageError::market)?;
+                shelf.widen(slate, &work.page.brief).map_err(market)?;
             }
         }
         self.score(works)
@@ -96,7 +96,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
         // A page that this version cannot read is one that it cannot vouch for.
         let Ok(older) = wire::decode::<PagePublished>(&bytes) else { return Ok(false) };
         let ids: Vec<&str> = older.page.placements.iter().flat_map(|p| &p.products).map(|shown| shown.product.as_str()).collect();
-        let products = snapshot.products(&ids).map_err(StageError::market)?;
+        let products = snapshot.products(&ids).map_err(market)?;
         let sold: BTreeMap<&str, _> = products.iter().map(|product| (product.id.as_str(), product)).collect();
         let in_stock = Filter::of_page(page.brief.diets, &page.brief.dislikes);
         let ever = Filter { in_stock: false, ..in_stock.clone() };
@@ -154,6 +154,11 @@ impl<R: Model<Request = Pair, Answer = Relevance>> Stage for AiqaStage<R> {
         self.rounds(&mut works, &mut shelf, &merchandiser)?;
         works.iter().map(|work| self.verdict(work, &snapshot)).collect()
     }
+}
+
+/// The market lies on this machine's disk or is not indexed yet: what is wrong with it mends without the record.
+fn market(error: MarketError) -> StageError {
+    StageError::unavailable("market", error)
 }
 
 #[cfg(test)]

@@ -118,9 +118,9 @@ impl FoldState {
         Stamp::of(self.clock_ms, generation)
     }
 
-    /// Whether an event with this id is known to be folded.
-    pub fn remembers(&self, event_id: &str) -> bool {
-        self.folded_at(event_id).is_some()
+    /// Whether an event with this id is known to be folded from before offset `end` of its partition.
+    pub fn remembers(&self, event_id: &str, end: i64) -> bool {
+        self.folded_at(event_id).is_some_and(|offset| offset < end)
     }
 
     /// Offset at which an event with this id was folded, if it is remembered.

@@ -62,10 +62,10 @@ pub struct UpArgs {
     /// Where models run: cpu or cuda.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
+    // Here as below a negative number comes to the configuration, which says what is wrong with it.
     /// Number of simulated shoppers, 0 for none [default: 100].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub shoppers: Option<String>,
-    // A negative number comes to the configuration, which says what is wrong with it.
     /// Events per second of the simulated shoppers or the replay [default: no limit with --events, else 2].
     #[arg(long, value_name = "EVENTS_PER_S", allow_negative_numbers = true)]
     pub rate: Option<String>,
@@ -109,6 +109,9 @@ pub struct SendArgs {
     /// The token that it was started with.
     #[arg(long, value_name = "TOKEN", env = "ENDCAP_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// Passes over the events that begin on earlier lines: goes on where sending broke off.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub from_line: usize,
 }
 
 /// An address with its scheme, without the slash at its end.

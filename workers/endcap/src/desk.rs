@@ -1,19 +1,17 @@
 //! What can be asked of the running job: the web interface's questions, answered from store, log and market. Everything here may block.
 
 use std::{
-    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context, Result, anyhow};
-use endcap_context::FoldState;
-use endcap_retrieval::Market;
+use anyhow::{Context, Result};
+use endcap_retrieval::{Market, PerVersion};
 use endcap_runtime::{
-    Clock, DeadLetter, Embedded, Headers, LogError, Outgoing, Received as Record, StageStats, Store,
-    embedded::{DeadLetterFilter, INGEST, Producer, StoredDeadLetter},
+    Clock, Embedded, StageStats, Store,
+    embedded::{DeadLetterFilter, StoredDeadLetter},
 };
-use endcap_schemas::{PagePublished, PurchaseMemory, ShopperEvent, UserKey, topics::Topic, wire};
+use endcap_schemas::{PagePublished, PurchaseMemory, ShopperEvent, UserKey, wire};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 
@@ -24,15 +22,12 @@ use crate::{
     logging::Anonymiser,
     names,
     view::{self, PageView},
-    web::{Entry, Place, Received},
 };
 
 /// A stage whose loop has not gone round for so long hangs, ms. Large batches on a slow machine take minutes.
 const STALLED_MS: i64 = 600_000;
 /// Longest original text that a list shows, in bytes.
 const ORIGINAL_SHOWN: usize = 400;
-/// Most characters of a reason that is stored.
-const REASON_MAX: usize = 500;
 
 /// The desk.
 pub struct Desk {
@@ -50,8 +45,8 @@ pub struct Desk {
     pub figures: Arc<Mutex<Arc<Figures>>>,
     /// Names users in log lines.
     pub names: Anonymiser,
-    /// The control page of a catalogue version: it is asked for often and changes rarely.
-    pub control: Mutex<Option<(String, ControlView)>>,
+    /// The control page: it is asked for often and changes with the catalogue alone.
+    pub control: Mutex<PerVersion<ControlView>>,
 }
 
 /// Shoppers with a page.
@@ -75,42 +70,6 @@ pub struct Mark {
     context_ms: i64,
     at_ms: i64,
     event_id: Option<String>,
-}
-
-/// What became of the events of a request.
-#[derive(Debug, Serialize)]
-pub struct Taken {
-    /// Before the log took them, ms: pages that hold them were accepted at or after it.
-    pub accepted_ms: i64,
-    /// How many are new.
-    pub accepted: usize,
-    /// How many change nothing.
-    pub repeated: usize,
-    /// How many are kept as dead letters.
-    pub rejected: usize,
-    /// In the order of the request.
-    pub results: Vec<EventResult>,
-}
-
-/// What became of one event.
-#[derive(Debug, Serialize)]
-pub struct EventResult {
-    #[serde(flatten)]
-    place: Place,
-    id: Option<String>,
-    status: Status,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Status {
-    Accepted,
-    /// Its shopper's id stood above it in the request, or is folded already. One that still waits in the log is not seen here: it counts
-    /// as accepted, and the fold passes over it all the same.
-    Repeated,
-    Rejected,
 }
 
 /// Dead letters, newest first.
@@ -169,17 +128,10 @@ impl Desk {
     ///
     /// # Errors
     /// When the catalogue does not answer.
-    pub fn control(&self) -> Result<ControlView> {
+    pub fn control(&self) -> Result<Arc<ControlView>> {
         let snapshot = self.market.snapshot();
         let mut kept = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((version, page)) = kept.as_ref()
-            && version == snapshot.catalogue_version()
-        {
-            return Ok(page.clone());
-        }
-        let page = control::page(&snapshot)?;
-        *kept = Some((snapshot.catalogue_version().to_owned(), page.clone()));
-        Ok(page)
+        kept.try_get(snapshot.catalogue_version(), || control::page(&snapshot))
     }
 
     /// How far every stage is with a shopper.
@@ -204,60 +156,6 @@ impl Desk {
     /// When store or catalogue do not answer.
     pub fn explain(&self, user: &UserKey) -> Result<Option<Story>> {
         story_of(&self.file, &self.market, user)
-    }
-
-    /// Lets what fits into the log and keeps the rest as dead letters. Durable when it answers.
-    ///
-    /// # Errors
-    /// When the log is full or does not answer; then nothing was taken, and the request may be sent again.
-    pub fn take(&self, received: Vec<Received>) -> Result<Taken> {
-        let accepted_ms = self.clock.now_ms();
-        let (mut outgoing, mut letters, mut results) = (Vec::new(), Vec::new(), Vec::with_capacity(received.len()));
-        let mut places_of: HashMap<UserKey, Vec<usize>> = HashMap::new();
-        for Received { place, entry } in received {
-            let (id, reason, original) = match entry {
-                Entry::Fit(event) => match outgoing_of(&event) {
-                    Ok(record) => {
-                        tracing::debug!(user = self.names.name(&record.key), kind = ?event.kind, "event taken");
-                        places_of.entry(record.key.clone()).or_default().push(results.len());
-                        outgoing.push(record);
-                        results.push(EventResult { place, id: Some(event.id), status: Status::Accepted, reason: None });
-                        continue;
-                    }
-                    Err(error) => (Some(event.id.clone()), error.to_string(), serde_json::to_vec(&event).unwrap_or_default()),
-                },
-                Entry::Unfit { id, reason, original } => (id, reason, original),
-            };
-            let (letter, user) = refusal(id.as_deref(), &reason, original, accepted_ms);
-            let user = user.map(|user| self.names.name(&user));
-            tracing::warn!(event = id.as_deref(), reason = letter.message.as_str(), user, "event refused");
-            letters.push(letter);
-            results.push(EventResult { place, id, status: Status::Rejected, reason: Some(reason) });
-        }
-        self.mark_repeated(&places_of, &mut results)?;
-        admit(&self.file.producer(), &outgoing, &letters)?;
-        let count = |status| results.iter().filter(|result| result.status == status).count();
-        let (accepted, repeated, rejected) = (count(Status::Accepted), count(Status::Repeated), count(Status::Rejected));
-        Ok(Taken { accepted_ms, accepted, repeated, rejected, results })
-    }
-
-    /// Finds the events that change nothing, as far as can be told before they are folded. They go into the log all the same: an erasure
-    /// may wait there, after which they are new.
-    fn mark_repeated(&self, places_of: &HashMap<UserKey, Vec<usize>>, results: &mut [EventResult]) -> Result<()> {
-        for (user, places) in places_of {
-            let state = self.file.state(user).context("cannot read what is known of a shopper")?;
-            // A state that cannot be read is the fold's affair.
-            let state = state.and_then(|bytes| FoldState::decode(&bytes).ok());
-            let mut above = HashSet::new();
-            for at in places {
-                let id = results[*at].id.clone().unwrap_or_default();
-                let is_folded = state.as_ref().is_some_and(|state| state.remembers(&id));
-                if !above.insert(id) || is_folded {
-                    results[*at].status = Status::Repeated;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// The latest reading of the job.
@@ -345,7 +243,7 @@ impl fmt::Display for DeadLetterRow {
 }
 
 /// `text` on one line, without what a terminal would obey.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
     text.chars().map(escape).collect()
 }
@@ -359,15 +257,6 @@ pub fn original_text(letter: &StoredDeadLetter) -> String {
         Ok(event) => serde_json::to_string(&event).unwrap_or_default(),
         Err(_) => String::from_utf8_lossy(&letter.value).into_owned(),
     }
-}
-
-/// An event as the log takes it.
-///
-/// # Errors
-/// When it does not fit the wire.
-pub fn outgoing_of(event: &ShopperEvent) -> Result<Outgoing, wire::WireError> {
-    let headers = Headers::root(event.id.clone(), Topic::EVENTS, event.at_ms);
-    Ok(Outgoing { topic: Topic::EVENTS, key: event.key(), headers, value: wire::encode(event)? })
 }
 
 /// Shows the stored page of `user`.
@@ -411,41 +300,4 @@ fn recent_purchases(file: &Embedded, user: &UserKey) -> Result<Vec<PurchaseMemor
     let Some(context) = results.iter().find(|result| result.stage == "context") else { return Ok(Vec::new()) };
     let told = StageStory::of(context)?.explanation["recent"].take();
     Ok(serde_json::from_value(told).unwrap_or_default())
-}
-
-/// Takes events and keeps what was refused beside them: both or neither, so that a request may be sent again.
-fn admit(producer: &Producer, records: &[Outgoing], refused: &[DeadLetter]) -> Result<()> {
-    match producer.admit(records, refused) {
-        Ok(()) => Ok(()),
-        Err(error @ LogError::Full { .. }) => Err(anyhow!(error)).context("events cannot be taken now"),
-        Err(error) => Err(anyhow!(error)).context("cannot append events"),
-    }
-}
-
-/// What keeps an event that was refused at the door, and whose it is, where that can be read.
-fn refusal(id: Option<&str>, reason: &str, original: Vec<u8>, now_ms: i64) -> (DeadLetter, Option<UserKey>) {
-    let event: serde_json::Value = serde_json::from_slice(&original).unwrap_or_default();
-    let part =
-        |key: &str| event.get(key).and_then(|value| value.as_str()).filter(|text| text.len() <= ShopperEvent::TEXT_MAX_BYTES);
-    let tenant = part("tenant").unwrap_or(UserKey::DEFAULT_TENANT);
-    let key_of = |user: &str| UserKey { tenant: tenant.to_owned(), user: user.to_owned() };
-    let user = part("user").filter(|user| !user.is_empty()).map(key_of);
-    let key = user.clone().unwrap_or_else(|| key_of(""));
-    let letter = DeadLetter {
-        record: Record {
-            topic: Topic::EVENTS,
-            partition: 0,
-            offset: -1,
-            appended_ms: now_ms,
-            key: key.to_string(),
-            headers: Headers::root(id.unwrap_or_default(), Topic::EVENTS, now_ms),
-            value: original,
-        },
-        group: INGEST.to_owned(),
-        stage: INGEST.to_owned(),
-        attempts: 1,
-        kind: "malformed".to_owned(),
-        message: reason.chars().take(REASON_MAX).collect(),
-    };
-    (letter, user)
 }

@@ -14,7 +14,7 @@ use endcap_market::Shoppers;
 use endcap_runtime::{Clock, LogError, Outgoing, Shutdown, embedded::Producer};
 use endcap_schemas::ShopperEvent;
 
-use crate::desk::outgoing_of;
+use crate::intake::outgoing_of;
 
 /// Events of one append.
 const BATCH: u64 = 100;

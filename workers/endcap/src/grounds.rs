@@ -100,7 +100,7 @@ where
         bar.at(what, done as u64, total as u64);
     };
     let report = build_index(dir, encoder.version(), &mut embed, &IndexOptions::default(), &mut show);
-    bar.finish_and_clear();
+    bar.finish();
     let report = report?;
     if !report.unchanged {
         tracing::info!(terms = report.terms, embedded = report.embedded, version = report.version, "indexed the keyword corpus");

@@ -11,12 +11,12 @@ use endcap_retrieval::{
     MarketDir,
     import::{self as importers, CatalogFormat, EventFormat, ImportReport, KeywordFormat, Phase, Progress, Unknown},
 };
-use indicatif::ProgressBar;
 
 use crate::{
     cli::{ImportArgs, Importable},
     config::Config,
-    grounds, models, progress,
+    grounds, models,
+    progress::{self, Steps},
 };
 
 /// Imports a file; then brings the index over the keywords up to date, unless told otherwise.
@@ -27,11 +27,11 @@ pub fn import(args: &ImportArgs, config: &Config) -> Result<()> {
     if args.withdraw.is_some() && args.what != Importable::Catalog {
         bail!("--withdraw goes with a catalogue: `endcap import catalog` takes it");
     }
-    let bar = progress::steps("reading", 0);
-    let place = Place::of(&args.market);
+    let steps = progress::steps("reading", 0);
+    let place = Place::of(args);
     let dir = MarketDir::create(&args.market)?;
-    let report = read(&dir, args, &mut |progress| show(&bar, progress)).inspect_err(|_| place.restore(&dir))?;
-    bar.finish_and_clear();
+    let report = read(&dir, args, &mut |progress| show(&steps, progress)).inspect_err(|_| place.restore(&dir))?;
+    steps.finish();
     println!("{}", words(args.what, &report));
     if report.rejected > 0
         && let Some(list) = &report.rejects_file
@@ -58,18 +58,24 @@ struct Place {
     is_new: bool,
     /// The topmost directory that was missing.
     top: Option<PathBuf>,
+    /// The lists of rejected rows that were not there.
+    lists: Vec<PathBuf>,
 }
 
 impl Place {
-    fn of(market: &Path) -> Self {
+    fn of(args: &ImportArgs) -> Self {
+        let market: &Path = &args.market;
         let missing = market.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
-        Self { is_new: MarketDir::open(market).is_err(), top: missing.last().map(Path::to_owned) }
+        let top = missing.last().map(Path::to_owned);
+        let files = [Some(&args.file), args.withdraw.as_ref()].into_iter().flatten();
+        let lists = files.map(|file| importers::rejects_file(market, file)).filter(|list| !list.exists()).collect();
+        Self { is_new: MarketDir::open(market).is_err(), top, lists }
     }
 
     /// Takes a market that the import made, and that nothing came into, away again.
     fn restore(&self, dir: &MarketDir) {
         if self.is_new
-            && let Err(error) = dir.clone().discard(self.top.as_deref())
+            && let Err(error) = dir.clone().discard(self.top.as_deref(), &self.lists)
         {
             tracing::warn!(market = %dir.path().display(), error = error.to_string(), "an empty market was left behind");
         }
@@ -108,13 +114,13 @@ fn events(dir: &MarketDir, args: &ImportArgs, draft: &Path, show: &mut dyn FnMut
     Ok(report)
 }
 
-fn show(bar: &ProgressBar, progress: &Progress) {
-    bar.set_message(match progress.phase {
-        Phase::Reading => format!("{} rows, {} rejected", progress.rows, progress.rejected),
-        Phase::Deriving => format!("{} rows read, sorting in", progress.rows),
-    });
-    bar.set_length(progress.bytes_total);
-    bar.set_position(progress.bytes_done);
+/// Bytes, as only they are known in all beforehand.
+fn show(steps: &Steps, progress: &Progress) {
+    let what = match progress.phase {
+        Phase::Reading => "reading, in bytes",
+        Phase::Deriving => "sorting in, after bytes",
+    };
+    steps.at(what, progress.bytes_done, progress.bytes_total);
 }
 
 fn words(what: Importable, report: &ImportReport) -> String {

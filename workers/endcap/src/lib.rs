@@ -14,6 +14,7 @@ pub mod feed;
 pub mod figures;
 pub mod grounds;
 pub mod import;
+pub mod intake;
 pub mod logging;
 pub mod models;
 pub mod monitor;
@@ -34,6 +35,7 @@ use std::{env, fs, io, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use tracing::Level;
 
 use crate::{
     cli::{Cli, Command, DataArgs, UpArgs},
@@ -62,11 +64,7 @@ pub fn main() -> ExitCode {
             {
                 return ExitCode::SUCCESS;
             }
-            if logging::is_json() {
-                tracing::error!("{error:#}");
-            } else {
-                eprintln!("error: {error:#}");
-            }
+            logging::tell(Level::ERROR, &format!("{error:#}"));
             if error.is::<Faults>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }

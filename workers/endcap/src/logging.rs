@@ -1,4 +1,5 @@
-//! Log lines: text or JSON, to standard error; with JSON nothing else is written there. User ids never stand in them: [`Anonymiser`] gives a short keyed hash instead.
+//! Log lines: text or JSON, to standard error; with JSON nothing else is written there. What the program says of itself goes past the
+//! filter of log lines. User ids never stand in them: [`Anonymiser`] gives a short keyed hash instead.
 
 use std::{
     fs,
@@ -6,11 +7,14 @@ use std::{
     panic,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result};
 use endcap_schemas::UserKey;
 use rand::{TryRng, rngs::SysRng};
+use serde::Serialize;
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -37,10 +41,34 @@ pub fn start(format: LogFormat) {
     let _ = match format {
         LogFormat::Text => lines.with_target(false).try_init(),
         LogFormat::Json => {
-            panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+            panic::set_hook(Box::new(|panic| tell(Level::ERROR, &panic.to_string())));
             lines.json().flatten_event(true).try_init()
         }
     };
+}
+
+/// Writes a line that no filter holds back: how things go, and why the program ends.
+pub fn tell(level: Level, message: &str) {
+    // A line that cannot be written has nowhere to be reported.
+    let _ = writeln!(LogWriter::default(), "{}", line_of(level, message, is_json()));
+}
+
+fn line_of(level: Level, message: &str, json: bool) -> String {
+    /// Named as in the log lines.
+    #[derive(Serialize)]
+    struct Line<'a> {
+        timestamp: String,
+        level: &'a str,
+        message: &'a str,
+    }
+    if json {
+        let timestamp = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+        serde_json::to_string(&Line { timestamp, level: level.as_str(), message }).expect("texts are JSON")
+    } else if level == Level::ERROR {
+        format!("error: {message}")
+    } else {
+        message.to_owned()
+    }
 }
 
 /// Turns users into short names that mean nothing without the data directory's key.

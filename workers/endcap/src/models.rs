@@ -76,8 +76,7 @@ pub fn directory(config: &Config, built_in: &Path) -> Result<PathBuf> {
 pub fn load(config: &Config, data: &DataDir) -> Result<Engine> {
     let places = Places::of(config, &data.models())?;
     let device = parse_device(config.device.name())?;
-    let (themes_adapter, keywords_adapter) =
-        (Adapter::beside(&places.decoder, "themes")?, Adapter::beside(&places.decoder, "keywords")?);
+    let [themes_adapter, keywords_adapter] = adapters(&places.decoder)?;
     let judge = RelevanceModel::load(&places.cross_encoder, &device)?;
     let tokenizer = Tokenizer::from_file(&places.decoder.join("tokenizer.json"))?;
     Ok(Fleet {
@@ -89,6 +88,22 @@ pub fn load(config: &Config, data: &DataDir) -> Result<Engine> {
         // A text that the tokenizer refuses counts nothing: it would not get into a prompt either.
         count: Box::new(move |text| tokenizer.encode(text).map_or(0, |ids| ids.len())),
     })
+}
+
+/// The adapters beside a decoder, for themes and for keywords. Says which one is missing where it has one of them only, as training leaves it
+/// in between: the decoder then serves that stage as it is.
+fn adapters(decoder: &Path) -> Result<[Option<PathBuf>; 2]> {
+    const TASKS: [&str; 2] = ["themes", "keywords"];
+    let found = [Adapter::beside(decoder, TASKS[0])?, Adapter::beside(decoder, TASKS[1])?];
+    for (task, adapter) in TASKS.into_iter().zip(&found) {
+        let file = decoder.join(format!("{task}.adapter.safetensors"));
+        if adapter.is_none() && file.exists() {
+            tracing::warn!(adapter = %file.display(), "an adapter has no config and is left out: make it with `endcap train {task}`");
+        } else if adapter.is_none() && found.iter().any(Option::is_some) {
+            tracing::warn!(adapter = %file.display(), "an adapter is missing, the decoder serves without: make it with `endcap train {task}`");
+        }
+    }
+    Ok(found)
 }
 
 /// Loads the encoder alone, for imports.

@@ -3,12 +3,12 @@
 use std::{
     cell::RefCell,
     io::{self, IsTerminal, Write},
-    ops::Deref,
     sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressStyle};
+use tracing::Level;
 
 use crate::{
     figures::{Figures, StageFigures},
@@ -33,12 +33,7 @@ pub fn is_watched() -> bool {
 
 /// Writes a line about how things go.
 pub fn say(line: &str) {
-    if logging::is_json() {
-        tracing::info!("{line}");
-    } else {
-        // A line that cannot be written has nowhere to be reported.
-        let _ = writeln!(LogWriter::default(), "{line}");
-    }
+    logging::tell(Level::INFO, line);
 }
 
 /// Says what is prepared from now on, and keeps it for [`doing`].
@@ -104,13 +99,10 @@ impl Steps {
         }
         note(line);
     }
-}
 
-impl Deref for Steps {
-    type Target = ProgressBar;
-
-    fn deref(&self) -> &ProgressBar {
-        &self.bar
+    /// Takes the bar off the screen.
+    pub fn finish(self) {
+        self.bar.finish_and_clear();
     }
 }
 

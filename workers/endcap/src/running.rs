@@ -91,8 +91,9 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Shows figures and waits for an end: drained, asked, or broken. Whatever it is, everybody is asked to finish.
-    pub(crate) fn wait(mut self, heard: &Receiver<Event>) -> Result<()> {
+    /// Shows figures and waits for an end: drained, asked, or broken. Whatever it is, everybody is asked to finish, and nobody listens any
+    /// more: the next signal ends the process.
+    pub(crate) fn wait(mut self, heard: Receiver<Event>) -> Result<()> {
         let mut board = Board::new(self.desk.stages.len());
         let start = self.clock.monotonic();
         let result = loop {
@@ -105,12 +106,16 @@ impl Running {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let fed = self.feeder.as_ref().is_none_or(|feeder| feeder.ended); // before the reading: nothing comes after it
-                    let waiting = self.read(&mut board, up_for);
-                    if (self.exit_when_drained || self.draining) && fed && waiting == Some(0) {
-                        break Ok(());
+                    let is_empty = self.read(&mut board, up_for) == Some(0);
+                    if is_empty && fed && (self.exit_when_drained || self.draining) {
+                        self.life.drain();
+                        // Only a reading behind the closed door sees everything that came in.
+                        if self.read(&mut board, up_for) == Some(0) {
+                            break Ok(());
+                        }
                     }
                 }
-                Err(RecvTimeoutError::Disconnected) => break Err(anyhow!("every part of the job has ended")),
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the thread of the signals keeps a sender"),
             }
         };
         self.shutdown.trigger();

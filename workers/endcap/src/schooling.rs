@@ -9,13 +9,11 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use endcap_engine::EmbedModel;
-use endcap_inference::{Embed, Handle, prompts};
+use endcap_inference::{Embed, Handle, NEIGHBOURS, prompts};
 use endcap_retrieval::{Market, Near};
 use endcap_schemas::Term;
 use endcap_training::Source;
 
-/// Neighbours of a leaf's name that training sees: what the keywords stage looks at.
-const NEIGHBOURS: usize = 96;
 /// Rows read at once.
 const ROWS: usize = 10_000;
 

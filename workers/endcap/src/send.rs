@@ -1,42 +1,54 @@
 //! `endcap send`: events from a file or standard input to a running `endcap up`.
 //!
 //! Lines go as they are: the server judges each, and what it rejects holds up nothing. All of an answer's places are told as lines of the
-//! file, which is why a request holds one event a line.
+//! file, which is why a request holds one event a line. A request that was turned away for now (429, 503) took nothing, and is made again.
 
 use std::{
     fmt,
     fs::File,
     io::{self, BufRead, BufReader},
+    thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, value::RawValue};
 
-use crate::cli::SendArgs;
+use crate::{cli::SendArgs, desk::printable};
 
-/// Events of one request.
-const BATCH: usize = 500;
+/// Events of one request: no more than the ids that are remembered of a shopper, so that one whose answer was lost can be made again.
+const BATCH: usize = 256;
 /// Bytes of one request, well below what the server takes.
 const BATCH_BYTES: usize = 900_000;
 /// Rejected lines that are printed; more are only counted.
 const LISTED_MAX: usize = 20;
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to wait before each further try of a request that was turned away for now.
+const PAUSES: [Duration; 5] =
+    [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(8)];
+/// Too many requests; service unavailable.
+const FOR_NOW: [u16; 2] = [429, 503];
 
 /// Sends the file's events, in order. Prints how many were taken, and what was rejected.
 ///
 /// # Errors
 /// When the file cannot be read, the server cannot be reached or refuses a request, or some events were rejected.
 pub fn send(args: &SendArgs) -> Result<()> {
+    send_with(args, thread::sleep)
+}
+
+/// As [`send`]; `wait` passes the time between two tries.
+fn send_with(args: &SendArgs, wait: impl Fn(Duration)) -> Result<()> {
     let mut input: Box<dyn BufRead> = match args.file.as_str() {
         "-" => Box::new(BufReader::new(io::stdin())),
         path => Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {path}"))?)),
     };
-    let agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build().new_agent();
+    let server = Server::new(args);
     let mut sent = Sent::default();
-    let done = each_batch(&mut input, &mut |batch| {
+    let done = each_batch(&mut input, args.from_line, &mut |batch| {
+        sent.from = batch.first;
         let events: Vec<&[u8]> = batch.lines.iter().map(|line| line.text.as_slice()).collect();
-        let answer = if events.is_empty() { Value::Null } else { request(&agent, args, &events.join(&b'\n'))? };
+        let answer = if events.is_empty() { Value::Null } else { server.take(&events.join(&b'\n'), &wait)? };
         sent.count(batch, &answer)
     });
     for rejected in &sent.listed {
@@ -46,9 +58,8 @@ pub fn send(args: &SendArgs) -> Result<()> {
     if more > 0 {
         eprintln!("… and {more} more");
     }
-    if sent.line > 0 {
-        let reached = format!("sending broke off after line {} ({sent})", sent.line);
-        done.with_context(|| format!("{reached}: send the rest, or the whole again, as known ids change nothing"))?;
+    if sent.any {
+        done.with_context(|| format!("sending broke off ({sent}): send the rest with --from-line {}", sent.from))?;
     } else {
         done?;
     }
@@ -67,8 +78,10 @@ struct Sent {
     rejected: usize,
     /// The first that were rejected, for people.
     listed: Vec<String>,
-    /// The last line that the server answered for.
-    line: usize,
+    /// Whether the server answered for anything.
+    any: bool,
+    /// The line of the first event that it did not answer for.
+    from: usize,
 }
 
 impl Sent {
@@ -91,14 +104,14 @@ impl Sent {
         for line in &batch.too_long {
             self.reject(*line, &format!("longer than {BATCH_BYTES} bytes, not sent"));
         }
-        self.line = batch.last;
+        (self.any, self.from) = (true, batch.last + 1);
         Ok(())
     }
 
     fn reject(&mut self, line: usize, reason: &str) {
         self.rejected += 1;
         if self.listed.len() < LISTED_MAX {
-            self.listed.push(format!("line {line}: {reason}"));
+            self.listed.push(format!("line {line}: {}", printable(reason)));
         }
     }
 }
@@ -116,7 +129,8 @@ struct Batch {
     /// Lines that no request can hold.
     too_long: Vec<usize>,
     bytes: usize,
-    /// The last line of the file that belongs to it.
+    /// The first and the last line of the file that belong to it; 0 while nothing does.
+    first: usize,
     last: usize,
 }
 
@@ -140,6 +154,9 @@ impl Batch {
             self.bytes += text.len() + 1;
             self.lines.push(Line { number, text: text.to_owned() });
         }
+        if self.first == 0 {
+            self.first = number;
+        }
         self.last = number;
         Ok(())
     }
@@ -153,8 +170,8 @@ impl Batch {
     }
 }
 
-/// Hands batches of events to `post`: lines as they are, an array as its members.
-fn each_batch(input: &mut dyn BufRead, post: &mut dyn FnMut(&Batch) -> Result<()>) -> Result<()> {
+/// Hands batches of events to `post`, those that begin on line `from_line` or later: lines as they are, an array as its members.
+fn each_batch(input: &mut dyn BufRead, from_line: usize, post: &mut dyn FnMut(&Batch) -> Result<()>) -> Result<()> {
     let starts_array =
         input.fill_buf().context("cannot read the events")?.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
     let mut batch = Batch::default();
@@ -168,13 +185,15 @@ fn each_batch(input: &mut dyn BufRead, post: &mut dyn FnMut(&Batch) -> Result<()
             line += text[from..at].matches('\n').count();
             from = at;
             // Between the parts of a JSON value a line's end is a space like any other.
-            batch.add(line, member.get().replace(['\n', '\r'], " ").as_bytes(), post)?;
+            if line >= from_line {
+                batch.add(line, member.get().replace(['\n', '\r'], " ").as_bytes(), post)?;
+            }
         }
     } else {
         let (mut line, mut text) = (0, Vec::new());
         while read_line(input, &mut text).context("cannot read the events")? {
             line += 1;
-            if !text.trim_ascii().is_empty() {
+            if line >= from_line && !text.trim_ascii().is_empty() {
                 batch.add(line, text.trim_ascii(), post)?;
             }
         }
@@ -203,27 +222,51 @@ fn read_line(input: &mut dyn BufRead, text: &mut Vec<u8>) -> io::Result<bool> {
     }
 }
 
-fn request(agent: &ureq::Agent, args: &SendArgs, body: &[u8]) -> Result<Value> {
-    let url = format!("{}/v1/events", args.to);
-    let mut request = agent.post(&url).header("content-type", "application/x-ndjson");
-    if let Some(token) = &args.token {
-        request = request.header("authorization", format!("Bearer {token}"));
+/// Who takes the events.
+struct Server<'a> {
+    agent: ureq::Agent,
+    url: String,
+    token: Option<&'a str>,
+}
+
+impl<'a> Server<'a> {
+    fn new(args: &'a SendArgs) -> Self {
+        let agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build().new_agent();
+        Self { agent, url: format!("{}/v1/events", args.to), token: args.token.as_deref() }
     }
-    let mut response = request.send(body).with_context(|| format!("cannot reach {url}: is `endcap up` running there?"))?;
-    let status = response.status();
-    let answer: Value = response.body_mut().read_json().unwrap_or_default();
-    if !status.is_success() {
-        bail!("{url} answered {status}: {}", answer["error"].as_str().unwrap_or("no reason given"));
+
+    /// Sends `body`; where the server turns it away for now, again after each of the pauses.
+    fn take(&self, body: &[u8], wait: &impl Fn(Duration)) -> Result<Value> {
+        let mut pauses = PAUSES.into_iter();
+        loop {
+            let (status, answer) = self.request(body)?;
+            if status.is_success() {
+                return Ok(answer);
+            }
+            let refusal = format!("{} answered {status}: {}", self.url, answer["error"].as_str().unwrap_or("no reason given"));
+            let Some(pause) = pauses.next().filter(|_| FOR_NOW.contains(&status.as_u16())) else { bail!(refusal) };
+            eprintln!("{refusal}; trying again in {} s", pause.as_secs_f64());
+            wait(pause);
+        }
     }
-    Ok(answer)
+
+    fn request(&self, body: &[u8]) -> Result<(ureq::http::StatusCode, Value)> {
+        let mut request = self.agent.post(&self.url).header("content-type", "application/x-ndjson");
+        if let Some(token) = self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let cannot_reach = || format!("cannot reach {}: is `endcap up` running there?", self.url);
+        let mut response = request.send(body).with_context(cannot_reach)?;
+        Ok((response.status(), response.body_mut().read_json().unwrap_or_default()))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
+        cell::RefCell,
         io::{Read as _, Write as _},
         net::TcpListener,
-        thread,
     };
 
     use serde_json::json;
@@ -231,8 +274,12 @@ mod tests {
     use super::*;
 
     fn batches(text: &[u8]) -> Vec<Batch> {
+        batches_from(text, 1)
+    }
+
+    fn batches_from(text: &[u8], from_line: usize) -> Vec<Batch> {
         let mut batches = Vec::new();
-        each_batch(&mut &*text, &mut |batch| {
+        each_batch(&mut &*text, from_line, &mut |batch| {
             let lines = batch.lines.iter().map(|line| Line { number: line.number, text: line.text.clone() });
             batches.push(Batch { lines: lines.collect(), too_long: batch.too_long.clone(), ..*batch });
             Ok(())
@@ -271,40 +318,81 @@ mod tests {
         assert_eq!((batch.lines.len(), batch.too_long.as_slice(), batch.last), (2, [2].as_slice(), 3));
     }
 
-    /// A server that takes one request and is gone then; gives its address.
-    fn one_answer() -> String {
+    #[test]
+    fn sending_goes_on_from_a_line() {
+        for (text, from_line, expected) in [
+            ("{}\n\n{}\n{}\n", 3, vec![3, 4]),
+            ("{}\n", 2, vec![]),
+            ("[{},\n{}, {},\n\n{}]", 2, vec![2, 2, 4]),
+            ("[{}, {}]", 1, vec![1, 1]),
+        ] {
+            let batches = batches_from(text.as_bytes(), from_line);
+            let lines: Vec<usize> = batches.iter().flat_map(|batch| &batch.lines).map(|line| line.number).collect();
+            assert_eq!(lines, expected, "{text:?} from {from_line}");
+        }
+    }
+
+    /// A server that answers so many requests with these statuses and is gone then; gives its address.
+    fn server(statuses: Vec<u16>) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         thread::spawn(move || {
-            let mut input = BufReader::new(listener.accept().unwrap().0);
-            drop(listener);
-            let (mut length, mut line) = (0, String::from("begin"));
-            while !line.trim().is_empty() {
-                line.clear();
-                input.read_line(&mut line).unwrap();
-                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                    length = value.trim().parse().unwrap();
-                }
+            for status in statuses {
+                answer(&listener, status);
             }
-            let mut body = vec![0; length];
-            input.read_exact(&mut body).unwrap();
-            let results = vec![json!({ "status": "accepted" }); body.split(|byte| *byte == b'\n').count()];
-            let answer = json!({ "results": results }).to_string();
-            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", answer.len());
-            input.get_mut().write_all((head + &answer).as_bytes()).unwrap();
         });
         format!("http://{address}")
     }
 
-    #[test]
-    fn a_server_that_goes_away_leaves_the_line_that_was_reached() {
+    fn answer(listener: &TcpListener, status: u16) {
+        let mut input = BufReader::new(listener.accept().unwrap().0);
+        let (mut length, mut line) = (0, String::from("begin"));
+        while !line.trim().is_empty() {
+            line.clear();
+            input.read_line(&mut line).unwrap();
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        input.read_exact(&mut body).unwrap();
+        let results = vec![json!({ "status": "accepted" }); body.split(|byte| *byte == b'\n').count()];
+        let answer = if status == 200 { json!({ "results": results }) } else { json!({ "error": "not now" }) }.to_string();
+        let head = format!("HTTP/1.1 {status} Told\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", answer.len());
+        input.get_mut().write_all((head + &answer).as_bytes()).unwrap();
+    }
+
+    /// Sends two requests' events to a server that answers so; gives what came of it and the pauses made.
+    fn sent_to(statuses: &[u16]) -> (Result<()>, Vec<Duration>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
         std::fs::write(&path, "\n{}\n".repeat(BATCH + 1)).unwrap();
-        let args = SendArgs { file: path.display().to_string(), to: one_answer(), token: None };
-        let error = format!("{:#}", send(&args).unwrap_err());
-        let parts = ["after line 1000 (500 taken, 0 repeated, 0 rejected): send the rest", "cannot reach"];
-        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        let args = SendArgs { file: path.display().to_string(), to: server(statuses.to_vec()), token: None, from_line: 1 };
+        let pauses = RefCell::new(Vec::new());
+        let done = send_with(&args, |pause| pauses.borrow_mut().push(pause));
+        (done, pauses.into_inner())
+    }
+
+    #[test]
+    fn a_request_that_is_turned_away_for_now_is_made_again() {
+        let (done, pauses) = sent_to(&[503, 200, 429, 503, 200]);
+        done.unwrap();
+        assert_eq!(pauses, [PAUSES[0], PAUSES[0], PAUSES[1]]);
+    }
+
+    #[test]
+    fn where_sending_breaks_off_the_line_to_go_on_from_is_told() {
+        let from = format!("(256 taken, 0 repeated, 0 rejected): send the rest with --from-line {}", BATCH * 2 + 2);
+        let out_of_patience = [&[200][..], &[503; PAUSES.len() + 1]].concat();
+        for (statuses, pauses, reason) in
+            [(&[200][..], 0, "cannot reach"), (&[200, 500], 0, "500"), (&out_of_patience, PAUSES.len(), "503")]
+        {
+            let (done, paused) = sent_to(statuses);
+            let error = format!("{:#}", done.unwrap_err());
+            assert!(error.contains(&from) && error.contains(reason) && paused.len() == pauses, "{error}");
+        }
+        let error = format!("{:#}", sent_to(&[401]).0.unwrap_err());
+        assert!(error.contains("401") && !error.contains("--from-line"), "{error}");
     }
 
     #[test]
@@ -313,7 +401,7 @@ mod tests {
         let [batch] = &batches(b"a\n\nb\nc\n")[..] else { panic!("one batch") };
         let results = json!([{ "status": "accepted" }, { "status": "rejected", "reason": "no" }, { "status": "repeated" }]);
         sent.count(batch, &json!({ "results": results })).unwrap();
-        assert_eq!((sent.to_string().as_str(), sent.line), ("1 taken, 1 repeated, 1 rejected", 4));
+        assert_eq!((sent.to_string().as_str(), sent.from), ("1 taken, 1 repeated, 1 rejected", 5));
         assert_eq!(sent.listed, ["line 3: no"]);
         sent.count(batch, &json!({ "results": [] })).unwrap_err();
     }

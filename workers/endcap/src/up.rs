@@ -93,7 +93,7 @@ where
 
     let exit_when_drained = args.exit_when_drained;
     let running = Running { exit_when_drained, desk, life, monitor, feeder, clock, shutdown, draining: false };
-    let result = running.wait(&heard);
+    let result = running.wait(heard);
     let _ = end_web.send(true); // a server that has failed listens no more
     path.join();
     let _ = web.join(); // its failure was heard as an event
@@ -129,7 +129,7 @@ fn desk(
         stages,
         figures: Arc::new(Mutex::new(Arc::new(Figures::default()))),
         names,
-        control: Mutex::new(None),
+        control: Mutex::default(),
     }
 }
 

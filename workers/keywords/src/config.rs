@@ -1,5 +1,6 @@
 //! Limits of the keywords stage.
 
+use endcap_inference::NEIGHBOURS;
 use endcap_runtime::outside;
 use endcap_schemas::Descriptor;
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ pub struct KeywordsConfig {
 impl Default for KeywordsConfig {
     fn default() -> Self {
         Self {
-            neighbours: 96,
+            neighbours: NEIGHBOURS,
             candidates_max: 64,
             keywords_min: 3,
             keywords_max: 8,

@@ -14,7 +14,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use endcap_inference::{ChooseKeywords, ChosenKeywords, Embed, Embedding, Handle, Model, ModelError};
 use endcap_market::Merchandiser;
-use endcap_retrieval::{Market, PerVersion, Snapshot};
+use endcap_retrieval::{Market, MarketError, PerVersion, Snapshot};
 use endcap_runtime::{Input, Stage, StageError, Store, Verdict};
 use endcap_schemas::{KeywordsChosen, ThemesWritten};
 
@@ -72,7 +72,7 @@ where
         self.rules.try_get(snapshot.version(), || {
             Ok(Rules {
                 merchandiser: Merchandiser::new(snapshot.categories().to_vec()),
-                savings: Savings::measure(snapshot, &self.count).map_err(StageError::market)?,
+                savings: Savings::measure(snapshot, &self.count).map_err(market)?,
             })
         })
     }
@@ -120,7 +120,7 @@ where
         let mut found = Vec::with_capacity(texts.len());
         for vector in self.encoder.ask_all(texts) {
             found.push(match vector {
-                Ok(vector) => neighbours(snapshot, &vector, self.config.neighbours).map_err(StageError::market)?,
+                Ok(vector) => neighbours(snapshot, &vector, self.config.neighbours).map_err(market)?,
                 Err(ModelError::Request(_)) => Vec::new(),
                 Err(error) => return Err(StageError::model("encoder", &error)),
             });
@@ -198,6 +198,11 @@ where
             })
             .collect())
     }
+}
+
+/// The market lies on this machine's disk or is not indexed yet: what is wrong with it mends without the record.
+fn market(error: MarketError) -> StageError {
+    StageError::unavailable("market", error)
 }
 
 #[cfg(test)]

@@ -196,9 +196,9 @@ impl StageError {
         }
     }
 
-    /// Of the market, which lies on this machine's disk or is not indexed yet: what is wrong with it mends without the record.
-    pub fn market(error: impl fmt::Display) -> Self {
-        StageError::Unavailable("market", error.to_string())
+    /// Of a dependency whose fault mends without the record.
+    pub fn unavailable(what: &'static str, error: impl fmt::Display) -> Self {
+        StageError::Unavailable(what, error.to_string())
     }
 }
 

@@ -92,7 +92,7 @@ impl<M: Model<Request = WriteThemes, Answer = WrittenThemes>> Stage for ThemesSt
             .zip(replies)
             .map(|(input, reply)| {
                 let context = &input.value;
-                let decision = decide(context, reply.source.clone(), self.config.themes, &rules.guard, &rules.merchandiser);
+                let decision = decide(context, &reply.source, self.config.themes, &rules.guard, &rules.merchandiser);
                 verdict(context, reply, decision, self.model.version())
             })
             .collect())

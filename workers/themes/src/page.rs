@@ -43,14 +43,14 @@ impl Decision {
 }
 
 /// Decides the `count` themes of a shopper's page.
-pub fn decide(context: &ContextChanged, source: Source, count: usize, guard: &Guard, merchandiser: &Merchandiser) -> Decision {
+pub fn decide(context: &ContextChanged, source: &Source, count: usize, guard: &Guard, merchandiser: &Merchandiser) -> Decision {
     let (persona, written, failed) = match source {
-        Source::Model(json) => match parse(&json) {
+        Source::Model(json) => match parse(json) {
             Ok((persona, themes)) => (persona, themes, None),
             Err(reason) => (String::new(), Vec::new(), Some(reason)),
         },
         Source::Cold => (String::new(), Vec::new(), None),
-        Source::Failed(reason) => (String::new(), Vec::new(), Some(reason)),
+        Source::Failed(reason) => (String::new(), Vec::new(), Some(reason.clone())),
     };
     let usable = !written.is_empty();
     let (persona, themes) = if usable && guard.persona(&persona) {

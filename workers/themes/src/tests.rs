@@ -147,7 +147,7 @@ fn the_merchandiser_passes_the_guardrails_for_every_household() {
                 let budget = [Budget::Low, Budget::Middle, Budget::High][at % 3];
                 let brief = Brief { season, budget, ..brief(diet.as_slice(), &[]) };
                 let context = context("anna", brief, chunk);
-                let decision = decide(&context, Source::Failed("test".into()), 8, &guard, &merchandiser);
+                let decision = decide(&context, &Source::Failed("test".into()), 8, &guard, &merchandiser);
                 assert_eq!(decision.rejected, [], "{diet:?} {season:?} {chunk:?}");
                 assert_eq!(decision.themes.len(), 8);
                 assert!(guard.persona(&decision.persona), "{}", decision.persona);
@@ -162,7 +162,7 @@ fn a_rejected_theme_is_replaced_in_its_place() {
     written[2].title = "Berries that cure".into();
     written[5].concepts = vec!["bread loaves".into()];
     let context = context("anna", brief(&[], &[]), &["tea", "coffee"]);
-    let decision = decide(&context, Source::Model(document(&written)), 8, &guard(), &merchandiser());
+    let decision = decide(&context, &Source::Model(document(&written)), 8, &guard(), &merchandiser());
     let reasons: Vec<Reason> = decision.rejected.iter().map(|(_, reason)| *reason).collect();
     assert_eq!(reasons, [Reason::Medical, Reason::AnchorRepeated]);
     let fallbacks: Vec<usize> = (0..8).filter(|&i| decision.themes[i].origin == Origin::ThemeFallback).collect();
@@ -178,10 +178,10 @@ fn a_rejected_theme_is_replaced_in_its_place() {
 #[test]
 fn a_short_page_is_filled_and_a_long_one_cut() {
     let context = context("anna", brief(&[], &[]), &["tea"]);
-    let short = decide(&context, Source::Model(document(&good_page()[..5])), 8, &guard(), &merchandiser());
+    let short = decide(&context, &Source::Model(document(&good_page()[..5])), 8, &guard(), &merchandiser());
     let origins: Vec<Origin> = short.themes.iter().map(|theme| theme.origin).collect();
     assert_eq!(origins, [[Origin::Model; 5].as_slice(), &[Origin::ThemeFallback; 3]].concat());
-    let long = decide(&context, Source::Model(document(&good_page())), 4, &guard(), &merchandiser());
+    let long = decide(&context, &Source::Model(document(&good_page())), 4, &guard(), &merchandiser());
     assert_eq!(long.themes.len(), 4);
 }
 
@@ -191,7 +191,7 @@ fn an_unusable_document_becomes_a_page_of_the_merchandiser() {
     let twice = format!("{}{}", document(&good_page()), document(&good_page()));
     let unknown = r#"{"persona":"p","themes":[],"extra":1}"#;
     for written in ["", "{", r#"{"persona":"p","themes":[]}"#, unknown, &twice, "sorry, I cannot do that"] {
-        let decision = decide(&context, Source::Model(written.to_owned()), 8, &guard(), &merchandiser());
+        let decision = decide(&context, &Source::Model(written.to_owned()), 8, &guard(), &merchandiser());
         assert!(decision.failed.is_some(), "{written}");
         assert!(decision.themes.iter().all(|theme| theme.origin == Origin::PageFallback), "{written}");
         assert_eq!(decision.themes.len(), 8, "{written}");
@@ -203,7 +203,7 @@ fn an_odd_persona_gives_way_to_the_merchandisers() {
     let context = context("anna", brief(&[], &[]), &["tea"]);
     for odd in ["cures cancer with <end>", "vegan shopper into bakery then Bakery"] {
         let json = document(&good_page()).replace("a household that cooks", odd);
-        let decision = decide(&context, Source::Model(json), 8, &guard(), &merchandiser());
+        let decision = decide(&context, &Source::Model(json), 8, &guard(), &merchandiser());
         assert_eq!(decision.persona, merchandiser().page(&context, 8).persona, "{odd}");
         assert!(decision.themes.iter().all(|theme| theme.origin == Origin::Model));
     }

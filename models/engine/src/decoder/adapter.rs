@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -15,6 +16,8 @@ use super::{
 use crate::{EngineError, ModelDir, Random, Result, load};
 
 const PREFIX: &str = "base_model.model.";
+/// How the names of adapters' files end.
+const ADAPTER: &str = ".adapter.safetensors";
 
 /// What an `adapter_config.json` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +31,11 @@ pub struct AdapterConfig {
     /// Always `LORA`.
     #[serde(default = "lora")]
     pub peft_type: String,
+}
+
+fn has_adapters(dir: &Path) -> Result<bool> {
+    let files = fs::read_dir(dir).map_err(|error| EngineError::file(dir, error, "check the directory"))?;
+    Ok(files.flatten().any(|file| file.file_name().to_string_lossy().ends_with(ADAPTER)))
 }
 
 fn lora() -> String {
@@ -46,6 +54,8 @@ pub struct Adapter {
 }
 
 impl Adapter {
+    /// The config of all adapters in a directory that have none of their own.
+    pub const CONFIG: &str = "adapter_config.json";
     /// Entry of an adapter file's metadata that tells what it was made for, see [`Self::origin`].
     pub const ORIGIN: &str = "endcap_adapter";
 
@@ -67,30 +77,32 @@ impl Adapter {
             .map_err(|error| EngineError::file(path, error, "use an adapter saved by PEFT or by this project"))
     }
 
-    /// The adapter for `task` beside the decoder in `dir`: `<task>.adapter.safetensors`. A decoder that has none serves as it is.
+    /// The adapter for `task` beside the decoder in `dir`: `<task>.adapter.safetensors`, with a config. A decoder that has none serves as it
+    /// is; so it does before its adapters are made, and between them. Training writes the config last: weights without one are unfinished.
     ///
     /// # Errors
-    /// [`EngineError::File`] when an adapter's config lies there and its weights do not.
+    /// [`EngineError::File`] when the adapter was lost: its own config lies there without it, or the one for all lies there without any.
     pub fn beside(dir: &Path, task: &str) -> Result<Option<PathBuf>> {
-        let path = dir.join(format!("{task}.adapter.safetensors"));
-        let config = Self::config_path(&path);
-        match (path.exists(), config.exists()) {
-            (true, _) => Ok(Some(path)),
-            (false, false) => Ok(None),
-            (false, true) => {
-                let what = format!("it is not there, although {} says that the decoder has adapters", config.display());
-                let remedy = format!(
-                    "put it back, make it with `endcap train {task}`, or remove the config to have the decoder serve as it is"
-                );
-                Err(EngineError::file(&path, what, remedy))
-            }
+        let path = dir.join(format!("{task}{ADAPTER}"));
+        let (own, shared) = (path.with_extension("json"), path.with_file_name(Self::CONFIG));
+        if path.exists() {
+            return Ok((own.exists() || shared.exists()).then_some(path));
         }
+        let config = match (own.exists(), shared.exists()) {
+            (true, _) => own,
+            (false, true) if !has_adapters(dir)? => shared,
+            _ => return Ok(None),
+        };
+        let what = format!("it is not there, although {} says that the decoder has adapters", config.display());
+        let remedy =
+            format!("put it back, make it with `endcap train {task}`, or remove the config to have the decoder serve as it is");
+        Err(EngineError::file(&path, what, remedy))
     }
 
     /// The config of the adapter in `path`, as [`Self::load`] finds it.
     pub(crate) fn config_path(path: &Path) -> PathBuf {
         let own = path.with_extension("json");
-        if own.exists() { own } else { path.with_file_name("adapter_config.json") }
+        if own.exists() { own } else { path.with_file_name(Self::CONFIG) }
     }
 
     /// An adapter from PEFT's names.

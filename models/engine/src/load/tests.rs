@@ -38,6 +38,10 @@ fn a_model_is_read_as_f32_and_its_version_follows_its_files() {
     assert_eq!(version(dir.path()), version(model().path()), "equal files have equal versions");
     let before = version(dir.path());
     assert_eq!(before.len(), VERSION_DIGITS);
+    let opened = ModelDir::open(dir.path()).unwrap();
+    assert_ne!(opened.weights_version().unwrap(), before);
+    assert_eq!(opened.version().unwrap(), before);
+    assert_eq!(version_of(&[dir.path().join(WEIGHTS), dir.path().join(CONFIG)]).unwrap(), before);
     let mut changed = config().to_json();
     changed["rms_norm_eps"] = 1e-6.into();
     std::fs::write(dir.path().join(CONFIG), changed.to_string()).unwrap();

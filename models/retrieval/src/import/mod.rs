@@ -173,7 +173,7 @@ impl From<rusqlite::Error> for ImportError {
     }
 }
 
-/// Prefix of the rejects file's name; `rejects-<file>.tsv`.
-pub(crate) fn rejects_name(file: &Path) -> String {
-    format!("rejects-{}.tsv", file.file_name().unwrap_or_default().to_string_lossy())
+/// Where the rows of `file` that a market in `dir` could not take are listed: `rejects-<file>.tsv`.
+pub fn rejects_file(dir: &Path, file: &Path) -> PathBuf {
+    dir.join(format!("rejects-{}.tsv", file.file_name().unwrap_or_default().to_string_lossy()))
 }

@@ -46,7 +46,7 @@ impl Source {
         } else {
             Box::new(raw)
         };
-        let rejects = Rejects::new(rejects_dir.map(|dir| dir.join(super::rejects_name(path))));
+        let rejects = Rejects::new(rejects_dir.map(|dir| super::rejects_file(dir, path)));
         Ok(Self { path: path.to_owned(), reader, read, total, line: 0, rows: 0, rejects, buffer: Vec::new() })
     }
 

@@ -49,7 +49,9 @@ pub enum Entry {
     Unfit {
         /// Its id, where one can be read.
         id: Option<String>,
-        /// What is wrong with it.
+        /// The kind of its fault, in words that hold nothing of it.
+        fault: &'static str,
+        /// What is wrong with it, in full.
         reason: String,
         /// Its bytes as they came.
         original: Vec<u8>,
@@ -151,23 +153,26 @@ fn read_lines(body: &[u8]) -> Vec<Received> {
 }
 
 fn receive(text: &[u8]) -> Entry {
-    let unfit = |id, reason| Entry::Unfit { id, reason, original: text.to_owned() };
+    let unfit = |id, fault, reason| Entry::Unfit { id, fault, reason, original: text.to_owned() };
     match serde_json::from_slice::<ShopperEvent>(text) {
         Ok(event) => match event.check() {
             Ok(()) => Entry::Fit(Box::new(event)),
-            Err(fault) => unfit(Some(event.id), fault.to_string()),
+            Err(fault) => unfit(Some(event.id), "not a sound event", fault.to_string()),
         },
         Err(error) => {
-            let what = if error.is_data() { "not a shopper event" } else { "not JSON" };
+            // Of what is not JSON only the parser's own fault is told: the event's may quote what nobody can be found to own.
+            let (id, fault, error) = match serde_json::from_slice(text) {
+                Ok(value) => (id_of(&value), "not a shopper event", error),
+                Err(broken) => (None, "not JSON", broken),
+            };
             // The place of the event is told beside the reason.
-            let fault = error.to_string().replace(" at line 1 column ", " at column ");
-            unfit(id_of(text), format!("{what}: {fault}"))
+            let place = error.to_string().replace(" at line 1 column ", " at column ");
+            unfit(id, fault, format!("{fault}: {place}"))
         }
     }
 }
 
-fn id_of(text: &[u8]) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_slice(text).ok()?;
+fn id_of(value: &serde_json::Value) -> Option<String> {
     Some(value.get("id")?.as_str()?.chars().take(ShopperEvent::TEXT_MAX_BYTES / 4).collect())
 }
 

@@ -1,10 +1,8 @@
 //! How far the process is: starting, serving, or working off what it has before it ends.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use anyhow::Result;
 use axum::http::StatusCode;
 
 use super::error::ApiError;
@@ -17,7 +15,8 @@ use crate::{
 #[derive(Default)]
 pub struct Life {
     desk: OnceLock<Arc<Desk>>,
-    draining: AtomicBool,
+    /// Whether no more events are taken. Who takes events holds it for reading, so that nothing comes in once it is set.
+    draining: RwLock<bool>,
 }
 
 impl Life {
@@ -26,9 +25,9 @@ impl Life {
         let _ = self.desk.set(desk); // a process starts once
     }
 
-    /// From now on no more events are taken.
+    /// No more events are taken: what was taken is in the log when this returns, and nothing follows it.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::SeqCst);
+        *self.draining.write().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
     /// The desk; while starting, a refusal with the reason.
@@ -36,15 +35,21 @@ impl Life {
         self.desk.get().ok_or_else(|| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, starting()))
     }
 
-    /// Refuses events that will not be worked off before the end.
-    pub(super) fn takes_events(&self) -> Result<(), ApiError> {
-        if self.draining.load(Ordering::SeqCst) {
+    /// Lets `take` take events, unless they would not be worked off before the end. May block.
+    pub(super) fn admit<T>(&self, take: impl FnOnce() -> Result<T>) -> Result<T, ApiError> {
+        let draining = self.draining.read().unwrap_or_else(PoisonError::into_inner);
+        if *draining {
             return Err(ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "ending: no more events are taken, send them again later",
             ));
         }
-        Ok(())
+        Ok(take()?)
+    }
+
+    /// Whether no more events are taken. Does not wait: who is about to set it has it locked.
+    fn is_draining(&self) -> bool {
+        self.draining.try_read().map_or(true, |draining| *draining)
     }
 
     /// Whether the process makes progress; a start is progress.
@@ -56,7 +61,7 @@ impl Life {
     pub(super) fn ready(&self) -> Health {
         match self.desk.get() {
             None => Health { ok: false, troubles: vec![starting()] },
-            Some(desk) if self.takes_events().is_err() => {
+            Some(desk) if self.is_draining() => {
                 Health { ok: false, troubles: vec![format!("draining: {} records wait", desk.figures().waiting())] }
             }
             Some(desk) => desk.ready(),
@@ -66,4 +71,40 @@ impl Life {
 
 fn starting() -> String {
     format!("starting: {}", progress::doing())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Barrier, Mutex},
+        thread,
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_door_closes_behind_what_is_being_taken_and_lets_nothing_in_after_that() {
+        let (life, told) = (Life::default(), Mutex::new(Vec::new()));
+        let (inside, go_on) = (Barrier::new(2), Barrier::new(2));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let taken = life.admit(|| {
+                    inside.wait();
+                    go_on.wait();
+                    told.lock().unwrap().push("taken");
+                    Ok(())
+                });
+                taken.unwrap();
+            });
+            inside.wait();
+            scope.spawn(|| {
+                go_on.wait();
+                life.drain();
+                told.lock().unwrap().push("closed");
+            });
+        });
+        assert_eq!(*told.lock().unwrap(), ["taken", "closed"]);
+        assert!(life.is_draining());
+        life.admit(|| -> Result<()> { unreachable!("the door is closed") }).unwrap_err();
+    }
 }

@@ -19,6 +19,7 @@ pub use access::Access;
 pub use ingest::{Entry, Place, Received};
 pub use life::Life;
 
+use self::error::ApiError;
 use crate::desk::Desk;
 
 /// Requests that are worked on at once; more wait.
@@ -33,10 +34,14 @@ pub(crate) struct Web {
 
 impl Web {
     /// Does `work`, which may block, on a thread for that.
-    async fn ask<T: Send + 'static>(&self, work: impl FnOnce(&Desk) -> Result<T> + Send + 'static) -> Result<T, error::ApiError> {
+    async fn ask<T, E>(&self, work: impl FnOnce(&Desk) -> Result<T, E> + Send + 'static) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        E: Into<ApiError> + Send + 'static,
+    {
         let desk = self.life.desk()?.clone();
         let _turn = self.turns.clone().acquire_owned().await.context("the server is ending")?;
-        Ok(tokio::task::spawn_blocking(move || work(&desk)).await.context("a request broke off")??)
+        tokio::task::spawn_blocking(move || work(&desk)).await.context("a request broke off")?.map_err(Into::into)
     }
 }
 

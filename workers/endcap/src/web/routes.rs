@@ -1,5 +1,7 @@
 //! The HTTP interface: paths, their parameters and their answers.
 
+use std::sync::Arc;
+
 use axum::{
     Json, Router,
     body::Body,
@@ -14,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use super::{Web, error::ApiError, ingest};
 use crate::{
     control::ControlView,
-    desk::{DeadLetters, Health, Mark, Shoppers, Taken},
+    desk::{DeadLetters, Health, Mark, Shoppers},
     explain::Story,
     figures::Figures,
+    intake::Taken,
     view::PageView,
 };
 
@@ -64,7 +67,7 @@ async fn page(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<P
     web.ask(move |desk| desk.page(&user)).await?.map(Json).ok_or_else(|| ApiError::absent("this shopper has no page yet"))
 }
 
-async fn control(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<ControlView>, ApiError> {
+async fn control(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<Arc<ControlView>>, ApiError> {
     user_of(&user)?;
     web.ask(|desk| desk.control()).await.map(Json)
 }
@@ -91,8 +94,8 @@ async fn explain(State(web): State<Web>, Path(user): Path<String>) -> Result<Jso
 async fn events(State(web): State<Web>, headers: HeaderMap, body: Body) -> Result<Json<Taken>, ApiError> {
     let layout = ingest::layout(&headers)?;
     let received = ingest::read(&ingest::collect(body).await?, layout)?;
-    web.life.takes_events()?;
-    web.ask(move |desk| desk.take(received)).await.map(Json)
+    let life = web.life.clone();
+    web.ask(move |desk| life.admit(|| desk.take(received))).await.map(Json)
 }
 
 async fn pipeline(State(web): State<Web>) -> Result<Json<Figures>, ApiError> {

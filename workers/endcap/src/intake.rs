@@ -1,0 +1,217 @@
+//! The way in: events of the web interface into the log, what cannot be taken into the dead letters.
+//!
+//! A dead letter keeps its original bytes under its shopper, so that an erasure masks them. Where no shopper can be read (a line that is
+//! not JSON, an event without a user) no erasure could find them: their length and hash stand in their place.
+
+use std::collections::{HashMap, HashSet};
+
+use anyhow::{Context, Result, anyhow};
+use endcap_context::FoldState;
+use endcap_runtime::{
+    DeadLetter, Headers, LogError, Outgoing, Received as Record, Store,
+    embedded::{INGEST, Producer},
+};
+use endcap_schemas::{EventKind, ShopperEvent, UserKey, topics::Topic, wire};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    desk::Desk,
+    web::{Entry, Place, Received},
+};
+
+/// Most characters of a reason that is stored.
+const REASON_MAX: usize = 500;
+/// Hex digits of a hash that stands for bytes: enough to find them again in the sender's file.
+const HASH_DIGITS: usize = 32;
+
+/// What became of the events of a request.
+#[derive(Debug, Serialize)]
+pub struct Taken {
+    /// Before the log took them, ms: pages that hold them were accepted at or after it.
+    pub accepted_ms: i64,
+    /// How many are new.
+    pub accepted: usize,
+    /// How many change nothing.
+    pub repeated: usize,
+    /// How many are kept as dead letters.
+    pub rejected: usize,
+    /// In the order of the request.
+    pub results: Vec<EventResult>,
+}
+
+/// What became of one event.
+#[derive(Debug, Serialize)]
+pub struct EventResult {
+    #[serde(flatten)]
+    place: Place,
+    id: Option<String>,
+    status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    Accepted,
+    /// Its shopper's id stood above it in the request, or is folded already. One that still waits in the log is not seen here: it counts
+    /// as accepted, and the fold passes over it all the same.
+    Repeated,
+    Rejected,
+}
+
+/// Where a shopper's events stand among the results.
+type Places = HashMap<UserKey, Vec<(usize, EventKind)>>;
+
+impl Desk {
+    /// Lets what fits into the log and keeps the rest as dead letters. Durable when it answers.
+    ///
+    /// # Errors
+    /// When the log is full or does not answer; then nothing was taken, and the request may be sent again.
+    pub fn take(&self, received: Vec<Received>) -> Result<Taken> {
+        let accepted_ms = self.clock.now_ms();
+        let (mut outgoing, mut letters, mut results) = (Vec::new(), Vec::new(), Vec::with_capacity(received.len()));
+        let mut places = Places::new();
+        for Received { place, entry } in received {
+            let (id, fault, reason, original) = match entry {
+                Entry::Fit(event) => match outgoing_of(&event) {
+                    Ok(record) => {
+                        tracing::debug!(user = self.names.name(&record.key), kind = ?event.kind, "event taken");
+                        places.entry(record.key.clone()).or_default().push((results.len(), event.kind));
+                        outgoing.push(record);
+                        results.push(EventResult { place, id: Some(event.id), status: Status::Accepted, reason: None });
+                        continue;
+                    }
+                    Err(error) => {
+                        let original = serde_json::to_vec(&event).unwrap_or_default();
+                        (Some(event.id), "beyond the wire", error.to_string(), original)
+                    }
+                },
+                Entry::Unfit { id, fault, reason, original } => (id, fault, reason, original),
+            };
+            let user = user_of(&original);
+            // Neither id nor reason: a sender may have put a user into either.
+            tracing::warn!(user = user.as_ref().map(|user| self.names.name(user)), fault, "event refused");
+            letters.push(refusal(id.as_deref(), &reason, original, user.as_ref(), accepted_ms));
+            results.push(EventResult { place, id, status: Status::Rejected, reason: Some(reason) });
+        }
+        // Offsets from here on are this request's or later.
+        let end = self.file.end(Topic::EVENTS).unwrap_or(0);
+        admit(&self.file.producer(), &outgoing, &letters)?;
+        self.mark_repeated(&places, end, &mut results);
+        let count = |status| results.iter().filter(|result| result.status == status).count();
+        let (accepted, repeated, rejected) = (count(Status::Accepted), count(Status::Repeated), count(Status::Rejected));
+        Ok(Taken { accepted_ms, accepted, repeated, rejected, results })
+    }
+
+    /// Finds the events that change nothing, as far as can be told: those that repeat one above them or one folded from before `end`. They
+    /// are in the log all the same, as an erasure may wait there, after which they are new. It is a word in the answer only: where the
+    /// store does not answer, they stay accepted.
+    fn mark_repeated(&self, places: &Places, end: i64, results: &mut [EventResult]) {
+        for (user, places) in places {
+            let state = self.file.state(user).ok().flatten();
+            // A state that cannot be read is the fold's affair.
+            let mut state = state.and_then(|bytes| FoldState::decode(&bytes).ok());
+            let mut above = HashSet::new();
+            for (at, kind) in places {
+                if *kind == EventKind::Erase {
+                    state = None;
+                    above.clear();
+                    continue;
+                }
+                let id = results[*at].id.clone().unwrap_or_default();
+                let is_folded = state.as_ref().is_some_and(|state| state.remembers(&id, end));
+                if !above.insert(id) || is_folded {
+                    results[*at].status = Status::Repeated;
+                }
+            }
+        }
+    }
+}
+
+/// An event as the log takes it.
+///
+/// # Errors
+/// When it does not fit the wire.
+pub fn outgoing_of(event: &ShopperEvent) -> Result<Outgoing, wire::WireError> {
+    let headers = Headers::root(event.id.clone(), Topic::EVENTS, event.at_ms);
+    Ok(Outgoing { topic: Topic::EVENTS, key: event.key(), headers, value: wire::encode(event)? })
+}
+
+/// Takes events and keeps what was refused beside them: both or neither, so that a request may be sent again.
+fn admit(producer: &Producer, records: &[Outgoing], refused: &[DeadLetter]) -> Result<()> {
+    match producer.admit(records, refused) {
+        Ok(()) => Ok(()),
+        Err(error @ LogError::Full { .. }) => Err(anyhow!(error)).context("events cannot be taken now"),
+        Err(error) => Err(anyhow!(error)).context("cannot append events"),
+    }
+}
+
+/// Whose event was refused, where that can be read; a user that is a number is its digits.
+fn user_of(original: &[u8]) -> Option<UserKey> {
+    let event: Value = serde_json::from_slice(original).ok()?;
+    let part = |key: &str| {
+        let text = match event.get(key)? {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => return None,
+        };
+        (1..=ShopperEvent::TEXT_MAX_BYTES).contains(&text.len()).then_some(text)
+    };
+    Some(UserKey { user: part("user")?, tenant: part("tenant").unwrap_or_else(|| UserKey::DEFAULT_TENANT.to_owned()) })
+}
+
+/// What keeps an event that was refused at the door.
+fn refusal(id: Option<&str>, reason: &str, original: Vec<u8>, user: Option<&UserKey>, now_ms: i64) -> DeadLetter {
+    let nobody = || UserKey { tenant: UserKey::DEFAULT_TENANT.to_owned(), user: String::new() };
+    DeadLetter {
+        record: Record {
+            topic: Topic::EVENTS,
+            partition: 0,
+            offset: -1,
+            appended_ms: now_ms,
+            key: user.cloned().unwrap_or_else(nobody).to_string(),
+            headers: Headers::root(id.unwrap_or_default(), Topic::EVENTS, now_ms),
+            value: if user.is_some() { original } else { in_place_of(&original) },
+        },
+        group: INGEST.to_owned(),
+        stage: INGEST.to_owned(),
+        attempts: 1,
+        kind: "malformed".to_owned(),
+        message: reason.chars().take(REASON_MAX).collect(),
+    }
+}
+
+/// Length and hash of bytes that nobody can be found to own.
+fn in_place_of(original: &[u8]) -> Vec<u8> {
+    let hash = blake3::hash(original).to_hex();
+    format!("({} bytes, blake3 {}…)", original.len(), &hash[..HASH_DIGITS]).into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(original: &str, key: &str, value: &str) {
+        let user = user_of(original.as_bytes());
+        let letter = refusal(None, "no", original.as_bytes().to_owned(), user.as_ref(), 1);
+        assert_eq!(letter.record.key, key, "{original}");
+        let kept = String::from_utf8(letter.record.value).unwrap();
+        assert!(kept.starts_with(value), "{original}: {kept}");
+    }
+
+    #[test]
+    fn only_bytes_that_an_erasure_can_find_are_kept() {
+        for (original, key) in [
+            (r#"{"user":"ada","at_ms":"noon"}"#, "default/ada"),
+            (r#"{"user":12345}"#, "default/12345"),
+            (r#"{"user":"ada","tenant":"shop"}"#, "shop/ada"),
+        ] {
+            check(original, key, original);
+        }
+        for original in [r#"{"user":"ada","#, r#"{"usr":"ada"}"#, r#"{"user":["ada"]}"#, r#""ada""#, r#"{"user":""}"#, "ada"] {
+            check(original, "default/", &format!("({} bytes, blake3 ", original.len()));
+        }
+    }
+}
