@@ -1,7 +1,7 @@
 //! The AIQA stage (paper 4.4): judges the products behind every placement, prunes what is not relevant, and publishes the page.
 //!
 //! [`Slate::fate`] and [`outcome`] decide, [`AiqaStage`] waits: for the catalogue, and for the cross-encoder in at most three rounds
-//! per batch (the drafts; drafts widened by their concepts' categories; the merchandiser's replacements for pages below the floor), each of
+//! per batch (the drafts; failing drafts with corrected keywords and their concepts' categories; the merchandiser's replacements for pages below the floor), each of
 //! them once for all shoppers.
 
 mod config;
@@ -58,7 +58,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
             }
         }
         self.score(works)?;
-        self.widen(works, shelf)?;
+        self.mend(works, shelf)?;
         for work in works.iter_mut() {
             let gap = self.config.floor.saturating_sub(work.kept(&self.config).len());
             let tried: Vec<_> = work.slates.iter().map(|slate| slate.theme.clone()).collect();
@@ -70,11 +70,11 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
         self.score(works)
     }
 
-    fn widen(&self, works: &mut [Work<'_>], shelf: &mut Shelf<'_>) -> Result<(), StageError> {
+    fn mend(&self, works: &mut [Work<'_>], shelf: &mut Shelf<'_>) -> Result<(), StageError> {
         for work in works.iter_mut() {
-            let thin = work.slates.iter_mut().filter(|slate| slate.is_thin(&self.config));
-            for slate in thin {
-                shelf.widen(slate, &work.page.brief).map_err(market)?;
+            let failing = work.slates.iter_mut().filter(|slate| slate.fate(&self.config) != Fate::Kept);
+            for slate in failing {
+                shelf.mend(slate, &work.page.brief).map_err(market)?;
             }
         }
         self.score(works)

@@ -47,10 +47,13 @@ impl<'a> Shelf<'a> {
         self.slate(&Draft { theme, keywords }, brief)
     }
 
-    /// Adds the products of the concepts' categories.
-    pub(crate) fn widen(&mut self, slate: &mut Slate, brief: &Brief) -> Result<(), MarketError> {
+    /// Corrects the slate's keywords once, then adds what the ones that stay and the concepts' categories hold.
+    pub(crate) fn mend(&mut self, slate: &mut Slate, brief: &Brief) -> Result<(), MarketError> {
+        let (found, _) = self.lists(&slate.keywords, brief)?;
+        let mut more = slate.correct(found, self.config);
         let nodes = self.nodes(&slate.theme)?;
-        let (more, banned) = self.lists(&nodes, brief)?;
+        let (beside, banned) = self.lists(&nodes, brief)?;
+        more.extend(beside);
         slate.banned += banned;
         slate.widen(&more, self.config);
         Ok(())

@@ -1,6 +1,9 @@
 //! A placement in the making: what its keywords retrieved, what was scored, and whether it stays. Pure.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use endcap_schemas::{Keyword, Placement, Product, ShownProduct, Theme};
 use serde_json::{Value, json};
@@ -22,8 +25,10 @@ pub struct Slate {
     pub retrieved: usize,
     /// Products that a banned term kept out.
     pub banned: usize,
-    /// Products that came from the concepts' categories, because the keywords brought too few.
+    /// Products that came later: from the keywords that stayed, and from the concepts' categories.
     pub widened: usize,
+    /// Keywords that brought too little that is relevant.
+    pub given_up: Vec<Keyword>,
 }
 
 /// What judging says about a placement.
@@ -54,7 +59,7 @@ impl Slate {
         let mut products = interleave(found);
         let retrieved = products.len();
         products.truncate(config.products_max);
-        Self { theme, keywords, products, scores: Vec::new(), retrieved, banned, widened: 0 }
+        Self { theme, keywords, products, scores: Vec::new(), retrieved, banned, widened: 0, given_up: Vec::new() }
     }
 
     /// How the slate fares.
@@ -69,12 +74,38 @@ impl Slate {
         }
     }
 
-    /// Whether the concepts' own categories may still help: it does not stay, and there is room.
-    pub fn is_thin(&self, config: &AiqaConfig) -> bool {
-        self.products.len() < config.products_max && self.fate(config) != Fate::Kept
+    /// Gives up the keywords that brought too small a share of relevant products, and what they alone brought; answers which of `found`, the
+    /// lists of its keywords, are left. Where no keyword is better, all stay.
+    pub fn correct(&mut self, found: Vec<Vec<Arc<Product>>>, config: &AiqaConfig) -> Vec<Vec<Arc<Product>>> {
+        let relevant: HashMap<&str, bool> = self
+            .products
+            .iter()
+            .zip(&self.scores)
+            .map(|(product, score)| (product.id.as_str(), *score >= config.threshold()))
+            .collect();
+        let is_good = |list: &Vec<Arc<Product>>| {
+            let judged: Vec<bool> = list.iter().filter_map(|product| relevant.get(product.id.as_str()).copied()).collect();
+            let right = judged.iter().filter(|relevant| **relevant).count();
+            right > 0 && right as f64 >= config.share_min * judged.len() as f64
+        };
+        let good: Vec<bool> = found.iter().map(is_good).collect();
+        if good.iter().all(|good| !good) {
+            return found;
+        }
+        let left: Vec<Vec<Arc<Product>>> =
+            found.into_iter().zip(&good).filter(|(_, good)| **good).map(|(list, _)| list).collect();
+        let brought: HashSet<&str> = left.iter().flatten().map(|product| product.id.as_str()).collect();
+        let judged = std::mem::take(&mut self.products).into_iter().zip(std::mem::take(&mut self.scores));
+        (self.products, self.scores) = judged.filter(|(product, _)| brought.contains(product.id.as_str())).unzip();
+        let keywords = std::mem::take(&mut self.keywords).into_iter().zip(good);
+        for (keyword, good) in keywords {
+            if good { &mut self.keywords } else { &mut self.given_up }.push(keyword);
+        }
+        self.retrieved = brought.len();
+        left
     }
 
-    /// Adds what the concepts' categories hold, up to the limit.
+    /// Adds what `more` holds, up to the limit.
     pub fn widen(&mut self, more: &[Vec<Arc<Product>>], config: &AiqaConfig) {
         let room = config.products_max.saturating_sub(self.products.len());
         let known: HashSet<&str> = self.products.iter().map(|product| product.id.as_str()).collect();
@@ -107,6 +138,7 @@ impl Slate {
             "title": self.theme.title,
             "origin": self.theme.origin,
             "keywords": self.keywords.iter().map(|keyword| keyword.text.as_str()).collect::<Vec<_>>(),
+            "given_up": self.given_up.iter().map(|keyword| keyword.text.as_str()).collect::<Vec<_>>(),
             "fate": self.fate(config).label(),
             "retrieved": self.retrieved,
             "widened": self.widened,

@@ -80,7 +80,6 @@ fn a_slate_is_cut_widened_and_ordered_by_score() {
     let config = AiqaConfig { products_max: 4, ..AiqaConfig::default() };
     let mut slate = Slate::new(theme("t", &["tea"], Origin::Model), Vec::new(), &[products(&["a", "b"])], 0, &config);
     slate.scores = vec![0.9, 0.1];
-    assert!(slate.is_thin(&config));
     slate.widen(&[products(&["b", "c", "d", "e"])], &config);
     assert_eq!((ids(&slate.products), slate.widened, slate.retrieved), (vec!["a", "b", "c", "d"], 2, 2));
     slate.scores.extend([0.95, 0.9]);
@@ -88,7 +87,30 @@ fn a_slate_is_cut_widened_and_ordered_by_score() {
     assert_eq!(shown, ["c", "a", "d"]);
     let many: Vec<Arc<Product>> = products(&["a", "b", "c", "d", "e", "f"]);
     let full = Slate::new(theme("t", &["tea"], Origin::Model), Vec::new(), &[many], 0, &config);
-    assert_eq!((full.products.len(), full.retrieved, full.is_thin(&config)), (4, 6, false));
+    assert_eq!((full.products.len(), full.retrieved), (4, 6));
+}
+
+#[test]
+fn keywords_that_bring_what_does_not_fit_are_given_up_with_what_they_alone_brought() {
+    let config = AiqaConfig::default();
+    let keywords = ["good tea", "fluid", "mixed bag"].map(query);
+    let lists = vec![products(&["a", "b", "both"]), products(&["x", "y", "z", "both"]), products(&["a", "x"])];
+    let slate = |scores: [f32; 6]| {
+        let mut slate = Slate::new(theme("t", &["tea"], Origin::Model), keywords.to_vec(), &lists, 0, &config);
+        assert_eq!(ids(&slate.products), ["a", "x", "b", "y", "both", "z"]);
+        slate.scores = scores.to_vec();
+        slate
+    };
+    let mut some = slate([0.9, 0.1, 0.8, 0.2, 0.7, 0.3]);
+    assert_eq!(some.fate(&config), Fate::TooFew);
+    let left = some.correct(lists.clone(), &config);
+    assert_eq!(left, lists[..1]);
+    assert_eq!((ids(&some.products), some.scores.clone()), (vec!["a", "b", "both"], vec![0.9, 0.8, 0.7]));
+    assert_eq!((some.keywords.len(), some.given_up.len(), some.retrieved), (1, 2, 3));
+    let mut none = slate([0.1; 6]);
+    let before = none.clone();
+    assert_eq!(none.correct(lists.clone(), &config), lists);
+    assert_eq!(none, before, "where no keyword is better, all stay");
 }
 
 #[test]

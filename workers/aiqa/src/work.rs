@@ -83,6 +83,7 @@ impl<'a> Work<'a> {
             ("aiqa.drafts_kept", fate(Fate::Kept)),
             ("aiqa.drafts_too_few_products", fate(Fate::TooFew)),
             ("aiqa.drafts_too_mixed", fate(Fate::TooMixed)),
+            ("aiqa.drafts_corrected", drafts.iter().filter(|slate| !slate.given_up.is_empty()).count() as u64),
             ("aiqa.drafts_widened", drafts.iter().filter(|slate| slate.widened > 0).count() as u64),
             ("aiqa.retrieved_before", sum(|slate| slate.retrieved)),
             ("aiqa.products_judged", sum(|slate| slate.scores.len())),
