@@ -171,7 +171,7 @@ fn largest_siblings(siblings: &[(&str, usize)], name: &str) -> Vec<String> {
 
 /// Per category those that the same shoppers buy more often than chance, best first.
 fn co_purchases(paths: &[Vec<String>], bought_together: &[Vec<usize>]) -> HashMap<String, Vec<String>> {
-    const PAIRS_MIN: u32 = 5;
+    const PAIRS_MIN: u32 = 8;
     let mut single: HashMap<&str, u32> = HashMap::new();
     let mut pairs: HashMap<(&str, &str), u32> = HashMap::new();
     for group in bought_together {
@@ -187,8 +187,12 @@ fn co_purchases(paths: &[Vec<String>], bought_together: &[Vec<usize>]) -> HashMa
     }
     let mut scored: HashMap<String, Vec<(f64, String)>> = HashMap::new();
     for ((a, b), both) in pairs.into_iter().filter(|(_, both)| *both >= PAIRS_MIN) {
-        // Cosine of the two columns of shoppers: high for pairs that go together, low for what everybody buys.
-        let score = f64::from(both) / (f64::from(single[a]) * f64::from(single[b])).sqrt();
+        // Pearson's residual: how far above chance the pair is, in deviations of chance. What everybody buys goes with nothing.
+        let chance = f64::from(single[a]) * f64::from(single[b]) / bought_together.len() as f64;
+        let score = (f64::from(both) - chance) / chance.sqrt();
+        if score <= 0.0 {
+            continue;
+        }
         scored.entry(a.to_owned()).or_default().push((score, b.to_owned()));
         scored.entry(b.to_owned()).or_default().push((score, a.to_owned()));
     }
@@ -269,6 +273,29 @@ mod tests {
         let mut items: Vec<Item> = (0..5).map(|_| item("dairy > yogurts", "yogurt")).collect();
         items.extend((0..4).map(|_| item("grocery > yogurt", "yogurt")));
         assert_eq!(leaves(&items), vec!["dairy > yogurts"; 9]);
+    }
+
+    #[test]
+    fn what_everybody_buys_goes_with_nothing() {
+        let names = ["buns", "ketchup", "milk", "soap"];
+        let mut items: Vec<Item> = Vec::new();
+        names.iter().for_each(|name| items.extend((0..4).map(|_| item(&format!("shop > {name}"), name))));
+        let at = |name: &str| names.iter().position(|other| *other == name).unwrap() * 4;
+        // 20 shoppers, all with milk; buns and ketchup mostly together, soap with neither more than chance has it.
+        let groups: Vec<Vec<usize>> = (0..20)
+            .map(|n| {
+                let mut group = vec![at("milk")];
+                group.extend((n < 10).then_some(at("buns")));
+                group.extend((n < 9 || n == 19).then_some(at("ketchup")));
+                group.extend((n % 2 == 0).then_some(at("soap")));
+                group
+            })
+            .collect();
+        let paths: Vec<Vec<String>> = items.iter().map(|item| item.path.clone()).collect();
+        let together = co_purchases(&paths, &groups);
+        assert_eq!(together.get("buns"), Some(&vec!["ketchup".to_owned()]));
+        assert_eq!(together.get("ketchup"), Some(&vec!["buns".to_owned()]));
+        assert!(!together.contains_key("milk") && !together.contains_key("soap"), "{together:?}");
     }
 
     #[test]
