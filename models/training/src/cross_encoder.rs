@@ -113,11 +113,14 @@ pub fn train_cross_encoder(
     let card = Card {
         title: "Cross-encoder of the embedded default",
         made: format!(
-            "A BERT of {} layers × {}, its words from the distilled encoder, trained on pairs of a theme and a product of {}; read at the mean of the product's tokens. \
+            "A BERT of {} layers × {}, {}, trained on pairs of a theme and a product of {}; read at the mean of the product's tokens. \
              A third of the products came without their category's name, so that their own name must carry it; a third of the pairs had strange names in place of \
              categories, so that it compares words that it does not know. One product in {HELD_OUT_ONE_IN} was never seen. \
              The threshold is the lowest from {THRESHOLD_MIN} on with a precision of {PRECISION} on held-out products.",
-            shape.layers, shape.hidden, source.name
+            shape.layers,
+            shape.hidden,
+            if run.from.is_some() { "gone on from a finished cross-encoder" } else { "its words from the distilled encoder" },
+            source.name
         ),
         command: "endcap train cross-encoder",
         not_for: "Products beyond a grocery market's words, themes whose concepts are no categories of its market, judging quality, safety or diets: \

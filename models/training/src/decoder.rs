@@ -102,7 +102,7 @@ const THEMES_SHARE: f32 = 0.65;
 /// Shares count tokens: a list is as long as so many pages (about 480 tokens against 390 on the demo market).
 const PAGES_PER_LIST: f32 = 1.2;
 /// Share of the theme pages whose leaves have strange names, so that the base copies from the prompt what it does not know.
-const STRANGE_SHARE: f32 = 0.35;
+const STRANGE_SHARE: f32 = 0.12;
 /// Share of the lists whose candidates keep to the household's diets, as the keyword stage's do.
 const FILTERED_SHARE: f32 = 0.8;
 /// Weight of the candidate head's loss.
@@ -137,13 +137,17 @@ pub fn train_decoder(
         None => shape.init(Some(embedding(&encoder, tokenizer, &mut rng)?), &mut rng),
     };
     let report = run::train(&task, &mut params, &run.settings, around)?;
+    let beginning = match run.start {
+        DecoderStart::Fresh { .. } => "Word embeddings start from the distilled encoder.",
+        DecoderStart::Base(_) => "It went on from a finished base.",
+    };
     let card = Card {
         title: "Decoder of the embedded default",
         made: format!(
             "A Llama of {} layers × {} (inner {}, {} heads, tied embeddings), trained at once on catalogue facts, pages of themes and keyword lists of \
-             {}, labelled by its rule-based merchandiser. Word embeddings start from the distilled encoder. Two adapters of \
+             {}, labelled by its rule-based merchandiser. {} Two adapters of \
              low rank, `themes` and `keywords` (the latter with the candidate head), were trained on the frozen base afterwards; their scores stand in their own reports.",
-            shape.layers, shape.hidden, shape.inner, shape.heads, source.name
+            shape.layers, shape.hidden, shape.inner, shape.heads, source.name, beginning
         ),
         command: "endcap train decoder",
         not_for: "Any other text than the prompts of this project about its market's categories: it knows no other words, no other language, and \
