@@ -451,7 +451,7 @@ fn an_import_that_fails_leaves_nothing_behind_and_unknown_ids_are_told() {
         "2 products added, 0 changed, 1 withdrawn",
         "2 ids of",
         "belong to no product: q1, q2; ",
-        "rejects-gone.txt.tsv lists them",
+        "rejects-withdraw-gone.txt.tsv lists them",
     ];
     for part in parts {
         assert!(said.contains(part), "{said}");

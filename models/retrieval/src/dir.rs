@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File, TryLockError},
+    io::ErrorKind,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,6 +16,7 @@ pub(crate) const FORMAT: i64 = 1;
 
 const DATABASE: &str = "market.sqlite";
 const LOCK: &str = "writer.lock";
+const IDENTITY: &str = "identity";
 /// How long a statement waits for another process's write.
 const BUSY: Duration = Duration::from_secs(30);
 
@@ -115,7 +117,8 @@ impl MarketDir {
     /// When another process writes the market, or its files cannot be read or removed.
     pub fn discard(self, top: Option<&Path>, made: &[PathBuf]) -> Result<(), MarketError> {
         let _lock = self.lock()?;
-        if self.counts()? != crate::Counts::default() {
+        let has_purchases: bool = self.connect()?.query_row("SELECT EXISTS (SELECT 1 FROM purchases)", [], |row| row.get(0))?;
+        if has_purchases || self.counts()? != crate::Counts::default() {
             return Ok(());
         }
         for entry in fs::read_dir(&self.path).map_err(MarketError::file(&self.path))? {
@@ -154,6 +157,40 @@ impl MarketDir {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What tells this market from all others: made when somebody asks for the first time, the same ever after. It lies in a file of its
+    /// own, so that it outlives a database that was lost and is imported again, and goes with the directory wherever that is moved.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or written.
+    pub fn identity(&self) -> Result<String, MarketError> {
+        if let Some(known) = self.known_identity()? {
+            return Ok(known);
+        }
+        let made: String = self.connect()?.query_row("SELECT lower(hex(randomblob(16)))", [], |row| row.get(0))?;
+        let (path, draft) = (self.path.join(IDENTITY), self.path.join(format!("{IDENTITY}-{made}")));
+        fs::write(&draft, &made).map_err(MarketError::file(&draft))?;
+        // A link takes nobody's place: of two processes that ask at once, the slower one reads what the faster one made.
+        let linked = match fs::hard_link(&draft, &path) {
+            Err(fault) if fault.kind() != ErrorKind::AlreadyExists => fs::rename(&draft, &path), // a file system without links
+            _ => fs::remove_file(&draft),
+        };
+        linked.map_err(MarketError::file(&path))?;
+        Ok(self.known_identity()?.unwrap_or(made))
+    }
+
+    /// The identity, where somebody has asked for it before.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn known_identity(&self) -> Result<Option<String>, MarketError> {
+        let path = self.path.join(IDENTITY);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(fault) if fault.kind() == ErrorKind::NotFound => Ok(None),
+            Err(fault) => Err(MarketError::File { path, fault }),
+        }
     }
 
     /// Version of the products, categories and terms: changes with every change of them.

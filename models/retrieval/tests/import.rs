@@ -4,6 +4,7 @@ mod common;
 
 use std::{
     io::Write,
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
 
@@ -71,7 +72,8 @@ impl Here {
         self.catalog(FOOD, CatalogFormat::OpenFoodFacts).unwrap();
         self.catalog(STORE, CatalogFormat::CompleteJourney).unwrap();
         import::keywords(&self.dir, &self.file("keywords.tsv", KEYWORDS), KeywordFormat::Tsv, &mut |_| ()).unwrap();
-        import::purchases(&self.dir, &self.file("purchases.tsv", PURCHASES), EventFormat::CompleteJourney, &mut |_| ()).unwrap();
+        import::purchases(&self.dir, &self.file("purchases.tsv", PURCHASES), EventFormat::CompleteJourney, None, &mut |_| ())
+            .unwrap();
     }
 
     fn market(&self) -> Market {
@@ -141,7 +143,8 @@ fn terms_know_their_category_and_nodes_are_terms() {
 fn the_same_files_in_any_order_make_the_same_market() {
     let (here, there) = (Here::new(), Here::new());
     here.everything();
-    import::purchases(&there.dir, &there.file("purchases.tsv", PURCHASES), EventFormat::CompleteJourney, &mut |_| ()).unwrap();
+    import::purchases(&there.dir, &there.file("purchases.tsv", PURCHASES), EventFormat::CompleteJourney, None, &mut |_| ())
+        .unwrap();
     import::keywords(&there.dir, &there.file("keywords.tsv", KEYWORDS), KeywordFormat::Tsv, &mut |_| ()).unwrap();
     there.catalog(STORE, CatalogFormat::CompleteJourney).unwrap();
     there.catalog(FOOD, CatalogFormat::OpenFoodFacts).unwrap();
@@ -172,7 +175,7 @@ fn importing_again_changes_and_withdraws() {
     assert_eq!(snapshot.product("off:002").unwrap().unwrap().name, "Younger gouda");
     assert_eq!(names(&snapshot.search("younger gouda", &anything(), 1).unwrap()), ["Younger gouda"]);
     assert_eq!((report.unknown.count, report.unknown.first.as_slice()), (1, ["nobody".to_owned()].as_slice()));
-    assert_eq!(here.rejects("gone.txt"), ["3\tno product has this id\tnobody"]);
+    assert_eq!(here.rejects("withdraw-gone.txt"), ["3\tno product has this id\tnobody"]);
     // What is offered again comes back.
     here.catalog(FOOD, CatalogFormat::OpenFoodFacts).unwrap();
     assert_eq!(market.snapshot().product("off:001").unwrap().unwrap().name, "Old gouda");
@@ -216,7 +219,7 @@ fn purchases_that_are_gone_are_forgotten() {
     let (learnt, version) = (popularity(), here.dir.catalogue_version().unwrap());
     let none = here.file("purchases.tsv", PURCHASES.lines().next().unwrap());
     for _ in 0..2 {
-        import::purchases(&here.dir, &none, EventFormat::CompleteJourney, &mut |_| ()).unwrap();
+        import::purchases(&here.dir, &none, EventFormat::CompleteJourney, None, &mut |_| ()).unwrap();
         assert!(popularity() < learnt, "{} after {learnt}", popularity());
     }
     assert_ne!(here.dir.catalogue_version().unwrap(), version);
@@ -235,6 +238,9 @@ fn files_are_read_plain_or_compressed() {
         let report = Here::new().catalog(content, CatalogFormat::OpenFoodFacts).unwrap();
         assert_eq!((report.accepted, report.rejected), (8, 0));
     }
+    let product = serde_json::to_string(&common::product("a", "plain crackers", &["Bakery", "Crackers"], 0.5)).unwrap();
+    let report = Here::new().catalog(format!("\u{feff}{product}\n"), CatalogFormat::EndcapJson).unwrap();
+    assert_eq!((report.accepted, report.rejected), (1, 0));
     // A file that was cut short changes nothing.
     let here = Here::new();
     let fault = here.catalog(&zst[..zst.len() / 2], CatalogFormat::OpenFoodFacts).unwrap_err();
@@ -342,6 +348,66 @@ fn progress_counts_up_to_the_whole_file() {
     assert!(seen.len() >= 4 && seen.windows(2).all(|pair| pair[0].rows <= pair[1].rows));
     let last = seen.last().unwrap();
     assert_eq!((last.phase, last.rows, last.bytes_done), (Phase::Deriving, 3_000, last.bytes_total));
+}
+
+#[test]
+fn a_pipe_is_read_as_a_file_is() {
+    let here = Here::new();
+    let kept = here.dir.path().join("events.jsonl");
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let path = PathBuf::from(format!("/proc/self/fd/{}", reader.as_raw_fd()));
+    let written = std::thread::spawn(move || writer.write_all(PURCHASES.as_bytes()));
+    let mut totals = Vec::new();
+    let mut show = |progress: &import::Progress| totals.push(progress.bytes_total);
+    let report = import::purchases(&here.dir, &path, EventFormat::CompleteJourney, Some(&kept), &mut show).unwrap();
+    written.join().unwrap().unwrap();
+    assert_eq!((report.accepted, report.rejected, report.change.added), (4, 1, 4));
+    assert_eq!(std::fs::read_to_string(&kept).unwrap().lines().count(), 4);
+    assert_eq!(totals, [0], "nobody knows how much there is in a pipe");
+}
+
+#[test]
+fn events_that_are_kept_are_those_of_the_last_import_that_ended() {
+    let here = Here::new();
+    let kept = here.dir.path().join("events.jsonl");
+    let take = |file: &Path, progress: &mut dyn FnMut(&import::Progress)| {
+        import::purchases(&here.dir, file, EventFormat::CompleteJourney, Some(&kept), progress)
+    };
+    let (long, short) =
+        (here.file("long.tsv", PURCHASES), here.file("short.tsv", PURCHASES.split_inclusive('\n').take(2).collect::<String>()));
+    let frame = zstd::encode_all(PURCHASES.as_bytes(), 1).unwrap();
+    let cut = here.file("cut.tsv.zst", [&frame[..], &frame[..frame.len() / 2]].concat());
+    let state = || {
+        let drafts = std::fs::read_dir(here.dir.path())
+            .unwrap()
+            .filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "draft"));
+        (std::fs::read_to_string(&kept).unwrap().lines().count(), drafts.count(), here.dir.catalogue_version().unwrap())
+    };
+    // What a killed import left is nobody's.
+    std::fs::write(kept.with_extension("draft"), "{").unwrap();
+    let mut refused = Vec::new();
+    take(&long, &mut |_| refused.push(take(&short, &mut |_| ()).unwrap_err().to_string())).unwrap();
+    assert!(refused.len() == 1 && refused[0].contains("being written by another process"), "{refused:?}");
+    let whole = state();
+    assert_eq!((whole.0, whole.1), (4, 0));
+    assert!(take(&cut, &mut |_| ()).is_err());
+    assert_eq!(state(), whole);
+    take(&short, &mut |_| ()).unwrap();
+    assert_eq!(state().0, 1);
+    here.dir.clone().discard(None, &[]).unwrap();
+    assert!(MarketDir::open(here.dir.path()).is_ok(), "a market that learnt from purchases is not taken back");
+}
+
+#[test]
+fn a_list_of_unknown_ids_stands_beside_the_rejects_of_a_catalogue_of_the_same_name() {
+    let here = Here::new();
+    let catalog = here.file("spring.tsv", format!("{FOOD}abc\tno number\t\t\t\t\t\t\t\t\n"));
+    std::fs::create_dir(here.scratch.path().join("gone")).unwrap();
+    let ids = here.file("gone/spring.tsv", "off:001\noff:999\n");
+    let report = import::catalog(&here.dir, &catalog, CatalogFormat::OpenFoodFacts, Some(&ids), &mut |_| ()).unwrap();
+    assert_eq!((report.rejected, report.change.withdrawn, report.unknown.count), (1, 1, 1));
+    assert!(here.rejects("spring.tsv")[0].contains("`barcode` is no number"));
+    assert_eq!(here.rejects("withdraw-spring.tsv"), ["2\tno product has this id\toff:999"]);
 }
 
 #[test]

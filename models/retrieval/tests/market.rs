@@ -220,6 +220,23 @@ fn a_market_that_is_taken_back_leaves_what_was_there() {
 }
 
 #[test]
+fn a_market_keeps_its_identity_wherever_it_goes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (here, there) = (scratch.path().join("here"), scratch.path().join("there"));
+    let dir = MarketDir::create(&here).unwrap();
+    assert_eq!(dir.known_identity().unwrap(), None);
+    let identity = dir.identity().unwrap();
+    assert_eq!(identity.len(), 32);
+    assert_ne!(MarketDir::create(&there).unwrap().identity().unwrap(), identity);
+    std::fs::remove_dir_all(&there).unwrap();
+    std::fs::rename(&here, &there).unwrap();
+    std::fs::remove_file(there.join("market.sqlite")).unwrap();
+    let dir = MarketDir::create(&there).unwrap();
+    demo(&dir);
+    assert_eq!((dir.known_identity().unwrap(), dir.identity().unwrap()), (Some(identity.clone()), identity));
+}
+
+#[test]
 fn a_new_leaf_does_not_inherit_the_vector_of_one_that_is_gone() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = MarketDir::create(scratch.path()).unwrap();

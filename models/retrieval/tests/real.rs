@@ -88,7 +88,7 @@ fn import_all(dir: &MarketDir, data: &Path) {
         timed("completejourney", || import::catalog(dir, &cj, CatalogFormat::CompleteJourney, None, &mut |_| ()).unwrap());
     assert_eq!(report.accepted + report.rejected, 92_331);
     let file = data.join("completejourney/transactions_sample.tsv.zst");
-    timed("purchases", || import::purchases(dir, &file, EventFormat::CompleteJourney, &mut |_| ()).unwrap());
+    timed("purchases", || import::purchases(dir, &file, EventFormat::CompleteJourney, None, &mut |_| ()).unwrap());
     let file = data.join("keywords/keywords_300k.tsv.zst");
     let report = timed("keywords", || import::keywords(dir, &file, KeywordFormat::Tsv, &mut |_| ()).unwrap());
     assert_eq!(report.accepted + report.rejected, 300_000);

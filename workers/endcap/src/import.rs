@@ -1,15 +1,11 @@
 //! `endcap import`: catalogues, keyword corpora and shopper events of other houses, into a market.
 
-use std::{
-    fs::{self, File},
-    io::{BufWriter, Write},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use endcap_retrieval::{
-    MarketDir,
-    import::{self as importers, CatalogFormat, EventFormat, ImportReport, KeywordFormat, Phase, Progress, Unknown},
+    MarketDir, MarketError,
+    import::{self as importers, CatalogFormat, ImportError, ImportReport, KeywordFormat, Phase, Progress, Unknown},
 };
 
 use crate::{
@@ -30,7 +26,7 @@ pub fn import(args: &ImportArgs, config: &Config) -> Result<()> {
     let steps = progress::steps("reading", 0);
     let place = Place::of(args);
     let dir = MarketDir::create(&args.market)?;
-    let report = read(&dir, args, &mut |progress| show(&steps, progress)).inspect_err(|_| place.restore(&dir))?;
+    let report = read(&dir, args, &mut |progress| show(&steps, progress)).inspect_err(|error| place.restore(&dir, error))?;
     steps.finish();
     println!("{}", words(args.what, &report));
     if report.rejected > 0
@@ -67,14 +63,18 @@ impl Place {
         let market: &Path = &args.market;
         let missing = market.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
         let top = missing.last().map(Path::to_owned);
-        let files = [Some(&args.file), args.withdraw.as_ref()].into_iter().flatten();
-        let lists = files.map(|file| importers::rejects_file(market, file)).filter(|list| !list.exists()).collect();
+        let unknown = args.withdraw.as_ref().map(|ids| importers::unknown_file(market, ids));
+        let lists = unknown.into_iter().chain([importers::rejects_file(market, &args.file)]);
+        let lists = lists.filter(|list| !list.exists()).collect();
         Self { is_new: MarketDir::open(market).is_err(), top, lists }
     }
 
-    /// Takes a market that the import made, and that nothing came into, away again.
-    fn restore(&self, dir: &MarketDir) {
+    /// Takes a market that the import made, and that nothing came into, away again, unless another process is filling it or has.
+    fn restore(&self, dir: &MarketDir, error: &anyhow::Error) {
+        let is_busy = matches!(error.downcast_ref(), Some(ImportError::Market(MarketError::Busy(_))));
         if self.is_new
+            && !is_busy
+            && !grounds::events_of(dir.path()).exists()
             && let Err(error) = dir.clone().discard(self.top.as_deref(), &self.lists)
         {
             tracing::warn!(market = %dir.path().display(), error = error.to_string(), "an empty market was left behind");
@@ -90,31 +90,12 @@ fn read(dir: &MarketDir, args: &ImportArgs, show: &mut dyn FnMut(&Progress)) -> 
         }
         Importable::Keywords => importers::keywords(dir, &args.file, args.format.parse::<KeywordFormat>()?, show)?,
         Importable::Events => {
-            let draft = grounds::events_of(dir.path()).with_extension("draft");
-            // What was not finished is nobody's.
-            events(dir, args, &draft, show).inspect_err(|_| drop(fs::remove_file(&draft)))?
+            importers::purchases(dir, &args.file, args.format.parse()?, Some(&grounds::events_of(dir.path())), show)?
         }
     })
 }
 
-/// Keeps the file's events for replays, in their order, and lets the catalogue learn from the purchases.
-fn events(dir: &MarketDir, args: &ImportArgs, draft: &Path, show: &mut dyn FnMut(&Progress)) -> Result<ImportReport> {
-    let format: EventFormat = args.format.parse()?;
-    let mut rows = importers::events(&args.file, format, None)?;
-    let cannot_write = || format!("cannot write {}", draft.display());
-    let mut out = BufWriter::new(File::create(draft).with_context(cannot_write)?);
-    while let Some(event) = rows.next().transpose()? {
-        serde_json::to_writer(&mut out, &event).with_context(cannot_write)?;
-        out.write_all(b"\n").with_context(cannot_write)?;
-    }
-    out.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all()).with_context(cannot_write)?;
-    let report = importers::purchases(dir, &args.file, format, show)?;
-    let target = grounds::events_of(dir.path());
-    fs::rename(draft, &target).with_context(|| format!("cannot write {}", target.display()))?;
-    Ok(report)
-}
-
-/// Bytes, as only they are known in all beforehand.
+/// Bytes, as only they are known in all beforehand, if anything is.
 fn show(steps: &Steps, progress: &Progress) {
     let what = match progress.phase {
         Phase::Reading => "reading, in bytes",

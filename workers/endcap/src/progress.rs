@@ -85,12 +85,14 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// `done` steps of `total` of `what` are done.
+    /// `done` steps of `total` (0 where nobody knows) of `what` are done.
     pub fn at(&self, what: &str, done: u64, total: u64) {
+        let of = if total > 0 { format!(" of {}", HumanCount(total)) } else { String::new() };
+        let line = format!("{what}: {}{of}", HumanCount(done));
         self.bar.set_message(what.to_owned());
+        self.bar.set_prefix(of);
         self.bar.set_length(total);
         self.bar.set_position(done);
-        let line = format!("{what}: {} of {}", HumanCount(done), HumanCount(total));
         let (said, due) = &mut *self.said.borrow_mut();
         let now = self.bar.elapsed();
         if !is_watched() && (said != what || now >= *due) {
@@ -108,8 +110,8 @@ impl Steps {
 
 /// A bar over `total` steps of some preparation; invisible where nobody watches.
 pub fn steps(what: &str, total: u64) -> Steps {
-    let style = ProgressStyle::with_template("{msg:28} {bar:32.green/dim} {human_pos:>9} of {human_len}  {elapsed}")
-        .expect("a valid template");
+    let style =
+        ProgressStyle::with_template("{msg:28} {bar:32.green/dim} {human_pos:>9}{prefix}  {elapsed}").expect("a valid template");
     let bar = if is_watched() { bars().add(ProgressBar::new(total)) } else { ProgressBar::hidden() };
     bar.set_style(style);
     bar.set_message(what.to_owned());

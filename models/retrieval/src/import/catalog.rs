@@ -5,8 +5,9 @@ use std::path::Path;
 use endcap_schemas::{DietSet, Product};
 
 use super::{
-    CatalogFormat, ImportError, ImportReport, Phase, Progress, Unknown, completejourney,
+    CatalogFormat, ImportError, ImportReport, Phase, Progress, Unknown, completejourney, rejects_file,
     source::{Rows, Source},
+    unknown_file,
 };
 use crate::{
     CatalogueChange, MarketDir, derive, facts_of,
@@ -33,7 +34,7 @@ pub struct Offer {
 /// # Errors
 /// When the file is of another form or cannot be read.
 pub fn products(path: &Path, format: CatalogFormat, rejects_dir: Option<&Path>) -> Result<Rows<Offer>, ImportError> {
-    let mut source = Source::open(path, rejects_dir)?;
+    let mut source = Source::open(path, rejects_dir.map(|dir| rejects_file(dir, path)))?;
     let form = Form::begin(format, &mut source)?;
     Ok(Rows::new(source, move |line, _| {
         let offer = form.read(line)?;
@@ -72,8 +73,8 @@ pub fn catalog(
 }
 
 /// Withdraws the listed products; those that are withdrawn already are no fault, as imports are repeated.
-fn withdraw_listed(writer: &mut ProductWriter<'_>, list: &Path, rejects_dir: &Path) -> Result<Unknown, ImportError> {
-    let (mut ids, mut first) = (Source::open(list, Some(rejects_dir))?, Vec::new());
+fn withdraw_listed(writer: &mut ProductWriter<'_>, list: &Path, market: &Path) -> Result<Unknown, ImportError> {
+    let (mut ids, mut first) = (Source::open(list, Some(unknown_file(market, list)))?, Vec::new());
     while let Some(id) = ids.next_line()? {
         let id = id.trim();
         if !writer.withdraw(id)? && !writer.knows(id)? {

@@ -1,15 +1,21 @@
 //! Shopper events, and what purchases teach about the catalogue.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
 
 use endcap_schemas::{EventKind, Line, ShopperEvent, UserKey};
 
 use super::{
     EventFormat, ImportError, ImportReport, Phase, Progress,
     catalog::{cells, number, settle},
+    rejects_file,
     source::{Rows, Source},
 };
-use crate::{CatalogueChange, MarketDir, write::checkpoint};
+use crate::{CatalogueChange, MarketDir, MarketError, write::checkpoint};
 
 const COLUMNS: [&str; 5] = ["household_id", "basket_id", "product_id", "quantity", "transaction_timestamp"];
 /// Largest amount of a line.
@@ -25,7 +31,7 @@ pub type Events = Rows<ShopperEvent>;
 /// # Errors
 /// When the file is of another form or cannot be read.
 pub fn events(path: &Path, format: EventFormat, rejects_dir: Option<&Path>) -> Result<Events, ImportError> {
-    let mut source = Source::open(path, rejects_dir)?;
+    let mut source = Source::open(path, rejects_dir.map(|dir| rejects_file(dir, path)))?;
     let columns = match format {
         EventFormat::CompleteJourney => Some(source.columns(COLUMNS)?),
         EventFormat::EndcapJson => {
@@ -97,26 +103,31 @@ fn milliseconds(text: &str) -> Option<i64> {
     Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000)
 }
 
-/// Learns from the purchases of an event file what sells and what is bought together; replaces what was learnt before.
+/// Learns from the purchases of an event file what sells and what is bought together; replaces what was learnt before. Where `kept` names
+/// a file, it holds the events afterwards, one JSON object a line, in their order; nobody else may write it but under the market's lock.
 ///
-/// No shopper's id is kept: shoppers are numbered as they come.
+/// What is learnt knows no shopper's id: shoppers are numbered as they come.
 ///
 /// # Errors
-/// When the file is of another form or cannot be read to its end, or the market cannot be written. Nothing is changed then.
+/// When the file is of another form or cannot be read to its end, or the market cannot be written. Nothing is changed then; a process that
+/// is killed between the two changes leaves the older events in `kept`, until they are imported again.
 pub fn purchases(
     dir: &MarketDir,
     path: &Path,
     format: EventFormat,
+    kept: Option<&Path>,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<ImportReport, ImportError> {
     let mut rows = events(path, format, Some(dir.path()))?;
     let _lock = dir.lock()?;
+    let mut draft = kept.map(Draft::begin).transpose()?;
     let mut db = dir.writer()?;
     let tx = db.transaction()?;
     let forgotten = tx.execute("DELETE FROM purchases", [])?;
     let mut numbers: HashMap<(String, String), i64> = HashMap::new();
     let mut change = CatalogueChange::default();
     while let Some(event) = rows.next().transpose()? {
+        draft.as_mut().map_or(Ok(()), |draft| draft.add(&event))?;
         if event.kind == EventKind::Purchase {
             let next = numbers.len() as i64 + 1;
             let shopper = *numbers.entry((event.tenant, event.user)).or_insert(next);
@@ -131,9 +142,49 @@ pub fn purchases(
     progress(&Progress { phase: Phase::Deriving, ..rows.progress() });
     // What was learnt before goes even where nothing takes its place.
     settle(&tx, CatalogueChange { changed: forgotten as u64, ..change })?;
+    // Whole on disk before the commit: what may still fail behind it is a rename.
+    draft.as_mut().map_or(Ok(()), Draft::settle)?;
     tx.commit()?;
+    draft.map_or(Ok(()), Draft::publish)?;
     checkpoint(&db)?;
     Ok(ImportReport { change, ..rows.finish()? })
+}
+
+/// The events to keep, beside their place until all are there. One that is not published goes; one that a killed process left is
+/// overwritten by the next.
+struct Draft {
+    path: PathBuf,
+    target: PathBuf,
+    out: BufWriter<File>,
+}
+
+impl Draft {
+    /// Whoever begins one holds the market's lock.
+    fn begin(target: &Path) -> Result<Self, MarketError> {
+        let path = target.with_extension("draft");
+        let out = BufWriter::new(File::create(&path).map_err(MarketError::file(&path))?);
+        Ok(Self { path, target: target.to_owned(), out })
+    }
+
+    fn add(&mut self, event: &ShopperEvent) -> Result<(), MarketError> {
+        let written =
+            serde_json::to_writer(&mut self.out, event).map_err(io::Error::from).and_then(|()| self.out.write_all(b"\n"));
+        written.map_err(MarketError::file(&self.path))
+    }
+
+    fn settle(&mut self) -> Result<(), MarketError> {
+        self.out.flush().and_then(|()| self.out.get_ref().sync_all()).map_err(MarketError::file(&self.path))
+    }
+
+    fn publish(self) -> Result<(), MarketError> {
+        fs::rename(&self.path, &self.target).map_err(MarketError::file(&self.target))
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path); // a published one is there no longer
+    }
 }
 
 #[cfg(test)]

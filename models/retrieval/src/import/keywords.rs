@@ -7,6 +7,7 @@ use endcap_schemas::{Descriptor, DietSet, Term};
 use super::{
     ImportError, ImportReport, KeywordFormat, Phase, Progress,
     catalog::{cells, settle},
+    rejects_file,
     source::{Rows, Source},
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
 /// # Errors
 /// When the file is of another form or cannot be read.
 pub fn terms(path: &Path, format: KeywordFormat, rejects_dir: Option<&Path>) -> Result<Rows<Term>, ImportError> {
-    let mut source = Source::open(path, rejects_dir)?;
+    let mut source = Source::open(path, rejects_dir.map(|dir| rejects_file(dir, path)))?;
     let columns = match format {
         KeywordFormat::Tsv => Some(source.columns(["term", "band", "tier"])?),
         KeywordFormat::EndcapJson => {

@@ -1,7 +1,7 @@
 //! What brings catalogues, keywords and purchases in: files of other houses' forms, streamed, row by row.
 //!
 //! A row that cannot be taken is counted and written to `rejects-<file>.tsv` with its line number and the reason, and never stops an
-//! import. A file that is not of the form it is said to be is one error before anything is changed. An import is one transaction:
+//! import; ids to withdraw that no product has go to `rejects-withdraw-<file>.tsv`. A file that is not of the form it is said to be is one error before anything is changed. An import is one transaction:
 //! readers see all of it or nothing, and one that was killed leaves nothing behind.
 
 mod catalog;
@@ -86,7 +86,7 @@ pub struct Progress {
     pub phase: Phase,
     /// Bytes of the file (as it lies on disk) that are read.
     pub bytes_done: u64,
-    /// Bytes of the file.
+    /// Bytes of the file; 0 where nobody knows, as of a pipe.
     pub bytes_total: u64,
     /// Rows read so far.
     pub rows: u64,
@@ -175,5 +175,15 @@ impl From<rusqlite::Error> for ImportError {
 
 /// Where the rows of `file` that a market in `dir` could not take are listed: `rejects-<file>.tsv`.
 pub fn rejects_file(dir: &Path, file: &Path) -> PathBuf {
-    dir.join(format!("rejects-{}.tsv", file.file_name().unwrap_or_default().to_string_lossy()))
+    list_in(dir, "rejects", file)
+}
+
+/// Where the ids of `file` that were to be withdrawn from a market in `dir`, and that no product has, are listed:
+/// `rejects-withdraw-<file>.tsv`, as a catalogue may lie in a file of the same name.
+pub fn unknown_file(dir: &Path, file: &Path) -> PathBuf {
+    list_in(dir, "rejects-withdraw", file)
+}
+
+fn list_in(dir: &Path, kind: &str, file: &Path) -> PathBuf {
+    dir.join(format!("{kind}-{}.tsv", file.file_name().unwrap_or_default().to_string_lossy()))
 }

@@ -15,6 +15,8 @@ use super::{ImportError, Phase, Progress, rejects::Rejects};
 /// Longest line that is looked at, in bytes; longer ones are passed over without being held in memory.
 const LINE_MAX_BYTES: usize = 1 << 20;
 const BUFFER_BYTES: usize = 1 << 16;
+/// What programs of another house write before the first character.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 /// Rows between two reports of progress.
 const REPORT_ROWS: u64 = 1_000;
 
@@ -31,23 +33,25 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Opens `path`; rejected rows go to a file in `rejects_dir`, where one is given.
-    pub(crate) fn open(path: &Path, rejects_dir: Option<&Path>) -> Result<Self, ImportError> {
+    /// Opens `path`; rejected rows go to the file `list`, where one is given. It is read once, from its beginning: a pipe will do.
+    pub(crate) fn open(path: &Path, list: Option<PathBuf>) -> Result<Self, ImportError> {
         let fault = |fault| ImportError::Read { file: path.to_owned(), line: 0, fault };
         let file = File::open(path).map_err(fault)?;
         let total = file.metadata().map_err(fault)?.len();
         let read = Arc::new(AtomicU64::new(0));
         let mut raw = BufReader::with_capacity(BUFFER_BYTES, Counted { file, read: read.clone() });
         let magic = raw.fill_buf().map_err(fault)?;
-        let reader: Box<dyn BufRead + Send> = if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        let mut reader: Box<dyn BufRead + Send> = if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
             Box::new(BufReader::with_capacity(BUFFER_BYTES, zstd::Decoder::with_buffer(raw).map_err(fault)?))
         } else if magic.starts_with(&[0x1f, 0x8b]) {
             Box::new(BufReader::with_capacity(BUFFER_BYTES, flate2::bufread::MultiGzDecoder::new(raw)))
         } else {
             Box::new(raw)
         };
-        let rejects = Rejects::new(rejects_dir.map(|dir| super::rejects_file(dir, path)));
-        Ok(Self { path: path.to_owned(), reader, read, total, line: 0, rows: 0, rejects, buffer: Vec::new() })
+        if reader.fill_buf().map_err(fault)?.starts_with(BYTE_ORDER_MARK) {
+            reader.consume(BYTE_ORDER_MARK.len());
+        }
+        Ok(Self { path: path.to_owned(), reader, read, total, line: 0, rows: 0, rejects: Rejects::new(list), buffer: Vec::new() })
     }
 
     /// The next line that is text, without its end; lines that are not are rejected on the way. Empty lines are passed over.
@@ -71,7 +75,7 @@ impl Source {
     pub(crate) fn columns<const N: usize>(&mut self, columns: [&str; N]) -> Result<[usize; N], ImportError> {
         let whole = self.read_line()?;
         let text = String::from_utf8_lossy(&self.buffer).into_owned();
-        let text = text.trim_start_matches('\u{feff}').trim_end();
+        let text = text.trim_end();
         let found: Vec<&str> = text.split('\t').map(str::trim).collect();
         let places = columns.map(|column| found.iter().position(|found| *found == column));
         if whole != Some(true) || places.contains(&None) {
