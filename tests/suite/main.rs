@@ -1,5 +1,6 @@
 //! What must hold across crates, one module per subject.
 
 mod architecture;
+mod market;
 mod path;
 mod program;

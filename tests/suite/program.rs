@@ -14,15 +14,15 @@ use endcap_schemas::{EventKind, Page, ShopperEvent};
 use endcap_tests::{Endcap, Run};
 use serde_json::{Value, json};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_endcap-under-test");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_endcap-under-test");
 
 /// A place with models for the program.
-struct Place {
-    dir: tempfile::TempDir,
-    models: String,
+pub(crate) struct Place {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) models: String,
 }
 
-fn place() -> Place {
+pub(crate) fn place() -> Place {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let models = dir.path().join("models");
     fixture::write_decoder(&models.join("decoder"), 1).expect("a decoder");
@@ -32,7 +32,7 @@ fn place() -> Place {
 }
 
 impl Place {
-    fn program(&self) -> Run {
+    pub(crate) fn program(&self) -> Run {
         Run::new(PROGRAM, &self.data())
     }
 
@@ -40,14 +40,14 @@ impl Place {
         self.dir.path().join("data")
     }
 
-    fn file(&self, name: &str, text: &str) -> String {
+    pub(crate) fn file(&self, name: &str, text: &str) -> String {
         let path = self.dir.path().join(name);
         fs::write(&path, text).expect("a file");
         path.display().to_string()
     }
 }
 
-fn purchase(id: &str, user: &str, product: &str) -> Value {
+pub(crate) fn purchase(id: &str, user: &str, product: &str) -> Value {
     json!({ "id": id, "user": user, "at_ms": 1_750_000_000_000_i64, "kind": "purchase", "lines": [{ "product": product }] })
 }
 

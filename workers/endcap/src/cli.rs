@@ -81,7 +81,7 @@ pub struct UpArgs {
     /// Feeds the market's imported events, in their order, in place of simulated shoppers.
     #[arg(long)]
     pub replay_events: bool,
-    /// Seed of the demo market and its shoppers [default: 1].
+    /// Seed of the simulated shoppers, and of the diets that a replay gives to households; the demo market is always the same [default: 1].
     #[arg(long, value_name = "SEED", allow_negative_numbers = true)]
     pub seed: Option<String>,
     /// Address of the web page; port 0 takes a free one [default: 127.0.0.1:8484].
@@ -169,7 +169,7 @@ pub struct ExplainArgs {
     /// The shopper: `user` or `tenant/user`. An id of the default tenant that holds a slash is found as it is, where no tenant is called
     /// like its beginning; `default/a/b` always means it.
     pub user: String,
-    /// Directory of the imported market that the page was made for [default: the demo market].
+    /// Directory of the imported market that the page was made for [default: where it was when `endcap up` ran last].
     #[arg(long, value_name = "DIR")]
     pub market: Option<String>,
     /// Writes JSON.

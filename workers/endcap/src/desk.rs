@@ -108,12 +108,15 @@ impl Desk {
     /// When the store does not answer.
     pub fn shoppers(&self, search: &str, limit: usize) -> Result<Shoppers> {
         let found = if search.is_empty() { self.file.pages_after(None, limit) } else { self.file.pages_like(search, limit) };
-        let rows = found.context("cannot read pages")?.into_iter().filter_map(|(user, stored)| {
-            let page = decode(stored.page.as_deref()?).ok()?.page;
-            let context_ms = stored.stamp.0.div_euclid(1_000);
-            Some(ShopperRow { user: names::short(&user), persona: page.persona, placements: page.placements.len(), context_ms })
-        });
-        Ok(Shoppers { shoppers: rows.collect() })
+        let market = self.market.snapshot();
+        let mut shoppers = Vec::new();
+        for (user, stored) in found.context("cannot read pages")? {
+            let Some(Ok(published)) = stored.page.as_deref().map(decode) else { continue };
+            let (page, context_ms) = (published.page, stored.stamp.0.div_euclid(1_000));
+            let placements = view::shown(&page, &market)?;
+            shoppers.push(ShopperRow { user: names::short(&user), persona: page.persona, placements, context_ms });
+        }
+        Ok(Shoppers { shoppers })
     }
 
     /// A shopper's page.

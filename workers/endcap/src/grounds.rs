@@ -5,15 +5,22 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use endcap_inference::{Embed, Embedding, Handle, Model};
 use endcap_market::DEMO_SEED;
 use endcap_retrieval::{IndexOptions, IndexProgress, Market, MarketDir, MarketError, build_index, write_demo};
+use endcap_runtime::Embedded;
+use endcap_schemas::topics::Topic;
+use serde::{Deserialize, Serialize};
 
-use crate::{config::Config, data, data::DataDir, progress};
+use crate::{config::Config, data, data::DataDir, dlq, progress};
 
 /// Says which generated market a directory holds, so that a newer program writes its own.
 const MARKER: &str = "demo.version";
+/// The demo market's identity, in whatever directory it lies: it is the same everywhere.
+const DEMO: &str = "demo";
+/// What the store keeps [`Origin`] under.
+const ORIGIN: &str = "market";
 
 /// Opens the market of `config`, making what is missing: the demo market's rows, the index over the terms.
 ///
@@ -39,21 +46,92 @@ where
     Ok(Market::over(dir)?)
 }
 
-/// Refuses a market that is named but not there, or cannot be read.
+/// The market that a data directory is about: its products and pages are of no other.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Origin {
+    identity: String,
+    /// Where it lay when it was used last.
+    path: String,
+}
+
+impl Origin {
+    /// What `file` notes; `None` where nobody has noted anything yet.
+    fn of(file: &Embedded) -> Result<Option<Self>> {
+        let noted = file.noted(ORIGIN).context("cannot read which market the data is about")?;
+        noted.map(|text| serde_json::from_str(&text).context("cannot read which market the data is about")).transpose()
+    }
+
+    fn is_demo(&self) -> bool {
+        self.identity == DEMO
+    }
+
+    /// Refuses any other market than this; `None` is the demo market.
+    fn check(&self, dir: Option<&MarketDir>, data: &Path) -> Result<()> {
+        let identity = dir.map_or(Ok(Some(DEMO.to_owned())), known_identity)?;
+        if identity.as_ref() == Some(&self.identity) { Ok(()) } else { Err(self.refusal(data)) }
+    }
+
+    fn refusal(&self, data: &Path) -> anyhow::Error {
+        let (data, other) = (data.display(), "or name another data directory with --data");
+        if self.is_demo() {
+            return anyhow!("the data in {data} is about the demo market: leave --market out, {other}");
+        }
+        anyhow!("the data in {data} is about another market, last seen in {}: name that one with --market, {other}", self.path)
+    }
+}
+
+/// The identity of the market in `dir`, where it has one: it gets one from [`claim`].
+fn known_identity(dir: &MarketDir) -> Result<Option<String>, MarketError> {
+    if dir.path().join(MARKER).exists() { Ok(Some(DEMO.to_owned())) } else { dir.known_identity() }
+}
+
+/// Refuses a market that is named but not there, cannot be read, or is not the one that the data directory is about. Where no event has come
+/// in yet, it is about none.
 ///
 /// # Errors
 /// With the remedy.
 pub fn check(config: &Config) -> Result<()> {
-    config.market.as_ref().map_or(Ok(()), |path| Ok(MarketDir::open(path).map(drop)?))
+    let dir = config.market.as_ref().map(MarketDir::open).transpose()?;
+    if !data::file_in(&config.data).is_file() {
+        return Ok(());
+    }
+    check_data(config, &dlq::open(config)?, dir.as_ref())
 }
 
-/// Opens the market of a data directory that was used before.
+fn check_data(config: &Config, file: &Embedded, dir: Option<&MarketDir>) -> Result<()> {
+    match Origin::of(file)? {
+        Some(origin) if file.end(Topic::EVENTS).context("cannot read the log")? > 0 => origin.check(dir, &config.data),
+        _ => Ok(()),
+    }
+}
+
+/// Notes in the data directory's store that it is about `market`, which is given an identity for that, if it has none.
 ///
 /// # Errors
-/// When there is none.
+/// When it is about another one, or either cannot be written.
+pub fn claim(config: &Config, file: &Embedded, market: &Market) -> Result<()> {
+    check_data(config, file, config.market.as_ref().map(|_| market.dir()))?;
+    let dir = market.dir();
+    let identity = known_identity(dir)?.map_or_else(|| dir.identity(), Ok)?;
+    let path = dir.path().canonicalize().unwrap_or_else(|_| dir.path().to_owned()).to_string_lossy().into_owned();
+    let note = serde_json::to_string(&Origin { identity, path }).context("cannot note the market")?;
+    file.note(ORIGIN, &note).context("cannot note the market")
+}
+
+/// Opens the market that a data directory is about: the one that `config` names, else the one that was used last.
+///
+/// # Errors
+/// When it is not there, or another one is named.
 pub fn open_existing(config: &Config) -> Result<Market> {
-    let path = config.market.clone().unwrap_or_else(|| data::market_in(&config.data));
-    Ok(Market::open(path)?)
+    let origin = Origin::of(&dlq::open(config)?)?;
+    let imported = origin.as_ref().filter(|origin| !origin.is_demo());
+    let dir = match (&config.market, imported) {
+        (Some(path), _) => MarketDir::open(path)?,
+        (None, Some(origin)) => MarketDir::open(&origin.path).map_err(|_| origin.refusal(&config.data))?,
+        (None, None) => MarketDir::open(data::market_in(&config.data))?,
+    };
+    origin.map_or(Ok(()), |origin| origin.check(Some(&dir), &config.data))?;
+    Ok(Market::over(dir)?)
 }
 
 /// The demo market's directory, written where it is missing or another program's.

@@ -23,7 +23,7 @@ use crate::{
     explain::StageStory,
     figures::Freshness,
     monitor::{busy_seconds, cache_figures, seconds_between, tokens_of},
-    replay,
+    replay, view,
 };
 
 /// Placements that make a page.
@@ -76,7 +76,7 @@ pub struct Report {
     pub events_accepted: u64,
     /// Shoppers whose context changed (erased ones excepted).
     pub shoppers_changed: u64,
-    /// Shoppers whose page has at least 5 placements.
+    /// Shoppers whose page has at least 5 placements that still show a product of the catalogue.
     pub shoppers_with_page: u64,
     /// Pages published.
     pub pages_published: u64,
@@ -315,7 +315,7 @@ fn read_stored(file: &Embedded, market: &Snapshot) -> Result<Stored> {
         for (user, row) in &rows {
             let Some(bytes) = &row.page else { continue };
             let published = desk::decode(bytes)?;
-            stored.with_page += u64::from(published.page.placements.len() >= FLOOR);
+            stored.with_page += u64::from(view::shown(&published.page, market)? >= FLOOR);
             stored.keywords_outside += keywords_outside(file, market, user, &published)?;
             for (name, version) in &published.page.versions {
                 let versions = stored.versions.entry(name.clone()).or_default();

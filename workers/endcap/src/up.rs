@@ -78,6 +78,7 @@ where
     progress::begin("opening the market");
     let market = grounds::open(&config, &data, &fleet.encoder)?;
     let file = open_file(&config, &data, clock.clone())?;
+    grounds::claim(&config, &file, &market)?;
     let shutdown = Shutdown::new();
     let ground =
         Ground { file: file.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };

@@ -104,17 +104,18 @@ impl KeywordView {
     }
 }
 
-/// Shows `page`; products that have left the catalogue since are left out. `recent` are the shopper's purchases, newest first.
+/// Shows `page`; products that have left the catalogue since are left out, and so are placements without any left. `recent` are the shopper's purchases, newest first.
 ///
 /// # Errors
 /// When the catalogue cannot be read.
 pub fn page(head: &Head, page: &Page, published_ms: i64, recent: &[PurchaseMemory], market: &Snapshot) -> Result<PageView> {
-    let mut told = HashSet::new();
-    let placements = page
-        .placements
-        .iter()
-        .map(|placement| show_placement(placement, because(placement, recent, &mut told), market))
-        .collect::<Result<_>>()?;
+    let (mut told, mut placements) = (HashSet::new(), Vec::with_capacity(page.placements.len()));
+    for placement in &page.placements {
+        let products = show_products(placement, market)?;
+        if !products.is_empty() {
+            placements.push(show_placement(placement, because(placement, recent, &mut told), products));
+        }
+    }
     Ok(PageView {
         user: short_name(head),
         persona: page.persona.clone(),
@@ -129,7 +130,24 @@ pub fn page(head: &Head, page: &Page, published_ms: i64, recent: &[PurchaseMemor
     })
 }
 
-fn show_placement(placement: &Placement, because: Option<String>, market: &Snapshot) -> Result<PlacementView> {
+/// How many placements of `page` still show a product.
+///
+/// # Errors
+/// When the catalogue cannot be read.
+pub fn shown(page: &Page, market: &Snapshot) -> Result<usize> {
+    let mut count = 0;
+    for placement in &page.placements {
+        for shown in &placement.products {
+            if market.product(&shown.product).context("cannot read the catalogue")?.is_some() {
+                count += 1;
+                break;
+            }
+        }
+    }
+    Ok(count)
+}
+
+fn show_products(placement: &Placement, market: &Snapshot) -> Result<Vec<ProductView>> {
     let ids: Vec<&str> = placement.products.iter().map(|shown| shown.product.as_str()).collect();
     let found = market.products(&ids).context("cannot read the catalogue")?;
     let by_id: HashMap<&str, &Product> = found.iter().map(|product| (product.id.as_str(), product)).collect();
@@ -137,15 +155,19 @@ fn show_placement(placement: &Placement, because: Option<String>, market: &Snaps
         .products
         .iter()
         .filter_map(|shown| Some(ProductView::of(by_id.get(shown.product.as_str())?, Some(shown.score))));
-    Ok(PlacementView {
+    Ok(products.collect())
+}
+
+fn show_placement(placement: &Placement, because: Option<String>, products: Vec<ProductView>) -> PlacementView {
+    PlacementView {
         title: placement.theme.title.clone(),
         intent: placement.theme.intent.clone(),
         because,
         origin: placement.theme.origin,
         keywords: placement.keywords.iter().map(KeywordView::of).collect(),
-        products: products.collect(),
+        products,
         retrieved: placement.retrieved,
-    })
+    }
 }
 
 /// The newest purchase in one of the theme's categories; each purchase is told once a page.

@@ -223,6 +223,25 @@ impl Embedded {
         self.shared.read(|connection| read_records(connection, topic, from, max))
     }
 
+    /// Keeps `value` under `name` for good, in place of what was there: for what a whole data directory is about.
+    ///
+    /// # Errors
+    /// [`LogError`] when the file does not answer.
+    pub fn note(&self, name: &str, value: &str) -> Result<(), LogError> {
+        const NOTE: &str = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+        self.shared.write(|transaction| transaction.execute(NOTE, [name, value]).map(|_| ()))
+    }
+
+    /// What was noted under `name`.
+    ///
+    /// # Errors
+    /// [`LogError`] when the file does not answer.
+    pub fn noted(&self, name: &str) -> Result<Option<String>, LogError> {
+        self.shared.read(|connection| {
+            connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0)).optional()
+        })
+    }
+
     /// Offset that the next record of `topic` will get: how many it ever had.
     ///
     /// # Errors
