@@ -194,9 +194,9 @@ impl Endcap {
     ///
     /// # Errors
     /// When nobody answers.
-    pub fn post(&self, path: &str, body: &str) -> Result<(u16, Value)> {
+    pub fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Result<(u16, Value)> {
         let mut response =
-            agent().post(format!("{}{path}", self.address)).header("content-type", "application/json").send(body)?;
+            agent().post(format!("{}{path}", self.address)).header("content-type", "application/json").send(body.as_ref())?;
         Ok((response.status().as_u16(), response.body_mut().read_json().unwrap_or_default()))
     }
 

@@ -4,3 +4,4 @@ mod architecture;
 mod market;
 mod path;
 mod program;
+mod web;

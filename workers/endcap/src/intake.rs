@@ -1,7 +1,8 @@
 //! The way in: events of the web interface into the log, what cannot be taken into the dead letters.
 //!
 //! A dead letter keeps its original bytes under its shopper, so that an erasure masks them. Where no shopper can be read (a line that is
-//! not JSON, an event without a user) no erasure could find them: their length and hash stand in their place.
+//! not JSON, an event without a user, a body that is refused as a whole) no erasure could find them: their length and hash stand in their
+//! place.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,7 +18,7 @@ use serde_json::Value;
 
 use crate::{
     desk::Desk,
-    web::{Entry, Place, Received},
+    web::{Entry, Place, Received, Refused},
 };
 
 /// Most characters of a reason that is stored.
@@ -91,9 +92,10 @@ impl Desk {
                 Entry::Unfit { id, fault, reason, original } => (id, fault, reason, original),
             };
             let user = user_of(&original);
+            let value = kept(original, user.as_ref());
             // Neither id nor reason: a sender may have put a user into either.
             tracing::warn!(user = user.as_ref().map(|user| self.names.name(user)), fault, "event refused");
-            letters.push(refusal(id.as_deref(), &reason, original, user.as_ref(), accepted_ms));
+            letters.push(letter("malformed", id.as_deref(), &reason, user.as_ref(), value, accepted_ms));
             results.push(EventResult { place, id, status: Status::Rejected, reason: Some(reason) });
         }
         // Offsets from here on are this request's or later.
@@ -103,6 +105,16 @@ impl Desk {
         let count = |status| results.iter().filter(|result| result.status == status).count();
         let (accepted, repeated, rejected) = (count(Status::Accepted), count(Status::Repeated), count(Status::Rejected));
         Ok(Taken { accepted_ms, accepted, repeated, rejected, results })
+    }
+
+    /// Keeps one dead letter for a body that is refused as a whole. Durable when it answers.
+    ///
+    /// # Errors
+    /// When the log is full or does not answer.
+    pub fn refuse(&self, body: Refused) -> Result<()> {
+        tracing::warn!(kind = body.kind, "body refused");
+        let letter = letter(body.kind, None, &body.reason, None, body.kept.into_bytes(), self.clock.now_ms());
+        admit(&self.file.producer(), &[], &[letter])
     }
 
     /// Finds the events that change nothing, as far as can be told: those that repeat one above them or one folded from before `end`. They
@@ -162,8 +174,8 @@ fn user_of(original: &[u8]) -> Option<UserKey> {
     Some(UserKey { user: part("user")?, tenant: part("tenant").unwrap_or_else(|| UserKey::DEFAULT_TENANT.to_owned()) })
 }
 
-/// What keeps an event that was refused at the door.
-fn refusal(id: Option<&str>, reason: &str, original: Vec<u8>, user: Option<&UserKey>, now_ms: i64) -> DeadLetter {
+/// What keeps `value`, which was refused at the door.
+fn letter(kind: &str, id: Option<&str>, reason: &str, user: Option<&UserKey>, value: Vec<u8>, now_ms: i64) -> DeadLetter {
     let nobody = || UserKey { tenant: UserKey::DEFAULT_TENANT.to_owned(), user: String::new() };
     DeadLetter {
         record: Record {
@@ -173,20 +185,24 @@ fn refusal(id: Option<&str>, reason: &str, original: Vec<u8>, user: Option<&User
             appended_ms: now_ms,
             key: user.cloned().unwrap_or_else(nobody).to_string(),
             headers: Headers::root(id.unwrap_or_default(), Topic::EVENTS, now_ms),
-            value: if user.is_some() { original } else { in_place_of(&original) },
+            value,
         },
         group: INGEST.to_owned(),
         stage: INGEST.to_owned(),
         attempts: 1,
-        kind: "malformed".to_owned(),
+        kind: kind.to_owned(),
         message: reason.chars().take(REASON_MAX).collect(),
     }
 }
 
+/// What may be kept of an event that was refused.
+fn kept(original: Vec<u8>, user: Option<&UserKey>) -> Vec<u8> {
+    if user.is_some() { original } else { in_place_of(blake3::Hasher::new().update(&original)).into_bytes() }
+}
+
 /// Length and hash of bytes that nobody can be found to own.
-fn in_place_of(original: &[u8]) -> Vec<u8> {
-    let hash = blake3::hash(original).to_hex();
-    format!("({} bytes, blake3 {}…)", original.len(), &hash[..HASH_DIGITS]).into_bytes()
+pub(crate) fn in_place_of(hashed: &blake3::Hasher) -> String {
+    format!("({} bytes, blake3 {}…)", hashed.count(), &hashed.finalize().to_hex()[..HASH_DIGITS])
 }
 
 #[cfg(test)]
@@ -195,7 +211,7 @@ mod tests {
 
     fn check(original: &str, key: &str, value: &str) {
         let user = user_of(original.as_bytes());
-        let letter = refusal(None, "no", original.as_bytes().to_owned(), user.as_ref(), 1);
+        let letter = letter("malformed", None, "no", user.as_ref(), kept(original.as_bytes().to_owned(), user.as_ref()), 1);
         assert_eq!(letter.record.key, key, "{original}");
         let kept = String::from_utf8(letter.record.value).unwrap();
         assert!(kept.starts_with(value), "{original}: {kept}");

@@ -213,7 +213,8 @@ fn start_web(
         let served = unpanicked("the web server", || {
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve the page")?;
-                web::serve(listener, web::router(life, access), ended).await
+                web::serve(listener, web::router(life, access), ended).await;
+                Ok(())
             })
         });
         let _ = events.send(Event::Served(served)); // nobody listens when the process is already ending

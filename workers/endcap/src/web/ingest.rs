@@ -1,7 +1,10 @@
 //! Reads the body of `POST /v1/events`: one JSON event, an array of them, or one event a line (NDJSON).
 //!
 //! Each event of an array and each line is taken or rejected on its own, and what is rejected keeps its original text: a line that is
-//! not JSON, too. Only a body that is neither JSON nor lines of events is refused as a whole, with the position of the fault.
+//! not JSON, too. Only a body that is neither JSON nor lines of events, or that holds too much, is refused as a whole. It becomes one dead
+//! letter: length and hash of the body.
+
+use std::time::Duration;
 
 use axum::{
     body::Body,
@@ -11,13 +14,18 @@ use endcap_schemas::ShopperEvent;
 use http_body_util::BodyExt;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 
 use super::error::ApiError;
+use crate::intake::in_place_of;
+
+/// What some programs put before UTF-8 text.
+pub const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Most bytes of one body.
-const BODY_MAX_BYTES: usize = 1 << 20;
+const BODY_MAX_BYTES: u64 = 1 << 20;
 /// So much of a body that is too long is read and thrown away, so that its sender hears why it was refused instead of a broken connection.
-const DISCARDED_MAX_BYTES: usize = 32 << 20;
+const DISCARDED_MAX_BYTES: u64 = 256 << 20;
 /// Most events of one body.
 const EVENTS_MAX: usize = 5_000;
 
@@ -58,6 +66,29 @@ pub enum Entry {
     },
 }
 
+/// A body that is refused as a whole.
+#[derive(Debug)]
+pub struct Refused {
+    status: StatusCode,
+    /// Of its dead letter.
+    pub kind: &'static str,
+    /// What is wrong with it, in words that hold nothing of it.
+    pub reason: String,
+    /// What is known of its bytes.
+    pub kept: String,
+}
+
+impl Refused {
+    fn new(kind: &'static str, reason: String, body: &[u8]) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, kind, reason, kept: in_place_of(blake3::Hasher::new().update(body)) }
+    }
+
+    /// What its sender hears.
+    pub(super) fn answer(&self) -> ApiError {
+        ApiError::new(self.status, format!("{}; it is kept as one dead letter (`endcap dlq ls`)", self.reason))
+    }
+}
+
 /// How a body is laid out, by its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -73,7 +104,7 @@ pub(super) enum Layout {
 /// `415` for any other type.
 pub(super) fn layout(headers: &HeaderMap) -> Result<Layout, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    match kind.split(';').next().unwrap_or_default().trim() {
+    match kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         "application/json" => Ok(Layout::Json),
         "application/x-ndjson" | "application/jsonl" => Ok(Layout::Lines),
         _ => Err(ApiError::new(
@@ -83,53 +114,90 @@ pub(super) fn layout(headers: &HeaderMap) -> Result<Layout, ApiError> {
     }
 }
 
-/// Takes in a whole body.
+/// Takes in a whole body, or refuses one that is too long.
 ///
 /// # Errors
-/// `413` when it is too long, `400` when it breaks off.
-pub(super) async fn collect(mut body: Body) -> Result<Vec<u8>, ApiError> {
-    let (mut kept, mut length) = (Vec::new(), 0);
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| bad(format!("the body broke off: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
-        length += data.len();
-        if length <= BODY_MAX_BYTES {
-            kept.extend_from_slice(&data);
-        } else if length > DISCARDED_MAX_BYTES {
-            break;
+/// `408` when it takes longer than `time`, `400` when it breaks off: its events were not received.
+pub(super) async fn collect(body: Body, time: Duration) -> Result<Result<Vec<u8>, Refused>, ApiError> {
+    let mut collected = Collected::default();
+    let done = timeout(time, collected.fill(body)).await;
+    if collected.length() > BODY_MAX_BYTES {
+        return Ok(Err(collected.too_large()));
+    }
+    match done {
+        Ok(Ok(())) => Ok(Ok(collected.bytes)),
+        Ok(Err(error)) => Err(ApiError::new(StatusCode::BAD_REQUEST, format!("the body broke off: {error}"))),
+        Err(_) => {
+            let message = format!("the body did not come in within {} s: send it again", time.as_secs());
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message))
         }
     }
-    if length > BODY_MAX_BYTES {
-        let message = format!("the body is longer than {BODY_MAX_BYTES} bytes: send the events in several requests");
-        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message));
-    }
-    Ok(kept)
 }
 
-/// Splits `body` into events.
+/// What has come in of a body.
+#[derive(Default)]
+struct Collected {
+    /// As many as a body may have.
+    bytes: Vec<u8>,
+    hasher: blake3::Hasher,
+    is_whole: bool,
+}
+
+impl Collected {
+    fn length(&self) -> u64 {
+        self.hasher.count()
+    }
+
+    async fn fill(&mut self, mut body: Body) -> Result<(), axum::Error> {
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            self.hasher.update(&data);
+            if self.length() <= BODY_MAX_BYTES {
+                self.bytes.extend_from_slice(&data);
+            } else if self.length() > DISCARDED_MAX_BYTES {
+                return Ok(());
+            }
+        }
+        self.is_whole = true;
+        Ok(())
+    }
+
+    fn too_large(&self) -> Refused {
+        Refused {
+            status: StatusCode::PAYLOAD_TOO_LARGE,
+            kind: "too_large",
+            reason: format!("the body is longer than {BODY_MAX_BYTES} bytes: send the events in several requests"),
+            kept: if self.is_whole { in_place_of(&self.hasher) } else { format!("({} bytes and more)", self.length()) },
+        }
+    }
+}
+
+/// Splits `body` into events; what is empty has none.
 ///
 /// # Errors
-/// `400` when the body is neither JSON nor lines of events, is empty or has too many events.
-pub(super) fn read(body: &[u8], layout: Layout) -> Result<Vec<Received>, ApiError> {
+/// When the body is neither JSON nor lines of events, or has too many events.
+pub(super) fn read(body: &[u8], layout: Layout) -> Result<Vec<Received>, Refused> {
+    let text = body.strip_prefix(BOM).unwrap_or(body);
     let received = match layout {
-        Layout::Json => read_json(body)?,
-        Layout::Lines => read_lines(body),
+        Layout::Json => {
+            read_json(text).map_err(|error| Refused::new("malformed", format!("the body is not JSON: {error}"), body))?
+        }
+        Layout::Lines => read_lines(text),
     };
-    match received.len() {
-        0 => Err(bad("the body holds no event".to_owned())),
-        n if n > EVENTS_MAX => Err(bad(format!("the body holds more than {EVENTS_MAX} events: send them in several requests"))),
-        _ => Ok(received),
+    if received.len() > EVENTS_MAX {
+        let reason = format!("the body holds more than {EVENTS_MAX} events: send them in several requests");
+        return Err(Refused::new("too_many", reason, body));
     }
+    Ok(received)
 }
 
-fn read_json(body: &[u8]) -> Result<Vec<Received>, ApiError> {
+fn read_json(body: &[u8]) -> serde_json::Result<Vec<Received>> {
     let start = body.trim_ascii_start();
     if start.is_empty() {
         return Ok(Vec::new());
     }
-    let fault = |error| bad(format!("the body is not JSON: {error}"));
     if start.starts_with(b"[") {
-        let events: Vec<&RawValue> = serde_json::from_slice(body).map_err(fault)?;
+        let events: Vec<&RawValue> = serde_json::from_slice(body)?;
         let places = (0..).map(Place::Index);
         return Ok(places.zip(events).map(|(place, event)| Received { place, entry: receive(event.get().as_bytes()) }).collect());
     }
@@ -141,7 +209,7 @@ fn read_json(body: &[u8]) -> Result<Vec<Received>, ApiError> {
         Err(error) => {
             let lines = read_lines(body);
             let is_event = |entry: &Entry| matches!(entry, Entry::Fit(_) | Entry::Unfit { id: Some(_), .. });
-            if lines.iter().any(|line| is_event(&line.entry)) { Ok(lines) } else { Err(fault(error)) }
+            if lines.iter().any(|line| is_event(&line.entry)) { Ok(lines) } else { Err(error) }
         }
     }
 }
@@ -176,12 +244,11 @@ fn id_of(value: &serde_json::Value) -> Option<String> {
     Some(value.get("id")?.as_str()?.chars().take(ShopperEvent::TEXT_MAX_BYTES / 4).collect())
 }
 
-fn bad(message: String) -> ApiError {
-    ApiError::new(StatusCode::BAD_REQUEST, message)
-}
-
 #[cfg(test)]
 mod tests {
+    use axum::body::Bytes;
+    use http_body_util::Full;
+
     use super::*;
 
     const GOOD: &str = r#"{"id":"e1","user":"u","at_ms":1,"kind":"purchase","lines":[{"product":"p"}]}"#;
@@ -243,18 +310,58 @@ mod tests {
 
     #[test]
     fn what_is_neither_json_nor_lines_of_events_is_refused_with_its_position() {
-        for (body, part) in [
-            (&b"{\"id\":"[..], "line 1 column 6"),
-            (b"[1,2", "line 1 column 4"),
-            (b"", "no event"),
-            (b" \n", "no event"),
-            (b"[]", "no event"),
-            (b"\xff\xfe", "line 1 column 1"),
-            (format!("{GOOD}\n").repeat(EVENTS_MAX + 1).as_bytes(), "more than"),
+        for (body, kind, part) in [
+            (&b"{\"id\":"[..], "malformed", "line 1 column 6"),
+            (b"[1,2", "malformed", "line 1 column 4"),
+            (b"{\"id\":NaN}", "malformed", "line 1 column 7"),
+            (b"\xff\xfe{\0", "malformed", "line 1 column 1"),
+            (b"{\"user\":\"Ren\xe9\"}", "malformed", "line 1 column"),
+            (format!("{GOOD}\n").repeat(EVENTS_MAX + 1).as_bytes(), "too_many", "more than"),
         ] {
-            let error = format!("{:?}", read(body, Layout::Json).expect_err("a refusal"));
-            assert!(error.contains(part), "`{error}` does not say `{part}`");
+            let refused = read(body, Layout::Json).expect_err("a refusal");
+            assert!(refused.kind == kind && refused.reason.contains(part), "{refused:?} does not say `{part}`");
+            assert!(refused.kept.starts_with(&format!("({} bytes, blake3 ", body.len())), "{refused:?}");
         }
-        assert!(format!("{:?}", read(b"\n", Layout::Lines).expect_err("a refusal")).contains("no event"));
+        for (body, layout) in [(&b""[..], Layout::Json), (b" \n", Layout::Json), (b"[]", Layout::Json), (b"\n", Layout::Lines)] {
+            check(body, layout, &[]);
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over() {
+        for text in [GOOD.to_owned(), format!("{GOOD}\n")] {
+            for layout in [Layout::Json, Layout::Lines] {
+                check([BOM, text.as_bytes()].concat(), layout, &[(LINE(1), Ok("e1"))]);
+            }
+        }
+        check([BOM, b"[", GOOD.as_bytes(), b"]"].concat(), Layout::Json, &[(INDEX(0), Ok("e1"))]);
+    }
+
+    #[test]
+    fn the_type_is_known_in_any_case_and_with_parameters() {
+        for (text, expected) in [
+            ("Application/JSON", Some(Layout::Json)),
+            ("application/json ; charset=utf-8", Some(Layout::Json)),
+            ("application/X-NDJSON;x=y", Some(Layout::Lines)),
+            ("text/plain", None),
+        ] {
+            let headers = [(header::CONTENT_TYPE, text.parse().unwrap())].into_iter().collect();
+            assert_eq!(layout(&headers).ok(), expected, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_end_is_not_waited_for() {
+        let long = vec![b' '; usize::try_from(BODY_MAX_BYTES).unwrap() + 1];
+        let collect = |first: Vec<u8>| {
+            let endless = Full::<Bytes>::from(first).with_trailers(std::future::pending());
+            collect(Body::new(endless), Duration::ZERO)
+        };
+        assert!(format!("{:?}", collect(b"{".to_vec()).await.expect_err("a time-out")).contains("408"));
+        let refused = collect(long).await.expect("a body").expect_err("a refusal");
+        assert_eq!(
+            (refused.status.as_u16(), refused.kind, refused.kept.as_str()),
+            (413, "too_large", "(1048577 bytes and more)")
+        );
     }
 }

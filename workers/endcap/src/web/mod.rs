@@ -9,14 +9,20 @@ mod ingest;
 mod life;
 mod routes;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use axum::{Router, middleware};
-use tokio::{net::TcpListener, sync::watch};
+use axum::{Router, middleware, serve::Listener};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 pub use access::Access;
-pub use ingest::{Entry, Place, Received};
+pub use ingest::{BOM, Entry, Place, Received, Refused};
 pub use life::Life;
 
 use self::error::ApiError;
@@ -24,6 +30,10 @@ use crate::desk::Desk;
 
 /// Requests that are worked on at once; more wait.
 const AT_ONCE: usize = 16;
+/// How long the head of a request may take, with the pause before it.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+/// How long requests that are open at the end may still take.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// What every handler has at hand.
 #[derive(Clone)]
@@ -51,14 +61,24 @@ pub fn router(life: Arc<Life>, access: Access) -> Router {
     assets::routes().merge(routes::routes()).layer(middleware::from_fn_with_state(access, access::guard)).with_state(web)
 }
 
-/// Serves until `ended` turns true.
+/// Serves until `ended` turns true; the runtime's end cuts off what is open after that and a short grace.
 ///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(listener: TcpListener, router: Router, mut ended: watch::Receiver<bool>) -> Result<()> {
-    let end = async move {
-        // A sender that is gone means the end as well.
-        let _ = ended.wait_for(|ended| *ended).await;
-    };
-    axum::serve(listener, router).with_graceful_shutdown(end).await.context("the web server failed")
+/// Not by `axum::serve`: it waits for the head of a request, and at the end for open requests, however long they take.
+pub async fn serve(mut listener: TcpListener, router: Router, mut ended: watch::Receiver<bool>) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+    let open = GracefulShutdown::new();
+    loop {
+        let (stream, _) = tokio::select! {
+            accepted = Listener::accept(&mut listener) => accepted,
+            // A sender that is gone means the end as well.
+            _ = ended.wait_for(|ended| *ended) => break,
+        };
+        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+        tokio::spawn(open.watch(connection)); // a connection that fails is its client's affair
+    }
+    drop(listener);
+    if timeout(GRACE, open.shutdown()).await.is_err() {
+        tracing::info!("requests that do not end are cut off");
+    }
 }

@@ -1,6 +1,6 @@
 //! The HTTP interface: paths, their parameters and their answers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -25,6 +25,8 @@ use crate::{
 
 /// Most rows of a list.
 const ROWS_MAX: usize = 500;
+/// How long a body may take to come in.
+const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// Every route of the interface.
 pub(super) fn routes() -> Router<Web> {
@@ -90,12 +92,21 @@ async fn explain(State(web): State<Web>, Path(user): Path<String>) -> Result<Jso
         .ok_or_else(|| ApiError::absent("nothing is known of this shopper yet"))
 }
 
-/// Answers when the events are durable. `200` also where some were rejected: each event has its own result, with its line or index.
+/// Answers when the events are durable. `200` also where some were rejected: each event has its own result, with its line or index. A body
+/// that is refused as a whole is a dead letter when that is answered.
 async fn events(State(web): State<Web>, headers: HeaderMap, body: Body) -> Result<Json<Taken>, ApiError> {
     let layout = ingest::layout(&headers)?;
-    let received = ingest::read(&ingest::collect(body).await?, layout)?;
+    let collected = ingest::collect(body, BODY_TIME).await?;
     let life = web.life.clone();
-    web.ask(move |desk| life.admit(|| desk.take(received))).await.map(Json)
+    match collected.and_then(|body| ingest::read(&body, layout)) {
+        Ok(received) if received.is_empty() => Err(ApiError::new(StatusCode::BAD_REQUEST, "the body holds no event")),
+        Ok(received) => web.ask(move |desk| life.admit(|| desk.take(received))).await.map(Json),
+        Err(refused) => {
+            let answer = refused.answer();
+            web.ask(move |desk| life.admit(|| desk.refuse(refused))).await?;
+            Err(answer)
+        }
+    }
 }
 
 async fn pipeline(State(web): State<Web>) -> Result<Json<Figures>, ApiError> {
