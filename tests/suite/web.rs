@@ -75,3 +75,27 @@ fn a_body_that_is_refused_as_a_whole_is_one_dead_letter() {
     let (status, answer) = up.post("/v1/events", [BOM, good.as_bytes()].concat()).unwrap();
     assert_eq!((status, &answer["accepted"], letters(&up).len()), (200, &Value::from(1), before), "{answer}");
 }
+
+#[test]
+fn what_a_file_could_not_send_is_told_apart_from_what_was_rejected() {
+    let place = place();
+    let up = up(&place, &[]);
+    let good = purchase("e1", "ada", "d00001").to_string();
+    let send = |name: &str, text: &str| {
+        let output = place.program().plain(&["send", &place.file(name, text), "--to", up.address()]).unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, out, said) = send("lines", &format!("\u{feff}{good}\n{}\nno json\n", "x".repeat(1_000_000)));
+    assert_eq!((code, out.as_str()), (Some(1), "1 taken, 0 repeated, 1 rejected, 1 not sent"), "{said}");
+    for part in
+        ["line 2: longer than 900000 bytes, not sent", "line 3: not JSON", "1 events were rejected", "no dead letter holds them"]
+    {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(letters(&up).len(), 1);
+    let (code, out, said) = send("array", &format!("[{good},\n{good},\n{{\"id\": ]\n"));
+    assert!(code == Some(1) && out.is_empty(), "{out}");
+    assert!(said.contains("not a JSON array, nothing was sent") && said.contains("line 3 column 8"), "{said}");
+    assert_eq!(letters(&up).len(), 1);
+}

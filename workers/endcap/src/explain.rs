@@ -11,7 +11,7 @@ use endcap_schemas::UserKey;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{cli::ExplainArgs, config::Config, desk, dlq, grounds, view::PageView};
+use crate::{cli::ExplainArgs, config::Config, desk, dlq, grounds, printable::printable, view::PageView};
 
 /// Longest text on one line of the terminal; longer texts get lines of their own.
 const LINE: usize = 100;
@@ -124,7 +124,8 @@ impl StageStory {
 impl Story {
     /// For the terminal.
     pub fn to_text(&self) -> String {
-        let mut text = format!("shopper {}\n", self.user);
+        let mut text = String::new();
+        line(&mut text, 0, &format!("shopper {}", self.user));
         if let Some(event) = &self.event {
             line(&mut text, 0, &format!("event {} accepted at {} ms", event.id, event.accepted_ms));
         }
@@ -168,7 +169,9 @@ fn bracket(reason: &str) -> String {
 }
 
 fn line(text: &mut String, depth: usize, words: &str) {
-    let _ = writeln!(text, "{:indent$}{words}", "", indent = depth * 2); // writing to a String cannot fail
+    for row in words.split('\n') {
+        let _ = writeln!(text, "{:indent$}{}", "", printable(row), indent = depth * 2); // writing to a String cannot fail
+    }
 }
 
 /// Any JSON value as indented lines.
@@ -223,7 +226,7 @@ mod tests {
     fn a_stored_result_is_told_in_lines() {
         let stored = json!({
             "verdict": "passed", "reason": "", "infer_ms": 12.5, "waited_ms": 3, "batch_records": 4,
-            "explanation": { "prompt": "<themes>", "themes": [{ "title": "Tea time", "concepts": ["tea".repeat(40)] }] },
+            "explanation": { "prompt": "<themes>\nbuy", "dislikes": ["\u{202e}evil"], "themes": [{ "title": "Tea time", "concepts": ["tea".repeat(40)] }] },
         });
         let result = StageResult {
             user: UserKey::of("u"),
@@ -235,8 +238,13 @@ mod tests {
         let stage = StageStory::of(&result).unwrap();
         assert_eq!((stage.context_ms, stage.batch_records, stage.verdict.as_str()), (7, 4, "passed"));
         let text = Story { user: "u".into(), event: None, stages: vec![stage], page: None }.to_text();
-        for part in ["── themes ── passed", "waited 3 ms, worked 12 ms in a batch of 4", "prompt: <themes>", "title: Tea time"]
-        {
+        for part in [
+            "── themes ── passed",
+            "waited 3 ms, worked 12 ms in a batch of 4",
+            "prompt: <themes>\n  buy",
+            "\\u{202e}evil",
+            "title: Tea time",
+        ] {
             assert!(text.contains(part), "{text}");
         }
     }

@@ -20,6 +20,7 @@ pub mod models;
 pub mod monitor;
 pub mod names;
 pub mod path;
+mod printable;
 pub mod progress;
 pub mod replay;
 pub mod report;

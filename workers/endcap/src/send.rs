@@ -14,25 +14,26 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, value::RawValue};
 
-use crate::{cli::SendArgs, desk::printable};
+use crate::{cli::SendArgs, printable::printable, web::BOM};
 
 /// Events of one request: no more than the ids that are remembered of a shopper, so that one whose answer was lost can be made again.
 const BATCH: usize = 256;
 /// Bytes of one request, well below what the server takes.
 const BATCH_BYTES: usize = 900_000;
-/// Rejected lines that are printed; more are only counted.
+/// Lines rejected or not sent that are printed; more are only counted.
 const LISTED_MAX: usize = 20;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to wait before each further try of a request that was turned away for now.
 const PAUSES: [Duration; 5] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(8)];
+const CANNOT_READ: &str = "cannot read the events";
 /// Too many requests; service unavailable.
 const FOR_NOW: [u16; 2] = [429, 503];
 
 /// Sends the file's events, in order. Prints how many were taken, and what was rejected.
 ///
 /// # Errors
-/// When the file cannot be read, the server cannot be reached or refuses a request, or some events were rejected.
+/// When the file cannot be read, the server cannot be reached or refuses a request, or some events were rejected or not sent.
 pub fn send(args: &SendArgs) -> Result<()> {
     send_with(args, thread::sleep)
 }
@@ -51,10 +52,10 @@ fn send_with(args: &SendArgs, wait: impl Fn(Duration)) -> Result<()> {
         let answer = if events.is_empty() { Value::Null } else { server.take(&events.join(&b'\n'), &wait)? };
         sent.count(batch, &answer)
     });
-    for rejected in &sent.listed {
-        eprintln!("{rejected}");
+    for line in &sent.listed {
+        eprintln!("{line}");
     }
-    let more = sent.rejected.saturating_sub(sent.listed.len());
+    let more = (sent.rejected + sent.too_long).saturating_sub(sent.listed.len());
     if more > 0 {
         eprintln!("… and {more} more");
     }
@@ -64,10 +65,7 @@ fn send_with(args: &SendArgs, wait: impl Fn(Duration)) -> Result<()> {
         done?;
     }
     println!("{sent}");
-    if sent.rejected > 0 {
-        bail!("{} events were rejected: `endcap dlq ls` lists them with their reasons", sent.rejected);
-    }
-    Ok(())
+    sent.check()
 }
 
 /// What became of the events sent.
@@ -76,7 +74,9 @@ struct Sent {
     taken: usize,
     repeated: usize,
     rejected: usize,
-    /// The first that were rejected, for people.
+    /// Not sent.
+    too_long: usize,
+    /// The first that were rejected or not sent, for people.
     listed: Vec<String>,
     /// Whether the server answered for anything.
     any: bool,
@@ -98,18 +98,34 @@ impl Sent {
             match result["status"].as_str() {
                 Some("accepted") => self.taken += 1,
                 Some("repeated") => self.repeated += 1,
-                _ => self.reject(line.number, result["reason"].as_str().unwrap_or("no reason given")),
+                _ => {
+                    self.rejected += 1;
+                    self.list(line.number, result["reason"].as_str().unwrap_or("no reason given"));
+                }
             }
         }
         for line in &batch.too_long {
-            self.reject(*line, &format!("longer than {BATCH_BYTES} bytes, not sent"));
+            self.too_long += 1;
+            self.list(*line, &format!("longer than {BATCH_BYTES} bytes, not sent"));
         }
         (self.any, self.from) = (true, batch.last + 1);
         Ok(())
     }
 
-    fn reject(&mut self, line: usize, reason: &str) {
-        self.rejected += 1;
+    /// Whether everything was taken.
+    fn check(&self) -> Result<()> {
+        match (self.rejected, self.too_long) {
+            (0, 0) => Ok(()),
+            (rejected, 0) => bail!("{rejected} events were rejected: `endcap dlq ls` lists them with their reasons"),
+            (0, unsent) => bail!("{unsent} lines are too long and were not sent: no dead letter holds them"),
+            (rejected, unsent) => bail!(
+                "{rejected} events were rejected: `endcap dlq ls` lists them with their reasons; {unsent} lines are too long and were \
+                 not sent: no dead letter holds them"
+            ),
+        }
+    }
+
+    fn list(&mut self, line: usize, reason: &str) {
         if self.listed.len() < LISTED_MAX {
             self.listed.push(format!("line {line}: {}", printable(reason)));
         }
@@ -118,7 +134,8 @@ impl Sent {
 
 impl fmt::Display for Sent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} taken, {} repeated, {} rejected", self.taken, self.repeated, self.rejected)
+        write!(f, "{} taken, {} repeated, {} rejected", self.taken, self.repeated, self.rejected)?;
+        if self.too_long > 0 { write!(f, ", {} not sent", self.too_long) } else { Ok(()) }
     }
 }
 
@@ -172,17 +189,20 @@ impl Batch {
 
 /// Hands batches of events to `post`, those that begin on line `from_line` or later: lines as they are, an array as its members.
 fn each_batch(input: &mut dyn BufRead, from_line: usize, post: &mut dyn FnMut(&Batch) -> Result<()>) -> Result<()> {
-    let starts_array =
-        input.fill_buf().context("cannot read the events")?.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+    if input.fill_buf().context(CANNOT_READ)?.starts_with(BOM) {
+        input.consume(BOM.len());
+    }
+    let starts_array = input.fill_buf().context(CANNOT_READ)?.trim_ascii_start().starts_with(b"[");
     let mut batch = Batch::default();
     if starts_array {
-        let mut text = String::new();
-        input.read_to_string(&mut text).context("cannot read the events")?;
-        let members: Vec<&RawValue> = serde_json::from_str(&text).context("cannot read the events: not a JSON array")?;
+        let mut text = Vec::new();
+        input.read_to_end(&mut text).context(CANNOT_READ)?;
+        let members: Vec<&RawValue> =
+            serde_json::from_slice(&text).context("cannot read the events: not a JSON array, nothing was sent")?;
         let (mut line, mut from) = (1, 0);
         for member in members {
             let at = member.get().as_ptr().addr() - text.as_ptr().addr();
-            line += text[from..at].matches('\n').count();
+            line += text[from..at].iter().filter(|byte| **byte == b'\n').count();
             from = at;
             // Between the parts of a JSON value a line's end is a space like any other.
             if line >= from_line {
@@ -191,7 +211,7 @@ fn each_batch(input: &mut dyn BufRead, from_line: usize, post: &mut dyn FnMut(&B
         }
     } else {
         let (mut line, mut text) = (0, Vec::new());
-        while read_line(input, &mut text).context("cannot read the events")? {
+        while read_line(input, &mut text).context(CANNOT_READ)? {
             line += 1;
             if line >= from_line && !text.trim_ascii().is_empty() {
                 batch.add(line, text.trim_ascii(), post)?;
@@ -300,6 +320,8 @@ mod tests {
         check("{\"id\":1}\r\n\n no json\n{\"id\":2}", &[(1, "{\"id\":1}"), (3, "no json"), (4, "{\"id\":2}")]);
         check("\n [{\"id\":1},\n {\"id\":\n2}, 3]", &[(2, "{\"id\":1}"), (3, "{\"id\": 2}"), (4, "3")]);
         check("", &[]);
+        check("\u{feff}{}\n{}", &[(1, "{}"), (2, "{}")]);
+        check("\u{feff}\n[{}]", &[(2, "{}")]);
     }
 
     #[test]
@@ -316,6 +338,15 @@ mod tests {
         let batches = batches(text.as_bytes());
         let [batch] = batches.as_slice() else { panic!("{} batches", batches.len()) };
         assert_eq!((batch.lines.len(), batch.too_long.as_slice(), batch.last), (2, [2].as_slice(), 3));
+    }
+
+    #[test]
+    fn an_array_that_is_broken_is_not_sent_and_tells_the_line() {
+        for text in [&b"[{},\n{\"id\":\n}]"[..], b"[{},\n{},\n\"\xe9\"]"] {
+            let error = each_batch(&mut &*text, 1, &mut |_| panic!("sent")).unwrap_err();
+            let error = format!("{error:#}");
+            assert!(error.contains("nothing was sent") && error.contains("at line 3 column"), "{error}");
+        }
     }
 
     #[test]
@@ -403,6 +434,17 @@ mod tests {
         sent.count(batch, &json!({ "results": results })).unwrap();
         assert_eq!((sent.to_string().as_str(), sent.from), ("1 taken, 1 repeated, 1 rejected", 5));
         assert_eq!(sent.listed, ["line 3: no"]);
+        assert!(sent.check().unwrap_err().to_string().ends_with("lists them with their reasons"));
         sent.count(batch, &json!({ "results": [] })).unwrap_err();
+    }
+
+    #[test]
+    fn what_was_not_sent_is_told_apart_from_what_was_rejected() {
+        let mut sent = Sent::default();
+        let [batch] = &batches(format!("a\n{}\n", "x".repeat(BATCH_BYTES + 1)).as_bytes())[..] else { panic!("one batch") };
+        sent.count(batch, &json!({ "results": [{ "status": "accepted" }] })).unwrap();
+        assert_eq!(sent.to_string(), "1 taken, 0 repeated, 0 rejected, 1 not sent");
+        let fault = sent.check().unwrap_err().to_string();
+        assert!(fault.contains("no dead letter") && !fault.contains("dlq"), "{fault}");
     }
 }
