@@ -274,7 +274,7 @@ impl Config {
             bind: merged
                 .get("bind", "an address such as 127.0.0.1:8484", |text| text.parse().ok())
                 .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8484))),
-            token: merged.get("token", "at least 16 bytes of visible ASCII", token),
+            token: merged.get("token", "at least 16 of the characters A-Z a-z 0-9 - . _ ~", token),
             debounce: merged
                 .get("debounce", "a time up to 1h, such as 2s or 500ms", |text| time(text, Duration::from_secs(3_600)))
                 .unwrap_or(if events.is_some() { Duration::ZERO } else { Duration::from_secs(2) }),
@@ -351,8 +351,10 @@ fn rate(text: &str) -> Option<f64> {
     text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0)
 }
 
+/// The characters are those that mean themselves in an address and in a cookie.
 fn token(text: &str) -> Option<Token> {
-    (text.len() >= Token::MIN_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Token(text.to_owned()))
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    (text.len() >= Token::MIN_BYTES && text.bytes().all(is_plain)).then(|| Token(text.to_owned()))
 }
 
 fn time(text: &str, most: Duration) -> Option<Duration> {
@@ -453,5 +455,13 @@ mod tests {
         assert!(!faults.contains("hunter2"), "{faults}");
         let config = resolved(&[env(&[("ENDCAP_TOKEN", "0123456789abcdef")])]).unwrap();
         assert!(!format!("{config:?}").contains("0123456789"));
+    }
+
+    #[test]
+    fn a_token_is_one_that_a_browser_hands_on_as_it_is() {
+        resolved(&[env(&[("ENDCAP_TOKEN", "AZaz09-._~AZaz09")])]).unwrap();
+        for text in ["abc+/=;%41abcdefghij", "correct horse battery", "crème-brûlée-crème", "fifteen-bytes.."] {
+            check(&[env(&[("ENDCAP_TOKEN", text)])], &["at least 16 of the characters A-Z a-z 0-9 - . _ ~"]);
+        }
     }
 }

@@ -104,7 +104,8 @@ fn same_site(request: &Request) -> Result<(), ApiError> {
 }
 
 fn given(headers: &HeaderMap) -> Option<&str> {
-    let bearer = text(headers, header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+    let authorization = text(headers, header::AUTHORIZATION).and_then(|value| value.split_once(' '));
+    let bearer = authorization.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim_start());
     bearer.or_else(|| text(headers, header::COOKIE)?.split("; ").find_map(|pair| pair.strip_prefix(COOKIE)?.strip_prefix('=')))
 }
 
@@ -138,6 +139,7 @@ mod tests {
     fn with_a_token_every_request_must_bring_it() {
         let access = Access::new(Some(Token::of("correct-horse-battery")));
         check(&access, &[("host", "example.org"), ("authorization", "Bearer correct-horse-battery")], true);
+        check(&access, &[("authorization", "bearer  correct-horse-battery")], true);
         check(&access, &[("cookie", "a=b; endcap_token=correct-horse-battery")], true);
         check(&access, &[("host", "localhost")], false);
         check(&access, &[("authorization", "Bearer correct-horse-batterY")], false);
