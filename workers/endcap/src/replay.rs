@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fs::File,
-    io::{BufRead, BufReader, Lines, Seek},
+    io::{self, BufRead, BufReader, Lines, Seek},
     path::{Path, PathBuf},
 };
 
@@ -20,8 +20,8 @@ const HOUSEHOLDS_PER_DIET: u64 = 5;
 /// Begins the ids of preferences that no household stated.
 pub const SEEDED: &str = "seeded-diet-";
 
-/// Imported events. Every household's first event comes with the diet that the seed gives it, if any: such a preference goes into the
-/// log beside the event and is not counted.
+/// Imported events. Every household that never states its diets has its first event come with the diet that the seed gives it, if any: such
+/// a preference goes into the log beside the event and is not counted.
 pub struct Imported {
     path: PathBuf,
     seed: u64,
@@ -30,6 +30,8 @@ pub struct Imported {
     lines: Lines<BufReader<File>>,
     at: u64,
     seen: HashSet<UserKey>,
+    /// Households that state their diets in some event.
+    stating: HashSet<UserKey>,
 }
 
 impl Imported {
@@ -38,11 +40,11 @@ impl Imported {
     /// # Errors
     /// When there are none.
     pub fn open(market: &Path, seed: u64) -> Result<Self> {
-        let (path, mut file) = events(market)?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(&mut file).and_then(|_| file.rewind()).with_context(|| format!("cannot read {}", path.display()))?;
-        let hash = hasher.finalize().to_hex()[..12].to_owned();
-        Ok(Self { path, seed, hash, lines: BufReader::new(file).lines(), at: 0, seen: HashSet::new() })
+        let (path, file) = events(market)?;
+        let mut file = BufReader::new(file);
+        let read = look_through(&mut file).and_then(|found| file.rewind().map(|()| found));
+        let (hash, stating) = read.with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Self { path, seed, hash, lines: file.lines(), at: 0, seen: HashSet::new(), stating })
     }
 
     /// Refuses a market without events.
@@ -64,7 +66,7 @@ impl Imported {
 
     /// The diet's statement of a household that comes for the first time.
     fn preference(&mut self, event: &ShopperEvent) -> Option<ShopperEvent> {
-        if !self.seen.insert(event.key()) || event.kind == EventKind::Preference {
+        if !self.seen.insert(event.key()) || self.stating.contains(&event.key()) {
             return None;
         }
         let diet = seeded_diet(self.seed, &event.key())?;
@@ -104,6 +106,24 @@ impl Source for Imported {
     fn describe(&self) -> String {
         "replaying imported events".to_owned()
     }
+}
+
+/// The hash of a file of events, and the households that state their diets in it: one pass before the first event, a tenth of a second for
+/// a hundred thousand.
+fn look_through(file: &mut impl BufRead) -> io::Result<(String, HashSet<UserKey>)> {
+    let (mut hasher, mut stating, mut line) = (blake3::Hasher::new(), HashSet::new(), String::new());
+    while file.read_line(&mut line)? > 0 {
+        hasher.update(line.as_bytes());
+        // Few events are preferences; what cannot be read is told when its turn comes.
+        if line.contains("\"diets\"")
+            && let Ok(event) = serde_json::from_str::<ShopperEvent>(&line)
+            && event.preference.as_ref().is_some_and(|preference| preference.diets.is_some())
+        {
+            stating.insert(event.key());
+        }
+        line.clear();
+    }
+    Ok((hasher.finalize().to_hex()[..12].to_owned(), stating))
 }
 
 /// Where the events of a market lie, and the file.
@@ -154,6 +174,25 @@ mod tests {
             let second = Imported::open(dir.path(), 7).unwrap().read(cut, 1_000).unwrap();
             assert_eq!(ids(&[first, second]), ids(std::slice::from_ref(&whole)), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_household_that_states_its_diets_at_any_time_gets_none() {
+        let dir = market(100);
+        let path = grounds::events_of(dir.path());
+        let seeded = || {
+            let batch = Imported::open(dir.path(), 7).unwrap().read(0, 1_000).unwrap();
+            let seeded = batch.events.iter().filter(|event| event.id.starts_with(SEEDED));
+            seeded.map(|event| event.user.clone()).collect::<Vec<_>>()
+        };
+        let before = seeded();
+        let stated =
+            [(r#"{"diets":["vegan"]}"#, &before[0]), (r#"{"diets":[]}"#, &before[1]), (r#"{"dislikes":["peas"]}"#, &before[2])];
+        let rows = stated.map(|(preference, user)| {
+            format!(r#"{{"id":"s-{user}","user":"{user}","at_ms":900,"kind":"preference","preference":{preference}}}"#) + "\n"
+        });
+        fs::write(&path, fs::read_to_string(&path).unwrap() + &rows.concat()).unwrap();
+        assert_eq!(seeded(), before[2..]);
     }
 
     #[test]
