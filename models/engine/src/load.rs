@@ -9,7 +9,7 @@ use std::{
 
 use candle_core::{DType, Device, Tensor, safetensors::Load};
 use memmap2::Mmap;
-use safetensors::{SafeTensorError, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -188,7 +188,8 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// All tensors of a safetensors file, as they are stored, on `device`.
 ///
 /// # Errors
-/// [`EngineError::File`] when it is missing, cut short or foreign.
+/// [`EngineError::File`] when it is missing, cut short or foreign, or holds values that are no finite numbers: nothing computed from them is
+/// one either, so that a model would serve without a word and have no product pass.
 pub fn read_tensors(path: &Path, device: &Device) -> Result<HashMap<String, Tensor>> {
     let bytes = map(path)?;
     if bytes.starts_with(b"version https://git-lfs") {
@@ -198,10 +199,30 @@ pub fn read_tensors(path: &Path, device: &Device) -> Result<HashMap<String, Tens
     file.tensors()
         .into_iter()
         .map(|(name, view)| match view.load(device) {
+            Ok(_) if !is_finite(&view) => {
+                let remedy = "fetch the model again, or train it again from where it was sound";
+                Err(EngineError::file(path, format!("tensor {name} holds a value that is no finite number"), remedy))
+            }
             Ok(tensor) => Ok((name, tensor)),
             Err(error) => Err(EngineError::file(path, format!("tensor {name}: {error}"), "use f32, f16 or bf16 weights")),
         })
         .collect()
+}
+
+/// Whether every value of a tensor is a finite number; of types that no model here is stored in, nothing is known.
+fn is_finite(view: &TensorView<'_>) -> bool {
+    /// Folded, not searched, so that the compiler makes vector instructions of it: it costs less than reading the values.
+    fn all<const N: usize>(bytes: &[u8], none: impl Fn([u8; N]) -> bool) -> bool {
+        let (values, _) = bytes.as_chunks::<N>();
+        values.chunks(4_096).all(|part| !part.iter().fold(false, |found, value| found | none(*value)))
+    }
+    match view.dtype() {
+        Dtype::F64 => all(view.data(), |value| !f64::from_le_bytes(value).is_finite()),
+        Dtype::F32 => all(view.data(), |value| !f32::from_le_bytes(value).is_finite()),
+        Dtype::BF16 => all(view.data(), |value| u16::from_le_bytes(value) & 0x7f80 == 0x7f80),
+        Dtype::F16 => all(view.data(), |value| u16::from_le_bytes(value) & 0x7c00 == 0x7c00),
+        _ => true,
+    }
 }
 
 /// What a safetensors file says about itself beside its tensors.

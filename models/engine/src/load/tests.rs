@@ -95,6 +95,29 @@ fn broken_directories_say_which_file_and_what_to_do() {
     }
 }
 
+#[test]
+fn weights_that_are_no_finite_numbers_are_refused_by_the_name_of_their_tensor() {
+    let dir = model();
+    let sound = ModelDir::open(dir.path()).unwrap().tensors().unwrap();
+    let name = "model.norm.weight";
+    for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16] {
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let mut values = vec![1.0; 16];
+            values[15] = value;
+            let mut tensors = sound.clone();
+            tensors.insert(name.to_owned(), Tensor::new(values, &Device::Cpu).unwrap().to_dtype(dtype).unwrap());
+            write_tensors(&dir.path().join(WEIGHTS), &tensors).unwrap();
+            let error = Decoder::load(dir.path(), &Device::Cpu).unwrap_err().to_string();
+            let parts = [WEIGHTS, name, "no finite number", "fetch the model again"];
+            assert!(parts.iter().all(|part| error.contains(part)), "{dtype:?} {value}: {error}");
+        }
+    }
+    let highest = Tensor::new(vec![65_504_f32; 16], &Device::Cpu).unwrap().to_dtype(DType::F16).unwrap();
+    write_tensors(&dir.path().join(WEIGHTS), &[sound, [(name.to_owned(), highest)].into()].into_iter().flatten().collect())
+        .unwrap();
+    Decoder::load(dir.path(), &Device::Cpu).unwrap();
+}
+
 fn shorten(dir: &Path, keep: usize) {
     let bytes = std::fs::read(dir.join(WEIGHTS)).unwrap();
     assert!(bytes.len() > keep);
