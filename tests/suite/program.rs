@@ -501,6 +501,13 @@ fn models_that_are_trained_for_a_market_are_the_ones_that_serve_it() {
     };
     assert_eq!(page["versions"]["themes"], version(&trained), "{page}");
     assert_ne!(version(&trained), version(&built_in));
+
+    fs::remove_file(trained.join("decoder/themes.adapter.safetensors")).unwrap();
+    let data = place.dir.path().join("unfinished").display().to_string();
+    let args = ["up", "--data", &data, "--market", &target, "--shoppers", "0", "--bind", "127.0.0.1:0", "--exit-when-drained"];
+    let unfinished = program.plain(&args);
+    let said = String::from_utf8_lossy(&unfinished.unwrap().stderr).into_owned();
+    assert!(said.contains("are not finished and are left out") && said.contains("themes.adapter.safetensors"), "{said}");
 }
 
 /// Events of a run that is killed over and over.

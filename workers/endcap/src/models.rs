@@ -49,7 +49,8 @@ impl Places {
     }
 }
 
-/// The models that were trained for the market, where no others are named and all of them are there.
+/// The models that were trained for the market, where no others are named and all of them are there. Says what is missing of them: a training
+/// that was stopped leaves some.
 fn trained(config: &Config) -> Option<PathBuf> {
     const WHOLE: [&str; 4] = [
         "encoder/model.safetensors",
@@ -58,7 +59,15 @@ fn trained(config: &Config) -> Option<PathBuf> {
         "decoder/keywords.adapter.safetensors",
     ];
     let dir = config.market.as_deref().filter(|_| config.models.is_none()).map(grounds::trained_in)?;
-    WHOLE.iter().all(|file| dir.join(file).is_file()).then_some(dir)
+    let missing: Vec<_> = WHOLE.into_iter().filter(|file| !dir.join(file).is_file()).collect();
+    if !missing.is_empty() && dir.is_dir() {
+        tracing::warn!(
+            models = %dir.display(),
+            missing = missing.join(", "),
+            "the market's own models are not finished and are left out: `endcap train --market` goes on with them"
+        );
+    }
+    missing.is_empty().then_some(dir)
 }
 
 /// The models' directory: the one that `config` names, or the binary's own, laid out below `built_in`.

@@ -44,6 +44,10 @@ const ADAPTER_RATE: f32 = 1.5e-3;
 /// # Errors
 /// When files cannot be read or written, or training fails.
 pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
+    let goes_on = args.market.is_some() || matches!(args.what, Some(Trainable::CrossEncoder | Trainable::Decoder));
+    if args.from.is_some() && !goes_on {
+        bail!("without --market only the cross-encoder and the decoder go on from finished models: leave --from out");
+    }
     let school = match &args.market {
         None => School::of_demo(args)?,
         Some(market) => School::of_market(args, config, market)?,
