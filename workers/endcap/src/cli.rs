@@ -87,7 +87,8 @@ pub struct UpArgs {
     /// Address of the web page; port 0 takes a free one [default: 127.0.0.1:8484].
     #[arg(long, value_name = "ADDRESS")]
     pub bind: Option<String>,
-    /// What requests must bring, those for health excepted; needed where the address is not a loopback one.
+    /// What requests must bring, those for health excepted: at least 16 of A-Z a-z 0-9 - . _ ~; needed where the address is not a
+    /// loopback one.
     #[arg(long, value_name = "TOKEN")]
     pub token: Option<String>,
     /// How long a shopper must rest before a page is made [default: 0s with --events, else 2s].

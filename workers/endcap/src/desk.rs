@@ -21,6 +21,7 @@ use crate::{
     figures::Figures,
     logging::Anonymiser,
     names,
+    printable::printable,
     view::{self, PageView},
 };
 
@@ -243,12 +244,6 @@ impl fmt::Display for DeadLetterRow {
         let (message, original) = (printable(&self.message), printable(&self.original));
         write!(f, "{:>6}  {}  {}  {}: {message}  {original}", self.id, self.at_ms, self.stage, self.reason)
     }
-}
-
-/// `text` on one line, without what a terminal would obey.
-pub(crate) fn printable(text: &str) -> String {
-    let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
-    text.chars().map(escape).collect()
 }
 
 /// What a dead letter holds, readable: an event as JSON where it is one, else the bytes as text.
