@@ -272,9 +272,9 @@ mod tests {
         }
         std::fs::rename(at("themes"), at("other")).unwrap();
         std::fs::copy(at("keywords"), at("themes")).unwrap();
-        assert!(refusal(dir.path(), "themes").unwrap().contains("adapter for keywords"));
+        assert!(refusal(dir.path(), "themes").unwrap().contains("adapter for keywords, not for themes"));
         std::fs::rename(at("other"), at("keywords")).unwrap();
-        assert!(refusal(dir.path(), "keywords").unwrap().contains("not the adapter for keywords"));
+        assert!(refusal(dir.path(), "keywords").unwrap().contains("adapter for themes, not for keywords"));
     }
 
     #[test]
