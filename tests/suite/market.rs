@@ -49,7 +49,7 @@ impl Place {
     fn up_with_page(&self, market: &str) -> (Endcap, Value) {
         let up =
             self.program().up(&["--models", &self.models, "--market", market, "--shoppers", "0", "--debounce", "0s"]).unwrap();
-        up.post("/v1/events", &purchase("e1", "ada", "p1").to_string()).unwrap();
+        up.post("/v1/events", purchase("e1", "ada", "p1").to_string()).unwrap();
         let page = up.wait_for("/v1/pages/ada", |page| page["placements"].as_array().map(|_| page.clone())).expect("a page");
         (up, page)
     }

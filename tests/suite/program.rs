@@ -74,7 +74,7 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
         { "id": "slash", "user": "a/b", "at_ms": 1_750_000_000_000_i64, "kind": "consent", "personalise": false },
         { "id": "hostile", "user": hostile, "at_ms": 1_750_000_000_000_i64, "kind": "preference", "preference": { "dislikes": [hostile] } },
     ]);
-    let (status, answer) = up.post("/v1/events", &body.to_string()).unwrap();
+    let (status, answer) = up.post("/v1/events", body.to_string()).unwrap();
     let statuses: Vec<&str> =
         answer["results"].as_array().unwrap().iter().map(|result| result["status"].as_str().unwrap()).collect();
     let (accepted, rejected) = ("accepted", "rejected");
@@ -110,7 +110,7 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
     let (status, answer) = up.post("/v1/events", "{\"id\": ").unwrap();
     assert_eq!(status, 400);
     assert!(answer["error"].as_str().unwrap().contains("line 1 column"), "{answer}");
-    let (status, _) = up.post("/v1/events", &"x".repeat(2 << 20)).unwrap();
+    let (status, _) = up.post("/v1/events", "x".repeat(2 << 20)).unwrap();
     assert_eq!(status, 413);
     let said = up.kill();
     assert!(said.matches("event refused").count() == 2 && said.contains("not a shopper event"), "{said}");
@@ -159,10 +159,10 @@ fn lines_that_are_no_events_hold_up_no_others() {
     let letter = &dead_letters(&up, 1)[0];
     assert!(letter["original"].as_str().unwrap().starts_with("(7 bytes, blake3 "), "no erasure would find it: {letter}");
     up.wait_for("/v1/journey/ada", |answer| answer["stages"].as_array()?.first().map(|_| ())).expect("a folded event");
-    assert_eq!(up.post("/v1/events", &purchase("e1", "ada", "d00001").to_string()).unwrap().1["repeated"], 1);
+    assert_eq!(up.post("/v1/events", purchase("e1", "ada", "d00001").to_string()).unwrap().1["repeated"], 1);
     let erase = json!({ "id": "e0", "user": "ida", "at_ms": 1_750_000_000_000_i64, "kind": "erase" });
     let body = json!([purchase("e1", "ida", "d00001"), erase, purchase("e1", "ida", "d00001")]);
-    let (_, answer) = up.post("/v1/events", &body.to_string()).unwrap();
+    let (_, answer) = up.post("/v1/events", body.to_string()).unwrap();
     assert_eq!(answer["accepted"], 3, "behind an erasure an id is new: {answer}");
 
     let view = |n: usize| format!("{}\n", purchase(&format!("v{n}"), "bob", "d00001")).replace("purchase", "view");
@@ -311,7 +311,7 @@ fn health_answers_from_the_first_moment_and_tells_what_the_start_is_at() {
     assert!(answer["troubles"][0].as_str().unwrap().starts_with("starting: "), "{answer}");
     assert_eq!(up.get("/health/live").unwrap().0, 200);
     for (status, answer) in
-        [up.get("/v1/shoppers").unwrap(), up.post("/v1/events", &purchase("e", "ada", "d00001").to_string()).unwrap()]
+        [up.get("/v1/shoppers").unwrap(), up.post("/v1/events", purchase("e", "ada", "d00001").to_string()).unwrap()]
     {
         assert!(status == 503 && answer["error"].as_str().unwrap().starts_with("starting: "), "{status} {answer}");
     }
@@ -341,7 +341,7 @@ fn the_second_ctrl_c_leaves_the_rest_to_the_next_start() {
     up.interrupt().unwrap();
     let draining = |answer: &Value| answer["troubles"][0].as_str()?.starts_with("draining: ").then_some(());
     up.wait_for("/health/ready", draining).unwrap();
-    let (status, answer) = up.post("/v1/events", &purchase("late", "ada", "d00001").to_string()).unwrap();
+    let (status, answer) = up.post("/v1/events", purchase("late", "ada", "d00001").to_string()).unwrap();
     assert!(status == 503 && answer["error"].as_str().unwrap().starts_with("ending: "), "{status} {answer}");
     up.interrupt().unwrap();
     up.wait().expect("an orderly end");
@@ -356,7 +356,7 @@ fn the_second_ctrl_c_leaves_the_rest_to_the_next_start() {
 /// One purchase each of sixteen shoppers.
 fn post_purchases(up: &Endcap) {
     let events: Vec<Value> = (0..16).map(|n| purchase(&format!("e{n}"), &format!("user-{n}"), "d00001")).collect();
-    assert_eq!(up.post("/v1/events", &json!(events).to_string()).unwrap().0, 200);
+    assert_eq!(up.post("/v1/events", json!(events).to_string()).unwrap().0, 200);
 }
 
 /// Records that wait for any stage.
@@ -407,7 +407,7 @@ fn products_that_are_imported_and_withdrawn_are_followed_without_a_restart() {
     assert!(output.status.success() && said.contains("2 rows taken, 1 rejected") && said.contains("rejects-first"), "{output:?}");
 
     let up = place.program().up(&["--models", &place.models, "--market", &market, "--shoppers", "0"]).unwrap();
-    let post = |id: &str, product: &str| up.post("/v1/events", &purchase(id, "ada", product).to_string()).unwrap();
+    let post = |id: &str, product: &str| up.post("/v1/events", purchase(id, "ada", product).to_string()).unwrap();
     post("e1", "p3");
     assert_eq!(dead_letters(&up, 1)[0]["reason"], "unknown_product");
     let second = place.file("second.jsonl", &format!("{}\n", product("p3", "white tea")));
@@ -490,7 +490,7 @@ fn models_that_are_trained_for_a_market_are_the_ones_that_serve_it() {
     }
 
     let up = program.up(&["--market", &target, "--shoppers", "0", "--debounce", "0s"]).unwrap();
-    up.post("/v1/events", &purchase("e1", "ada", "p1").to_string()).unwrap();
+    up.post("/v1/events", purchase("e1", "ada", "p1").to_string()).unwrap();
     let page = up.wait_for("/v1/pages/ada", |page| page["placements"].as_array().map(|_| page.clone())).expect("a page");
     let built_in = fs::read_dir(market.join("models")).unwrap().next().unwrap().unwrap().path();
     let version = |models: &Path| {
