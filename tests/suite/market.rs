@@ -116,6 +116,11 @@ fn data_without_a_note_of_its_market_takes_the_one_that_is_there() {
     fs::remove_file(Path::new(&market).join("identity")).unwrap();
     let story = place.program().succeed(&["explain", "ada"], &["--json", "--market", &market]).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&story).unwrap()["page"]["placements"], page["placements"]);
+    let data = data.display().to_string();
+    let up =
+        ["up", "--data", &data, "--models", &place.models, "--shoppers", "0", "--bind", "127.0.0.1:0", "--exit-when-drained"];
+    let (code, said) = place.run(&up);
+    assert!(code == Some(1) && said.contains("about an imported market: name it with --market"), "{said}");
     let args = ["--models", &place.models, "--market", &market, "--shoppers", "0", "--exit-when-drained"];
     place.program().finish(&args).unwrap();
     assert!(Path::new(&market).join("identity").is_file());
@@ -160,4 +165,34 @@ fn a_placement_whose_products_are_all_withdrawn_is_shown_and_counted_no_longer()
     assert_eq!(shoppers_with_page(), u64::from(titles(&now).len() >= 5));
     withdraw(&ids.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(shoppers_with_page(), 0);
+}
+
+#[test]
+fn a_market_that_was_made_anew_in_its_place_is_not_taken_for_the_earlier_one() {
+    let place = place();
+    let path = |name: &str| place.dir.path().join(name).display().to_string();
+    let (market, data) = (path("market"), path("data"));
+    let (_, catalog) = products(&place);
+    place.import(&catalog, &market, &[]);
+    let (up, _) = place.up_with_page(&market);
+    up.kill();
+    fs::remove_dir_all(&market).unwrap();
+    place.import(&catalog, &market, &["--no-index"]);
+    let up = [
+        "up",
+        "--data",
+        &data,
+        "--models",
+        &place.models,
+        "--market",
+        &market,
+        "--shoppers",
+        "0",
+        "--bind",
+        "127.0.0.1:0",
+        "--exit-when-drained",
+    ];
+    let (code, said) = place.run(&up);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("made anew") && said.contains("--data"), "{said}");
 }

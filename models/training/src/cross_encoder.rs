@@ -122,7 +122,7 @@ pub fn train_cross_encoder(
             if run.from.is_some() { "gone on from a finished cross-encoder" } else { "its words from the distilled encoder" },
             source.name
         ),
-        command: "endcap train cross-encoder",
+        command: if run.from.is_some() { "endcap train cross-encoder --from DIR" } else { "endcap train cross-encoder" },
         not_for: "Products beyond a grocery market's words, themes whose concepts are no categories of its market, judging quality, safety or diets: \
                   it knows belonging only.",
         source,

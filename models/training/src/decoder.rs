@@ -149,7 +149,10 @@ pub fn train_decoder(
              low rank, `themes` and `keywords` (the latter with the candidate head), were trained on the frozen base afterwards; their scores stand in their own reports.",
             shape.layers, shape.hidden, shape.inner, shape.heads, source.name, beginning
         ),
-        command: "endcap train decoder",
+        command: match run.start {
+            DecoderStart::Fresh { .. } => "endcap train decoder",
+            DecoderStart::Base(_) => "endcap train decoder --from DIR",
+        },
         not_for: "Any other text than the prompts of this project about its market's categories: it knows no other words, no other language, and \
                   imitates rules rather than shoppers. For a market of your own, fine-tune it on that market or take a larger checkpoint.",
         source,

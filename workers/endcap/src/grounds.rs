@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use endcap_inference::{Embed, Embedding, Handle, Model};
 use endcap_market::DEMO_SEED;
 use endcap_retrieval::{IndexOptions, IndexProgress, Market, MarketDir, MarketError, build_index, write_demo};
@@ -61,6 +61,10 @@ impl Origin {
         noted.map(|text| serde_json::from_str(&text).context("cannot read which market the data is about")).transpose()
     }
 
+    fn demo(dir: &MarketDir) -> Self {
+        Self { identity: DEMO.to_owned(), path: dir.path().to_string_lossy().into_owned() }
+    }
+
     fn is_demo(&self) -> bool {
         self.identity == DEMO
     }
@@ -68,7 +72,19 @@ impl Origin {
     /// Refuses any other market than this; `None` is the demo market.
     fn check(&self, dir: Option<&MarketDir>, data: &Path) -> Result<()> {
         let identity = dir.map_or(Ok(Some(DEMO.to_owned())), known_identity)?;
-        if identity.as_ref() == Some(&self.identity) { Ok(()) } else { Err(self.refusal(data)) }
+        if identity.as_ref() == Some(&self.identity) {
+            return Ok(());
+        }
+        if !self.is_demo() && dir.and_then(|dir| dir.path().canonicalize().ok()).is_some_and(|path| path == Path::new(&self.path))
+        {
+            bail!(
+                "the data in {} is about an earlier market that lay in {}, and this one was made anew: put the earlier one back, or name \
+                 another data directory with --data",
+                data.display(),
+                self.path
+            );
+        }
+        Err(self.refusal(data))
     }
 
     fn refusal(&self, data: &Path) -> anyhow::Error {
@@ -99,9 +115,18 @@ pub fn check(config: &Config) -> Result<()> {
 }
 
 fn check_data(config: &Config, file: &Embedded, dir: Option<&MarketDir>) -> Result<()> {
-    match Origin::of(file)? {
-        Some(origin) if file.end(Topic::EVENTS).context("cannot read the log")? > 0 => origin.check(dir, &config.data),
-        _ => Ok(()),
+    if file.end(Topic::EVENTS).context("cannot read the log")? == 0 {
+        return Ok(());
+    }
+    // Earlier versions noted nothing; the demo market lies in the data directory where it was used.
+    let demo_lies_here = data::market_in(&config.data).join(MARKER).exists();
+    match (Origin::of(file)?, dir) {
+        (Some(origin), _) => origin.check(dir, &config.data),
+        (None, Some(dir)) if demo_lies_here => Origin::demo(dir).check(Some(dir), &config.data),
+        (None, None) if !demo_lies_here => {
+            bail!("the data in {} is about an imported market: name it with --market", config.data.display())
+        }
+        (None, _) => Ok(()),
     }
 }
 

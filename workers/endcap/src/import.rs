@@ -12,6 +12,7 @@ use crate::{
     cli::{ImportArgs, Importable},
     config::Config,
     grounds, models,
+    printable::printable,
     progress::{self, Steps},
 };
 
@@ -37,7 +38,12 @@ pub fn import(args: &ImportArgs, config: &Config) -> Result<()> {
     if let (Some(ids), Unknown { count: 1.., first, list }) = (&args.withdraw, &report.unknown) {
         let more = if report.unknown.count > first.len() as u64 { ", …" } else { "" };
         let list = list.as_ref().map(|list| format!("; {} lists them", list.display())).unwrap_or_default();
-        println!("{} ids of {} belong to no product: {}{more}{list}", report.unknown.count, ids.display(), first.join(", "));
+        println!(
+            "{} ids of {} belong to no product: {}{more}{list}",
+            report.unknown.count,
+            ids.display(),
+            printable(&first.join(", "))
+        );
     }
     if args.what == Importable::Events || args.no_index || dir.counts()?.terms == 0 {
         return Ok(());
