@@ -126,6 +126,14 @@ pub struct Token(String);
 impl Token {
     /// Fewest bytes of a token.
     pub const MIN_BYTES: usize = 16;
+    /// What a token must be, in words.
+    pub const WANTED: &str = "at least 16 of the characters A-Z a-z 0-9 - . _ ~";
+
+    /// The token of this text; `None` where it is too short or has a character that does not mean itself in an address and in a cookie.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        (text.len() >= Self::MIN_BYTES && text.bytes().all(is_plain)).then(|| Self(text.to_owned()))
+    }
 
     /// The secret, for comparison.
     pub fn secret(&self) -> &str {
@@ -274,7 +282,7 @@ impl Config {
             bind: merged
                 .get("bind", "an address such as 127.0.0.1:8484", |text| text.parse().ok())
                 .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8484))),
-            token: merged.get("token", "at least 16 of the characters A-Z a-z 0-9 - . _ ~", token),
+            token: merged.get("token", Token::WANTED, Token::parse),
             debounce: merged
                 .get("debounce", "a time up to 1h, such as 2s or 500ms", |text| time(text, Duration::from_secs(3_600)))
                 .unwrap_or(if events.is_some() { Duration::ZERO } else { Duration::from_secs(2) }),
@@ -349,12 +357,6 @@ fn shoppers(text: &str) -> Option<u32> {
 
 fn rate(text: &str) -> Option<f64> {
     text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0)
-}
-
-/// The characters are those that mean themselves in an address and in a cookie.
-fn token(text: &str) -> Option<Token> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    (text.len() >= Token::MIN_BYTES && text.bytes().all(is_plain)).then(|| Token(text.to_owned()))
 }
 
 fn time(text: &str, most: Duration) -> Option<Duration> {

@@ -13,6 +13,7 @@ use crate::{
     config::Config,
     data,
     desk::{DeadLetterRow, original_text},
+    printable::printable,
 };
 
 /// Lists or shows dead letters.
@@ -43,8 +44,8 @@ pub fn command(command: &DlqCommand, config: impl Fn(&DataArgs) -> Result<Config
                 "topic {} partition {} offset {} group {}",
                 letter.topic, letter.partition, letter.offset, letter.group
             )?;
-            writeln!(out, "headers {}", serde_json::to_string(&letter.headers)?)?;
-            writeln!(out, "{}", original_text(&letter))?;
+            writeln!(out, "headers {}", printable(&serde_json::to_string(&letter.headers)?))?;
+            writeln!(out, "{}", printable(&original_text(&letter)))?;
             Ok(())
         }
     }

@@ -90,7 +90,7 @@ impl Origin {
     fn refusal(&self, data: &Path) -> anyhow::Error {
         let (data, other) = (data.display(), "or name another data directory with --data");
         if self.is_demo() {
-            return anyhow!("the data in {data} is about the demo market: leave --market out, {other}");
+            return anyhow!("the data in {data} is about the demo market: name no `market`, {other}");
         }
         anyhow!("the data in {data} is about another market, last seen in {}: name that one with --market, {other}", self.path)
     }

@@ -139,8 +139,9 @@ pub fn busy_seconds(tally: &Tally) -> f64 {
         .spent
         .iter()
         .filter(|(phase, _)| phase.as_str() != endcap_runtime::Phase::Idle.label())
-        .map(|(_, time)| time.as_secs_f64())
-        .sum()
+        .map(|(_, time)| *time)
+        .sum::<Duration>()
+        .as_secs_f64()
 }
 
 /// Tokens of a stage's model; `None` for a stage that counts none.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, value::RawValue};
 
-use crate::{cli::SendArgs, printable::printable, web::BOM};
+use crate::{cli::SendArgs, config::Token, printable::printable, web::BOM};
 
 /// Events of one request: no more than the ids that are remembered of a shopper, so that one whose answer was lost can be made again.
 const BATCH: usize = 256;
@@ -40,6 +40,11 @@ pub fn send(args: &SendArgs) -> Result<()> {
 
 /// As [`send`]; `wait` passes the time between two tries.
 fn send_with(args: &SendArgs, wait: impl Fn(Duration)) -> Result<()> {
+    ensure!(
+        args.token.as_deref().is_none_or(|text| Token::parse(text).is_some()),
+        "the token must be {}: give the one that `endcap up` was started with",
+        Token::WANTED
+    );
     let mut input: Box<dyn BufRead> = match args.file.as_str() {
         "-" => Box::new(BufReader::new(io::stdin())),
         path => Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {path}"))?)),
