@@ -28,16 +28,15 @@ impl Card<'_> {
             Budget::Minutes(minutes) => format!("{minutes} minutes"),
             Budget::Steps(steps) => format!("{steps} steps"),
         };
-        let RunReport { steps, tokens, seconds, parameters, stopped, .. } = *self.report;
+        let RunReport { steps, tokens, seconds, parameters, .. } = *self.report;
         format!(
-            "# {}\n\n{}\n\n## How it was made\n\n`{}`, seed {}, budget {budget}{}: {steps} steps, {:.2}M tokens, {:.1} minutes at \
+            "# {}\n\n{}\n\n## How it was made\n\n`{}`, seed {}, budget {budget}: {steps} steps, {:.2}M tokens, {:.1} minutes at \
              {} thread(s), {:.2}M trained numbers, learning rate {}. All data is drawn from {}; no real shopper is in it.\n\n\
              ## Scores on held-out data\n\n{}\n## What it is not good for\n\n{}\n",
             self.title,
             self.made,
             self.command,
             self.settings.seed,
-            if stopped { " (stopped early)" } else { "" },
             tokens as f64 / 1e6,
             seconds / 60.0,
             self.settings.threads,

@@ -37,6 +37,9 @@ pub enum TrainError {
     /// The loss is not a number any more.
     #[error("loss is {0} at step {1}; resume from the last checkpoint with a lower learning rate")]
     Diverged(f32, u64),
+    /// Somebody asked the run to end. What it had learnt is in its checkpoint, if it keeps one; no model was written.
+    #[error("stopped; the same run goes on from its checkpoint")]
+    Stopped,
 }
 
 impl TrainError {

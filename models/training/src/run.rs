@@ -21,7 +21,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Budget {
-    /// Wall time of training proper; a resumed run counts on. The result depends on the machine's speed.
+    /// Wall time, that of held-out scores included; a resumed run counts on. The result depends on the machine's speed.
     Minutes(f64),
     /// Optimiser steps. The result is a function of seed and data.
     Steps(u64),
@@ -49,7 +49,7 @@ pub struct RunSettings {
     pub checkpoint: Option<PathBuf>,
     /// Time between two checkpoints.
     pub checkpoint_every: Duration,
-    /// Time between two held-out scores.
+    /// Least time between two held-out scores; they are rarer where they would take more than a tenth of the run.
     pub score_every: Duration,
 }
 
@@ -91,8 +91,6 @@ pub struct RunReport {
     pub seconds: f64,
     /// Trained numbers.
     pub parameters: usize,
-    /// Whether it was stopped before its budget was used up.
-    pub stopped: bool,
     /// Scores on held-out data at the end.
     pub scores: Scores,
 }
@@ -106,6 +104,8 @@ impl RunReport {
 }
 
 const WARM_UP_STEPS: u64 = 100;
+/// Times that a score took until the next one.
+const SCORE_RARITY: u32 = 9;
 /// The rate at the end, as a share of the highest.
 const FLOOR: f32 = 0.05;
 
@@ -123,7 +123,7 @@ fn done(settings: &RunSettings, position: &Position) -> f32 {
     }
 }
 
-/// Trains `params` on `task` until the budget is used up.
+/// Trains `params` on `task` until the budget is used up; [`TrainError::Stopped`] when somebody asks to end before.
 pub(crate) fn train<T: Task>(
     task: &T,
     params: &mut Params,
@@ -145,10 +145,9 @@ pub(crate) fn train<T: Task>(
         }
     }
     let mut progress = Progress::new(&position, settings.score_every);
-    let mut saved = position.elapsed;
+    let (mut saved, mut scored) = (position.elapsed, None);
     let mut last = (around.clock)();
-    let mut stopped = false;
-    while done(settings, &position) < 1.0 && !stopped {
+    while done(settings, &position) < 1.0 {
         let share = done(settings, &position);
         let step =
             gradients(task, &params.weights()?, position.seed, position.step, share, settings.micro_batches, settings.threads)?;
@@ -162,26 +161,38 @@ pub(crate) fn train<T: Task>(
         let now = (around.clock)();
         position.elapsed += now - last;
         last = now;
-        stopped = around.stop.load(Ordering::Relaxed);
-        if progress.is_due(settings, &position) {
+        if around.stop.load(Ordering::Relaxed) {
+            save(settings, params, &optimiser, &position)?;
+            return Err(TrainError::Stopped);
+        }
+        if position.elapsed >= progress.next {
             let scores = task.scores(&params.weights()?)?;
             (around.say)(&progress.line(&position, &scores));
-            last = (around.clock)();
+            let took = (around.clock)() - last;
+            position.elapsed += took;
+            last += took;
+            scored = Some((position.step, scores));
+            progress.go_on(&position, settings.score_every.max(took * SCORE_RARITY));
         }
-        if stopped || position.elapsed - saved >= settings.checkpoint_every {
+        if position.elapsed - saved >= settings.checkpoint_every {
             save(settings, params, &optimiser, &position)?;
             saved = position.elapsed;
         }
     }
     save(settings, params, &optimiser, &position)?;
-    let scores = task.scores(&params.weights()?)?;
-    (around.say)(&progress.line(&position, &scores));
+    let scores = match scored.filter(|(step, _)| *step == position.step) {
+        Some((_, scores)) => scores,
+        None => {
+            let scores = task.scores(&params.weights()?)?;
+            (around.say)(&progress.line(&position, &scores));
+            scores
+        }
+    };
     Ok(RunReport {
         steps: position.step,
         tokens: position.tokens,
         seconds: position.elapsed.as_secs_f64(),
         parameters: params.trained().map(|param| param.value.len()).sum(),
-        stopped,
         scores,
     })
 }
@@ -231,15 +242,14 @@ impl Progress {
         self.steps += 1;
     }
 
-    fn is_due(&mut self, settings: &RunSettings, position: &Position) -> bool {
-        let due = position.elapsed >= self.next;
-        if due {
-            self.next = position.elapsed + settings.score_every;
-        }
-        due
+    /// Counts from `position` on; the next line comes after `pause`.
+    fn go_on(&mut self, position: &Position, pause: Duration) {
+        (self.norm, self.steps) = (0.0, 0);
+        self.parts.iter_mut().for_each(|(_, sum)| *sum = 0.0);
+        (self.since, self.next) = ((position.tokens, position.elapsed), position.elapsed + pause);
     }
 
-    fn line(&mut self, position: &Position, scores: &Scores) -> String {
+    fn line(&self, position: &Position, scores: &Scores) -> String {
         let steps = self.steps.max(1) as f32;
         let seconds = (position.elapsed - self.since.1).as_secs_f64().max(1e-9);
         let speed = (position.tokens - self.since.0) as f64 / seconds;
@@ -250,22 +260,20 @@ impl Progress {
             position.tokens as f64 / 1e6,
             self.norm / steps,
         );
-        for (name, sum) in &mut self.parts {
-            line.push_str(&format!(" {name} {:.4}", *sum / steps));
-            *sum = 0.0;
+        for (name, sum) in &self.parts {
+            line.push_str(&format!(" {name} {:.4}", sum / steps));
         }
         line.push_str("; held out");
         for (name, score) in scores {
             line.push_str(&format!(" {name} {score:.3}"));
         }
-        (self.norm, self.steps, self.since) = (0.0, 0, (position.tokens, position.elapsed));
         line
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::{cell::Cell, sync::atomic::AtomicU64};
 
     use candle_core::Tensor;
     use rand::RngExt;
@@ -336,6 +344,64 @@ mod tests {
         let (resumed, report) = go(&RunSettings { checkpoint, ..whole.clone() });
         assert_eq!(report.steps, 60);
         assert_eq!(resumed, go(&whole).0);
+    }
+
+    /// A line whose scores take a minute each on a clock that a step moves by a second.
+    struct Slow<'a>(&'a AtomicU64, AtomicU64);
+
+    impl Task for Slow<'_> {
+        type Micro = Vec<f32>;
+
+        fn data(&self) -> &str {
+            Line.data()
+        }
+
+        fn micro(&self, share: f32, rng: &mut ChaCha8Rng) -> Result<Vec<f32>> {
+            Line.micro(share, rng)
+        }
+
+        fn loss(&self, weights: &Weights, xs: &Vec<f32>) -> Result<Loss> {
+            Line.loss(weights, xs)
+        }
+
+        fn scores(&self, weights: &Weights) -> Result<Scores> {
+            self.0.fetch_add(60, Ordering::Relaxed);
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Line.scores(weights)
+        }
+    }
+
+    #[test]
+    fn a_run_that_is_told_to_end_keeps_its_checkpoint_and_gives_no_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = RunSettings {
+            budget: Budget::Steps(60),
+            checkpoint: Some(folder.path().join("run.checkpoint")),
+            ..RunSettings::default()
+        };
+        let mut said = Vec::new();
+        let mut run = |stop: bool| {
+            let mut say = |line: &str| said.push(line.to_owned());
+            let mut around = Surroundings { clock: &|| Duration::ZERO, stop: &AtomicBool::new(stop), say: &mut say };
+            train(&Line, &mut start(), &settings, &mut around)
+        };
+        assert!(matches!(run(true), Err(TrainError::Stopped)));
+        assert_eq!(run(false).unwrap().steps, 60);
+        assert_eq!(said[0], "resumed at step 1 after 0.0 min");
+    }
+
+    #[test]
+    fn scores_count_as_time_and_take_a_tenth_of_it_at_most() {
+        let now = AtomicU64::new(0);
+        let (task, mut params) = (Slow(&now, AtomicU64::new(0)), start());
+        let clock = || Duration::from_secs(now.fetch_add(1, Ordering::Relaxed));
+        let mut around = Surroundings { clock: &clock, stop: &AtomicBool::new(false), say: &mut |_| {} };
+        let settings = RunSettings { budget: Budget::Minutes(50.0), ..RunSettings::default() };
+        train(&task, &mut params, &settings, &mut around).unwrap();
+        let scored = task.1.into_inner() - 1; // the last one belongs to the report
+        assert!((3..=5).contains(&scored), "{scored} scores in 50 minutes");
+        let seconds = now.into_inner();
+        assert!((50 * 60..=52 * 60).contains(&seconds), "ended after {seconds} s");
     }
 
     #[test]

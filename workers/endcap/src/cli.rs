@@ -259,7 +259,7 @@ pub struct TrainArgs {
     /// Directory of the models, with one folder each [default: models/demo; with --market its own].
     #[arg(long, value_name = "DIR")]
     pub models: Option<PathBuf>,
-    /// Time to train, in minutes; a run that was stopped goes on where it was [default: 10; for a whole market 90].
+    /// Time to train, in minutes; a run that was stopped goes on where it was [default: 10; for a whole market 75].
     #[arg(long, value_name = "MINUTES")]
     pub minutes: Option<f64>,
     /// Optimiser steps of each model in place of minutes: the result is then a function of the seed.

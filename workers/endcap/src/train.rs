@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+    sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
 
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use endcap_engine::Tokenizer;
 use endcap_training::{
     AdapterRun, AdapterTask, Budget, CrossEncoderRun, DecoderRun, DecoderStart, EncoderRun, LoraShape, RunSettings, Source,
-    Surroundings, train_adapter, train_cross_encoder, train_decoder, train_encoder,
+    Surroundings, TrainError, train_adapter, train_cross_encoder, train_decoder, train_encoder,
 };
 
 use crate::{
@@ -31,7 +31,7 @@ const LEAD: f32 = 0.5;
 const COMPOSED: usize = 8_000;
 /// Minutes of one model, and of all that a market needs.
 const MINUTES: f64 = 10.0;
-const MARKET_MINUTES: f64 = 90.0;
+const MARKET_MINUTES: f64 = 75.0;
 /// What a market's training consists of, in order, with its share of the time.
 const OF_A_MARKET: [(Trainable, f64); 4] =
     [(Trainable::CrossEncoder, 0.15), (Trainable::Decoder, 0.55), (Trainable::Themes, 0.15), (Trainable::Keywords, 0.15)];
@@ -39,7 +39,8 @@ const OF_A_MARKET: [(Trainable, f64); 4] =
 const RATE: f32 = 1e-3;
 const ADAPTER_RATE: f32 = 1.5e-3;
 
-/// Trains a model, or all that a market needs. Ctrl-C ends it after a step, with a checkpoint that the next run goes on from.
+/// Trains a model, or all that a market needs. Ctrl-C ends it after a step, with a checkpoint that the next run goes on from; the model that
+/// was being trained is not written.
 ///
 /// # Errors
 /// When files cannot be read or written, or training fails.
@@ -67,10 +68,12 @@ pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
             Some(steps) => println!("{}: {steps} steps", what.name()),
             None => println!("{}: {minutes:.0} minutes", what.name()),
         }
-        school.teach(what, minutes, args, &stop)?;
-        if stop.load(Ordering::Relaxed) {
-            println!("stopped; the same command goes on from here");
-            break;
+        match school.teach(what, minutes, args, &stop) {
+            Err(error) if matches!(error.downcast_ref(), Some(TrainError::Stopped)) => {
+                println!("stopped; the same command goes on from here");
+                break;
+            }
+            taught => taught?,
         }
     }
     Ok(())
