@@ -279,6 +279,9 @@ fn inputs_of(db: &Connection, encoder_version: &str, dimensions: usize) -> Resul
     Ok(hash.finalize().to_hex()[..12].to_owned())
 }
 
+/// Vectors that are added before several threads go to work.
+const PLANTED: usize = 1_024;
+
 /// Builds the graph with so many threads and writes it to `path`.
 fn build_graph(
     path: &Path,
@@ -289,9 +292,12 @@ fn build_graph(
 ) -> Result<(), MarketError> {
     let index = index::graph(vectors.dimensions())?;
     index.reserve_capacity_and_threads(rows.len(), threads).map_err(index_fault)?;
-    let next = AtomicUsize::new(0);
     let total = rows.len();
     progress(IndexProgress::Indexing { done: 0, total });
+    // One thread plants the first ones: added at the same time to a graph that has hardly any, they do not find each other.
+    let (planted, _) = rows.split_at(total.min(PLANTED));
+    add_all(&index, vectors, planted)?;
+    let next = AtomicUsize::new(planted.len());
     let (sender, finished) = std::sync::mpsc::sync_channel(64);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
@@ -301,7 +307,7 @@ fn build_graph(
             })
             .collect();
         drop(sender);
-        let mut done = 0;
+        let mut done = planted.len();
         for added in finished {
             done += added;
             progress(IndexProgress::Indexing { done, total });
@@ -309,6 +315,16 @@ fn build_graph(
         workers.into_iter().try_for_each(|worker| worker.join().expect("a thread that adds vectors does not panic"))
     })?;
     index.save(&path.to_string_lossy()).map_err(index_fault)
+}
+
+/// Adds `rows` one after another.
+fn add_all(index: &Index, vectors: &VectorFile, rows: &[u64]) -> Result<(), MarketError> {
+    let (mut scratch, mut vector) = (Vec::new(), vec![0.0; vectors.dimensions()]);
+    for row in rows {
+        vectors.read(*row, &mut scratch, &mut vector)?;
+        index.add(*row, &quantised(&vector)).map_err(index_fault)?;
+    }
+    Ok(())
 }
 
 /// Takes rows from `next` on until none is left, and reports how many were added.
@@ -320,15 +336,10 @@ fn add_rows(
     done: &std::sync::mpsc::SyncSender<usize>,
 ) -> Result<(), MarketError> {
     const AT_ONCE: usize = 256;
-    let mut scratch = Vec::new();
-    let mut vector = vec![0.0; vectors.dimensions()];
     loop {
         let from = next.fetch_add(AT_ONCE, Ordering::Relaxed);
         let Some(mine) = rows.get(from..(from + AT_ONCE).min(rows.len())).filter(|mine| !mine.is_empty()) else { return Ok(()) };
-        for row in mine {
-            vectors.read(*row, &mut scratch, &mut vector)?;
-            index.add(*row, &quantised(&vector)).map_err(index_fault)?;
-        }
+        add_all(index, vectors, mine)?;
         if done.send(mine.len()).is_err() {
             return Ok(());
         }
