@@ -7,6 +7,8 @@ import { hue, pictogram } from './pictograms.js';
 const STAGES = [['context', 'Context'], ['themes', 'Themes'], ['keywords', 'Keywords'], ['dedup', 'Dedup'], ['aiqa', 'Quality check']];
 const ORIGINS = { theme_fallback: 'Merchandiser', page_fallback: 'Merchandiser', floor_fallback: 'Merchandiser', cold: 'Season & popularity' };
 const HIGHLIGHT_MS = 15_000;
+// How long a purchase is left alone before anybody asks whether a page will come of it.
+const PATIENCE_MS = 6_000;
 
 const state = {
   user: null,
@@ -153,14 +155,35 @@ const newId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) =
 
 async function followPurchase(user) {
   const { stages } = await get(`/v1/journey/${encodeURIComponent(user)}`);
-  if (state.purchase && user === state.user) drawJourney(stages);
+  const purchase = state.purchase;
+  if (!purchase || user !== state.user) return;
+  drawJourney(stages);
+  if (performance.now() - purchase.clicked < PATIENCE_MS || !(await isOver(stages)) || state.purchase !== purchase) return;
+  state.purchase = null;
+  byId('journey').hidden = true;
+  byId('personal').classList.remove('waiting');
+  byId('personal').setAttribute('aria-busy', 'false');
+  toast(`The purchase of ${purchase.product.name} changes nothing here: this shopper wants no personal page, or it is a dead letter (see the pipeline)`, 'bad');
+}
+
+/** Whether no page will come of the purchase: all stages are through with it, or the fold, where nothing waits any more, has passed it over. */
+async function isOver(stages) {
+  const fold = foldOf(stages);
+  if (fold) return STAGES.every(([stage]) => stages.some((each) => each.stage === stage && each.context_ms >= fold.context_ms));
+  const { stages: running } = await get('/v1/pipeline');
+  return running.every((each) => each.name !== 'context' || each.waiting === 0);
+}
+
+/** The context that holds the purchase: the fold names the event, or has gone past it with a later one. */
+function foldOf(stages) {
+  const { id, acceptedMs } = state.purchase;
+  return stages.find((each) => each.stage === 'context' && (each.event_id === id || each.at_ms > acceptedMs + 2000));
 }
 
 function drawJourney(stages, pageAfter = null) {
   const { product, clicked, acceptedMs } = state.purchase;
   const strip = byId('journey');
-  // The context that holds the purchase: the fold names the event, or has gone past it with a later one.
-  const fold = stages.find((each) => each.stage === 'context' && (each.event_id === state.purchase.id || each.at_ms > acceptedMs + 2000));
+  const fold = foldOf(stages);
   const through = (stage) => fold && stages.find((each) => each.stage === stage && each.context_ms >= fold.context_ms);
   const open = STAGES.findIndex(([stage]) => !through(stage));
   const steps = STAGES.map(([stage, name], i) => {
