@@ -8,7 +8,8 @@ use std::{
 };
 
 use endcap_engine::fixture;
-use endcap_tests::{Browser, BrowserError, Run};
+use endcap_tests::{Browser, BrowserError, Endcap, Run};
+use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_endcap-under-test");
 
@@ -48,6 +49,7 @@ fn a_purchase_in_the_page_makes_a_new_page() {
     check_explain(&browser);
     check_pipeline(&browser);
     check_picker(&browser);
+    check_unwanted(&browser, &up);
     let (_, figures) = up.get("/v1/pipeline").unwrap();
     assert!(figures["accepted"].as_u64().unwrap() > 0, "{figures}");
 }
@@ -105,6 +107,23 @@ fn check_picker(browser: &Browser) {
     browser.write("#picker", "\u{e007}").unwrap();
     browser.wait_for("document.querySelector('#who').textContent === 'shopper-0003'").unwrap();
     browser.wait_for("document.querySelectorAll('#personal .placement').length >= 5").unwrap();
+}
+
+/// A purchase of which no page comes, as its shopper wants no personal one: the page says so and is itself again.
+fn check_unwanted(browser: &Browser, up: &Endcap) {
+    let event =
+        json!({ "id": "no", "user": "shopper-0003", "at_ms": 1_750_000_000_000_i64, "kind": "consent", "personalise": false });
+    up.post("/v1/events", event.to_string()).expect("consent is taken back");
+    let is_through = |journey: &Value| {
+        let stages = journey["stages"].as_array()?;
+        let of = |name: &str| stages.iter().find(|stage| stage["stage"] == name);
+        let context = of("context").filter(|context| context["event_id"] == "no")?;
+        (of("aiqa")?["context_ms"] == context["context_ms"]).then_some(())
+    };
+    up.wait_for("/v1/journey/shopper-0003", is_through).expect("the impersonal page");
+    browser.click("#personal .placement:first-child .buy").unwrap();
+    browser.wait_for("document.querySelector('#toast').textContent.includes('changes nothing here')").unwrap();
+    browser.wait_for("document.querySelector('#journey').hidden && !document.querySelector('#personal.waiting')").unwrap();
 }
 
 /// Keeps what the window shows, where `ENDCAP_PICTURES` names a directory.
