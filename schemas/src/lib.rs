@@ -16,7 +16,7 @@ pub use catalogue::{Category, Product, SHELVES_MAX, Term, UNCATEGORISED};
 pub use diet::{Diet, DietSet};
 pub use event::{Budget, EventFault, EventKind, Line, Preference, Season, ShopperEvent};
 pub use ids::UserKey;
-pub use page::{Page, Placement, ShownProduct};
+pub use page::{Page, Placement, ShownProduct, Versions};
 pub use path::{
     Brief, CategoryWeight, Cause, ContextChanged, Descriptor, Draft, DroppedDraft, Head, Keyword, KeywordsChosen, Message,
     Origin, PagePublished, PurchaseMemory, RejectedTheme, Theme, ThemesDeduped, ThemesWritten,

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{DietSet, Keyword, Theme};
 
+/// Models, indexes, prompts: name → version.
+pub type Versions = BTreeMap<String, String>;
+
 /// One shopper's storefront, H_u of the paper's equation 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Page {
@@ -15,8 +18,8 @@ pub struct Page {
     pub diets: DietSet,
     /// Placements in order.
     pub placements: Vec<Placement>,
-    /// Which models, index and prompts made it: name → version.
-    pub versions: BTreeMap<String, String>,
+    /// Which models, index and prompts made it.
+    pub versions: Versions,
 }
 
 /// One carousel: z_iu(t_iu, s_iu) of the paper's equation 1.

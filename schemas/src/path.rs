@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Budget, DietSet, Page, Season, UserKey, topics::Topic};
+use crate::{Budget, DietSet, Page, Season, UserKey, Versions, topics::Topic};
 
 /// A value that travels on a topic. Its key is the user's.
 pub trait Message: Serialize + serde::de::DeserializeOwned + Clone + Send + 'static {
@@ -156,6 +156,9 @@ pub struct ThemesWritten {
     pub themes: Vec<Theme>,
     /// What the guardrails turned away.
     pub rejected: Vec<RejectedTheme>,
+    /// What made it so far: models by name.
+    #[serde(default)]
+    pub versions: Versions,
 }
 
 /// What kind of retrieval descriptor a keyword is (paper 4.3).
@@ -199,6 +202,9 @@ pub struct KeywordsChosen {
     pub persona: String,
     /// Themes with keywords, in page order.
     pub drafts: Vec<Draft>,
+    /// What made it so far: models by name.
+    #[serde(default)]
+    pub versions: Versions,
 }
 
 /// A draft that repeated another one.
@@ -225,6 +231,9 @@ pub struct ThemesDeduped {
     pub drafts: Vec<Draft>,
     /// What was removed.
     pub dropped: Vec<DroppedDraft>,
+    /// What made it so far: models by name.
+    #[serde(default)]
+    pub versions: Versions,
 }
 
 /// Output of the AIQA stage: the page as the store holds it.

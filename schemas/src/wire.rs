@@ -118,6 +118,40 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, WireError> {
     from_value(&value.map_err(body::<M>)?).map_err(body::<M>)
 }
 
+/// Every version of the schema of `topic` that this release knows, oldest first.
+pub fn schemas_of(topic: Topic) -> Vec<&'static str> {
+    fn of<M: Message>() -> Vec<&'static str> {
+        M::PAST.iter().copied().chain([M::SCHEMA]).collect()
+    }
+    let known = [
+        (ShopperEvent::TOPIC, of::<ShopperEvent>()),
+        (ContextChanged::TOPIC, of::<ContextChanged>()),
+        (ThemesWritten::TOPIC, of::<ThemesWritten>()),
+        (KeywordsChosen::TOPIC, of::<KeywordsChosen>()),
+        (ThemesDeduped::TOPIC, of::<ThemesDeduped>()),
+        (PagePublished::TOPIC, of::<PagePublished>()),
+    ];
+    known.into_iter().find(|(known, _)| *known == topic).map(|(_, schemas)| schemas).unwrap_or_default()
+}
+
+/// Fingerprint (CRC-64-AVRO) of a schema's canonical form: what stands in the header of the values that it wrote.
+///
+/// # Errors
+/// What is wrong with the schema, in the words of the parser.
+pub fn fingerprint_of_schema(schema: &str) -> Result<u64, String> {
+    Schema::parse_str(schema).map(|schema| fingerprint(&schema)).map_err(|error| error.to_string())
+}
+
+/// A value in single-object encoding, taken apart: its writer's schema's fingerprint and its body. `None` for every other framing.
+pub fn parts_of(value: &[u8]) -> Option<(u64, &[u8])> {
+    Some((fingerprint_of(value).ok()?, &value[HEADER_BYTES..]))
+}
+
+/// The value in single-object encoding that has these parts.
+pub fn value_of(fingerprint: u64, body: &[u8]) -> Vec<u8> {
+    [&SINGLE_OBJECT[..], &fingerprint.to_le_bytes(), body].concat()
+}
+
 /// Whether `reader` can read all that `writer` wrote (Avro's BACKWARD compatibility of one pair).
 ///
 /// # Errors
@@ -195,10 +229,11 @@ fn codec<M: Message>() -> Arc<Codec> {
 }
 
 macro_rules! message {
-    ($type:ty, $topic:ident, $schema:literal) => {
+    ($type:ty, $topic:ident, $schema:literal $(, past $past:literal)*) => {
         impl Message for $type {
             const TOPIC: Topic = Topic::$topic;
             const SCHEMA: &'static str = include_str!(concat!("../avro/", $schema, ".avsc"));
+            const PAST: &'static [&'static str] = &[$(include_str!(concat!("../avro/past/", $schema, ".", $past, ".avsc"))),*];
 
             fn head(&self) -> Option<&Head> {
                 Some(&self.head)
@@ -212,9 +247,9 @@ macro_rules! message {
 }
 
 message!(ContextChanged, CONTEXTS, "endcap.context-changed.v1");
-message!(ThemesWritten, THEMES, "endcap.themes-written.v1");
-message!(KeywordsChosen, KEYWORDS, "endcap.keywords-chosen.v1");
-message!(ThemesDeduped, DEDUPED, "endcap.themes-deduped.v1");
+message!(ThemesWritten, THEMES, "endcap.themes-written.v1", past "1");
+message!(KeywordsChosen, KEYWORDS, "endcap.keywords-chosen.v1", past "1");
+message!(ThemesDeduped, DEDUPED, "endcap.themes-deduped.v1", past "1");
 message!(PagePublished, PAGES, "endcap.page-published.v1");
 
 impl Message for ShopperEvent {

@@ -5,11 +5,15 @@ use std::{collections::BTreeMap, fmt::Debug, fs, path::PathBuf};
 use endcap_schemas::{
     Brief, Budget, CategoryWeight, Cause, ContextChanged, Descriptor, Diet, DietSet, Draft, DroppedDraft, EventKind, Head,
     Keyword, KeywordsChosen, Line, Message, Origin, Page, PagePublished, Placement, Preference, PurchaseMemory, RejectedTheme,
-    Season, ShopperEvent, ShownProduct, Theme, ThemesDeduped, ThemesWritten, UserKey,
+    Season, ShopperEvent, ShownProduct, Theme, ThemesDeduped, ThemesWritten, UserKey, Versions,
     topics::Topic,
     wire::{self, WireError},
 };
-use proptest::{collection::vec, option, prelude::*};
+use proptest::{
+    collection::{btree_map, vec},
+    option,
+    prelude::*,
+};
 
 fn text() -> impl Strategy<Value = String> {
     prop_oneof!["[a-z ]{0,12}", "\\PC{0,8}"]
@@ -109,31 +113,37 @@ fn context() -> impl Strategy<Value = ContextChanged> {
 
 fn themes() -> impl Strategy<Value = ThemesWritten> {
     let rejected = (text(), text()).prop_map(|(title, reason)| RejectedTheme { title, reason });
-    (head(), brief(), text(), vec(theme(), 0..4), vec(rejected, 0..3))
-        .prop_map(|(head, brief, persona, themes, rejected)| ThemesWritten { head, brief, persona, themes, rejected })
+    (head(), brief(), text(), vec(theme(), 0..4), vec(rejected, 0..3), made_by()).prop_map(
+        |(head, brief, persona, themes, rejected, versions)| ThemesWritten { head, brief, persona, themes, rejected, versions },
+    )
 }
 
 fn chosen() -> impl Strategy<Value = KeywordsChosen> {
-    (head(), brief(), text(), drafts()).prop_map(|(head, brief, persona, drafts)| KeywordsChosen { head, brief, persona, drafts })
-}
-
-fn deduped() -> impl Strategy<Value = ThemesDeduped> {
-    let dropped = (text(), text(), number()).prop_map(|(title, repeats, cosine)| DroppedDraft { title, repeats, cosine });
-    (head(), brief(), text(), drafts(), vec(dropped, 0..3)).prop_map(|(head, brief, persona, drafts, dropped)| ThemesDeduped {
+    (head(), brief(), text(), drafts(), made_by()).prop_map(|(head, brief, persona, drafts, versions)| KeywordsChosen {
         head,
         brief,
         persona,
         drafts,
-        dropped,
+        versions,
     })
+}
+
+fn deduped() -> impl Strategy<Value = ThemesDeduped> {
+    let dropped = (text(), text(), number()).prop_map(|(title, repeats, cosine)| DroppedDraft { title, repeats, cosine });
+    (head(), brief(), text(), drafts(), vec(dropped, 0..3), made_by()).prop_map(
+        |(head, brief, persona, drafts, dropped, versions)| ThemesDeduped { head, brief, persona, drafts, dropped, versions },
+    )
+}
+
+fn made_by() -> impl Strategy<Value = Versions> {
+    btree_map(text(), text(), 0..3)
 }
 
 fn published() -> impl Strategy<Value = PagePublished> {
     let product = (text(), number()).prop_map(|(product, score)| ShownProduct { product, score });
     let placement = (theme(), keywords(), vec(product, 0..4), any::<i32>())
         .prop_map(|(theme, keywords, products, retrieved)| Placement { theme, keywords, products, retrieved });
-    let versions = proptest::collection::btree_map(text(), text(), 0..3);
-    (head(), text(), diets(), vec(placement, 0..3), versions).prop_map(|(head, persona, diets, placements, versions)| {
+    (head(), text(), diets(), vec(placement, 0..3), made_by()).prop_map(|(head, persona, diets, placements, versions)| {
         PagePublished { head, page: Page { persona, diets, placements, versions } }
     })
 }
@@ -326,10 +336,24 @@ fn writes_samples_that_are_missing() {
         }],
     });
     let rejected = vec![RejectedTheme { title: "Cure Your Cold".into(), reason: "medical_claim".into() }];
-    write(&ThemesWritten { head: head.clone(), brief: brief.clone(), persona: persona.clone(), themes: vec![theme], rejected });
-    write(&KeywordsChosen { head: head.clone(), brief: brief.clone(), persona: persona.clone(), drafts: drafts.clone() });
+    let versions = Versions::from([("themes".to_owned(), "writer@1".to_owned())]);
+    write(&ThemesWritten {
+        head: head.clone(),
+        brief: brief.clone(),
+        persona: persona.clone(),
+        themes: vec![theme],
+        rejected,
+        versions: versions.clone(),
+    });
+    write(&KeywordsChosen {
+        head: head.clone(),
+        brief: brief.clone(),
+        persona: persona.clone(),
+        drafts: drafts.clone(),
+        versions: versions.clone(),
+    });
     let dropped = vec![DroppedDraft { title: "Pasta Night".into(), repeats: "Sunday Pasta".into(), cosine: 0.93 }];
-    write(&ThemesDeduped { head: head.clone(), brief, persona: persona.clone(), drafts, dropped });
+    write(&ThemesDeduped { head: head.clone(), brief, persona: persona.clone(), drafts, dropped, versions });
     let Draft { theme, keywords } = sample_draft();
     let products =
         vec![ShownProduct { product: "d00007".into(), score: 0.97 }, ShownProduct { product: "d00011".into(), score: 0.8 }];

@@ -17,7 +17,7 @@ use endcap_inference::{Handle, Model, Pair, Relevance, prompts};
 use endcap_market::Merchandiser;
 use endcap_retrieval::{Filter, Market, MarketError, PerVersion, Snapshot};
 use endcap_runtime::{Input, Stage, StageError, Stamp, Store, Verdict};
-use endcap_schemas::{Page, PagePublished, ThemesDeduped, wire};
+use endcap_schemas::{Page, PagePublished, ThemesDeduped, Versions, wire};
 
 pub use config::AiqaConfig;
 pub use floor::{Allowed, Outcome, fits, outcome, replacements};
@@ -33,21 +33,14 @@ pub struct AiqaStage<R: Model<Request = Pair, Answer = Relevance>> {
     config: AiqaConfig,
     market: Market,
     judge: Judge<R>,
-    versions: BTreeMap<String, String>,
     merchandiser: PerVersion<Merchandiser>,
 }
 
 impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
-    /// A stage that judges with `model`, keeps verdicts in `store` and writes `versions` (model name → version) into every page, beside
-    /// those that it knows itself: `cross-encoder`, `catalogue`, `index`, `prompts`, `policy`.
-    pub fn new(
-        config: AiqaConfig,
-        market: Market,
-        store: Arc<dyn Store>,
-        model: Handle<R>,
-        versions: BTreeMap<String, String>,
-    ) -> Self {
-        Self { config, market, judge: Judge { model, store }, versions, merchandiser: PerVersion::default() }
+    /// A stage that judges with `model` and keeps verdicts in `store`. To the versions that made a page so far it adds those that it knows:
+    /// `cross-encoder`, `catalogue`, `index`, `prompts`, `policy`.
+    pub fn new(config: AiqaConfig, market: Market, store: Arc<dyn Store>, model: Handle<R>) -> Self {
+        Self { config, market, judge: Judge { model, store }, merchandiser: PerVersion::default() }
     }
 
     /// The three rounds. Every slate of `works` is judged when they are over.
@@ -109,7 +102,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
         Ok(fits(&older.page, &page.brief, self.config.products_min, allowed))
     }
 
-    fn versions(&self, snapshot: &Snapshot) -> BTreeMap<String, String> {
+    fn versions(&self, page: &ThemesDeduped, snapshot: &Snapshot) -> Versions {
         let own = [
             ("cross-encoder", self.judge.model.version()),
             ("catalogue", snapshot.catalogue_version()),
@@ -118,7 +111,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
             ("policy", POLICY_VERSION),
         ];
         let own = own.into_iter().map(|(name, version)| (name.to_owned(), version.to_owned()));
-        self.versions.clone().into_iter().chain(own).collect()
+        page.versions.clone().into_iter().chain(own).collect()
     }
 
     fn verdict(&self, work: &Work<'_>, snapshot: &Snapshot) -> Result<Verdict<PagePublished>, StageError> {
@@ -134,7 +127,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> AiqaStage<R> {
             persona: work.page.persona.clone(),
             diets: work.page.brief.diets,
             placements: kept.into_iter().map(|slate| slate.placement(&self.config)).collect(),
-            versions: self.versions(snapshot),
+            versions: self.versions(work.page, snapshot),
         };
         Ok(work.published(page, stamp, &self.config))
     }

@@ -242,7 +242,8 @@ fn draft(anchor: &str, keywords: Vec<Keyword>) -> Draft {
 }
 
 fn deduped(user: &str, context_ms: i64, brief: Brief, drafts: Vec<Draft>) -> ThemesDeduped {
-    ThemesDeduped { head: head(user, context_ms), brief, persona: "a cook".into(), drafts, dropped: Vec::new() }
+    let versions = Versions::from([("themes".to_owned(), "writer@1".to_owned())]);
+    ThemesDeduped { head: head(user, context_ms), brief, persona: "a cook".into(), drafts, dropped: Vec::new(), versions }
 }
 
 /// Anchors that no diet of the demo market objects to.
@@ -278,8 +279,7 @@ impl Bench {
         let store = Arc::new(Embedded::open(dir.path().join("endcap.sqlite"), EmbeddedConfig::default(), clock).unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
         let model = spawn("truth", Truth { asked: asked.clone(), blind, fails }, Limits::default()).unwrap();
-        let versions = BTreeMap::from([("themes".to_owned(), "writer@1".to_owned())]);
-        let stage = AiqaStage::new(AiqaConfig::default(), MARKET.0.clone(), store.clone(), model, versions);
+        let stage = AiqaStage::new(AiqaConfig::default(), MARKET.0.clone(), store.clone(), model);
         Self { stage, store, asked, dir }
     }
 

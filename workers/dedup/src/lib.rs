@@ -142,6 +142,7 @@ fn verdict(page: &KeywordsChosen, decision: Decision, encoder: &str) -> Verdict<
         persona: page.persona.clone(),
         drafts: decision.kept.iter().map(|&i| page.drafts[i].clone()).collect(),
         dropped: decision.dropped,
+        versions: page.versions.clone(),
     };
     Verdict::Passed(Box::new(Passed { out, explanation, writes: Vec::new(), counters }))
 }

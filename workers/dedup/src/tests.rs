@@ -9,7 +9,7 @@ use std::{
 };
 
 use endcap_inference::{Limits, spawn};
-use endcap_schemas::{Brief, Budget, Cause, Descriptor, DietSet, Head, Keyword, Origin, Season, Theme, UserKey};
+use endcap_schemas::{Brief, Budget, Cause, Descriptor, DietSet, Head, Keyword, Origin, Season, Theme, UserKey, Versions};
 
 use super::*;
 
@@ -84,7 +84,7 @@ fn page(user: &str, drafts: Vec<Draft>) -> Input<KeywordsChosen> {
         dislikes: Vec::new(),
         personalise: true,
     };
-    let value = KeywordsChosen { head, brief, persona: "a household".into(), drafts };
+    let value = KeywordsChosen { head, brief, persona: "a household".into(), drafts, versions: Versions::new() };
     Input { value, partition: 0, offset: 0, appended_ms: 2 }
 }
 

@@ -36,7 +36,14 @@ fn theme(title: &str, concepts: &[&str]) -> Theme {
 fn page(user: &str, brief: Brief, themes: Vec<Theme>) -> ThemesWritten {
     let cause = Cause { event_id: "e1".into(), event_ms: 1, accepted_ms: 2 };
     let head = Head { user: UserKey::of(user), context_ms: 1, generation: 0, cause, expires_ms: 100 };
-    ThemesWritten { head, brief, persona: "a household that cooks".into(), themes, rejected: Vec::new() }
+    ThemesWritten {
+        head,
+        brief,
+        persona: "a household that cooks".into(),
+        themes,
+        rejected: Vec::new(),
+        versions: [("themes".into(), "writer@1".into())].into(),
+    }
 }
 
 fn term(text: &str, descriptor: Descriptor, category: &str, violates: &[Diet]) -> Term {

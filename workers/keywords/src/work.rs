@@ -208,7 +208,10 @@ pub(crate) fn verdict(
         "market": versions.market,
         "prompts": prompts::VERSION,
     });
-    let out = KeywordsChosen { head: page.head.clone(), brief: page.brief.clone(), persona: page.persona.clone(), drafts };
+    let own = [("keywords", versions.chooser), ("encoder", versions.encoder)];
+    let own = own.into_iter().map(|(name, version)| (name.to_owned(), version.to_owned()));
+    let ThemesWritten { head, brief, persona, versions, .. } = page.clone();
+    let out = KeywordsChosen { head, brief, persona, drafts, versions: versions.into_iter().chain(own).collect() };
     Verdict::Passed(Box::new(Passed { out, explanation, writes: Vec::new(), counters }))
 }
 

@@ -129,6 +129,7 @@ fn verdict(context: &ContextChanged, reply: Reply, decision: Decision, model: &s
         persona: decision.persona,
         themes: decision.themes,
         rejected,
+        versions: [("themes".to_owned(), model.to_owned())].into(),
     };
     Verdict::Passed(Box::new(Passed { out, explanation, writes: Vec::new(), counters }))
 }
