@@ -1,6 +1,6 @@
 //! What is remembered of a shopper between two events, and the snapshot that later stages get.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use endcap_runtime::Stamp;
 use endcap_schemas::{
@@ -118,8 +118,9 @@ impl FoldState {
         Stamp::of(self.clock_ms, generation)
     }
 
-    /// Whether an event with this id is known to be folded from before offset `end` of its partition.
-    pub fn remembers(&self, event_id: &str, end: i64) -> bool {
+    /// Whether an event with this id is known to be folded from before the end of its partition, as `ends` has it by partition.
+    pub fn remembers(&self, event_id: &str, ends: &BTreeMap<i32, i64>) -> bool {
+        let end = ends.get(&self.partition).copied().unwrap_or(0);
         self.folded_at(event_id).is_some_and(|offset| offset < end)
     }
 

@@ -7,7 +7,8 @@ use std::{collections::BTreeMap, time::Duration};
 use endcap_schemas::{UserKey, topics::Topic};
 
 use crate::{
-    Commit, DeadLetter, DropReason, Erasure, Headers, Log, LogError, Outgoing, Received, StageResult, Stamp, Store, Tally, Write,
+    Broker, Commit, DeadLetter, DeadLetterFilter, DeadLetterId, DropReason, Erasure, Headers, Log, LogError, Outgoing, Received,
+    StageResult, Stamp, Store, StoreOverview, StoredDeadLetter, StoredPage, Write,
 };
 
 /// Longest that a check waits for a record that must come.
@@ -17,12 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub trait LogUnderTest {
     /// A new consumer of `topic` for `group`, as a process that has just started would get it.
     fn consumer(&self, group: &str, topic: Topic) -> Box<dyn Log>;
-    /// Appends records from outside, durably.
-    fn append(&self, records: &[Outgoing]);
-    /// How many dead letters there are.
-    fn dead_letters(&self) -> Vec<DeadLetter>;
-    /// The tally of a stage, as its commits added it up.
-    fn tally(&self, stage: &str) -> Tally;
+    /// The log as a whole.
+    fn broker(&self) -> &dyn Broker;
 }
 
 /// Checks the contract of [`Log`] on logs that `make` gives, each empty.
@@ -30,8 +27,21 @@ pub fn check_log<L: LogUnderTest>(make: impl Fn() -> L) {
     records_come_in_order_once_and_as_they_were(&make());
     a_commit_is_all_or_nothing(&make());
     what_was_not_committed_comes_again(&make());
-    of_two_consumers_one_commits(&make());
     groups_do_not_disturb_each_other(&make());
+}
+
+/// Checks what a log keeps whose consumers of one group read the same records.
+pub fn check_rivals<L: LogUnderTest>(make: impl Fn() -> L) {
+    a_commit_of_the_same_records_is_refused(&make());
+    of_two_consumers_one_commits(&make());
+}
+
+/// Checks the contract of [`Broker`] on logs that `make` gives, each empty.
+pub fn check_broker<L: LogUnderTest>(make: impl Fn() -> L) {
+    progress_is_noted_with_its_records(&make());
+    what_was_refused_is_kept_and_counted_beside_what_was_taken(&make());
+    groups_and_ends_tell_how_far_the_work_is(&make());
+    dead_letters_are_listed_shown_and_sent_again(&make());
 }
 
 /// A record for `user` with value `value`.
@@ -54,9 +64,15 @@ pub fn poll_all(log: &mut dyn Log, count: usize) -> Vec<Received> {
     records
 }
 
-/// A commit of everything up to and including `last`.
+/// A commit of everything in the partition of `last` up to and including it.
 pub fn through(stage: &str, last: &Received) -> Commit {
-    Commit { stage: stage.to_owned(), through: BTreeMap::from([(last.partition, last.offset + 1)]), ..Commit::default() }
+    through_all(stage, std::slice::from_ref(last))
+}
+
+/// A commit of `records`, which stand in offset order per partition, and of all before them.
+pub fn through_all(stage: &str, records: &[Received]) -> Commit {
+    let through = records.iter().map(|record| (record.partition, record.offset + 1)).collect();
+    Commit { stage: stage.to_owned(), through, ..Commit::default() }
 }
 
 fn values(records: &[Received]) -> Vec<&[u8]> {
@@ -68,47 +84,87 @@ fn records_come_in_order_once_and_as_they_were(log: &impl LogUnderTest) {
     sent.headers.causation = Some("cause".to_owned());
     sent.headers.traceparent = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned());
     let not_text = [0xC3, 0x01, 0x00, 0xFF];
-    log.append(&[sent.clone(), record(Topic::EVENTS, "anna", b"2"), record(Topic::EVENTS, "anna", &not_text)]);
+    append(log, &[sent.clone(), record(Topic::EVENTS, "anna", b"2"), record(Topic::EVENTS, "anna", &not_text)]);
     let mut consumer = log.consumer("g", Topic::EVENTS);
     let got = poll_all(&mut *consumer, 3);
     assert_eq!(values(&got), [&b"1"[..], b"2", &not_text], "records of one key come in the order they were appended");
     assert!(got.windows(2).all(|pair| pair[0].offset < pair[1].offset), "offsets grow");
+    assert!(got.windows(2).all(|pair| pair[0].partition == pair[1].partition), "records of one key share a partition");
     assert_eq!((&got[0].headers, &got[0].key[..], got[0].topic), (&sent.headers, "default/anna", Topic::EVENTS));
     assert!(consumer.poll(10, Duration::ZERO).expect("an empty poll is answered").is_empty(), "a record comes once");
-    assert_eq!(consumer.backlog().expect("a backlog is answered").waiting, 3, "polled is not done");
+    assert_eq!(waiting(&mut *consumer), 3, "polled is not done");
     consumer.commit(&through("s", &got[2])).expect("a commit is taken");
-    assert_eq!(consumer.backlog().expect("a backlog is answered").waiting, 0);
+    assert_eq!(waiting(&mut *consumer), 0);
     assert_eq!(consumer.backlog().expect("a backlog is answered").oldest_ms, None);
 }
 
-fn a_commit_is_all_or_nothing(log: &impl LogUnderTest) {
-    log.append(&[
-        record(Topic::CONTEXTS, "anna", b"a"),
-        record(Topic::CONTEXTS, "bert", b"b"),
-        record(Topic::CONTEXTS, "carl", b"c"),
-    ]);
-    let mut consumer = log.consumer("g", Topic::CONTEXTS);
-    let mut late = log.consumer("g", Topic::CONTEXTS);
-    let (got, same) = (poll_all(&mut *consumer, 3), poll_all(&mut *late, 3));
-    let mut commit = through("s", &got[2]);
+fn append(log: &impl LogUnderTest, records: &[Outgoing]) {
+    log.broker().append(records, None).expect("records are taken");
+}
+
+fn waiting(consumer: &mut dyn Log) -> u64 {
+    consumer.backlog().expect("a backlog is answered").waiting
+}
+
+/// Three records of different users.
+fn three(log: &impl LogUnderTest) {
+    append(
+        log,
+        &[record(Topic::CONTEXTS, "anna", b"a"), record(Topic::CONTEXTS, "bert", b"b"), record(Topic::CONTEXTS, "carl", b"c")],
+    );
+}
+
+/// A commit of `got` with an output and a dead letter.
+fn full_commit(got: &[Received]) -> Commit {
+    let mut commit = through_all("s", got);
     commit.outputs = vec![record(Topic::THEMES, "anna", b"out")];
     commit.dead_letters = vec![letter(&got[1])];
     commit.tally.pass();
     commit.tally.dead_letter("malformed");
     commit.tally.drop_for(DropReason::Expired);
     commit.tally.count("tokens", 5);
-    consumer.commit(&commit).expect("a commit is taken");
+    commit
+}
 
-    let mut second = commit.clone();
-    second.through = through("s", &same[2]).through;
-    let refused = late.commit(&second);
-    assert!(matches!(refused, Err(LogError::Conflict(_))), "a second commit of the same range conflicts: {refused:?}");
-    assert_eq!(log.dead_letters(), [letter(&got[1])], "dead letters are those of the one commit, with all they had");
-    assert_eq!(log.tally("s"), commit.tally, "the tally is that of the one commit");
-    assert_eq!(values(&poll_all(&mut *log.consumer("h", Topic::THEMES), 1)), [b"out"]);
+fn check_written_once(log: &impl LogUnderTest, commit: &Commit) {
+    let letters = log.broker().dead_letters(&DeadLetterFilter::default()).expect("dead letters are listed");
+    let whole: Vec<DeadLetter> = letters.iter().map(|letter| whole(log, &letter.id)).collect();
+    assert_eq!(whole, commit.dead_letters, "dead letters are those of the one commit, with all they had");
+    assert_eq!(log.broker().tallies().expect("tallies are read")["s"], commit.tally, "the tally is that of the one commit");
     let mut next = log.consumer("h", Topic::THEMES);
-    assert_eq!(next.backlog().expect("a backlog is answered").waiting, 1, "no output was written twice");
-    assert!(poll_all(&mut *next, 1)[0].headers.id == "anna-out");
+    let out = poll_all(&mut *next, 1);
+    assert_eq!((&out[0].value[..], &out[0].headers.id[..]), (&b"out"[..], "anna-out"));
+    assert_eq!(waiting(&mut *next), 1, "no output was written twice");
+}
+
+fn whole(log: &impl LogUnderTest, id: &DeadLetterId) -> DeadLetter {
+    let letter = log.broker().dead_letter(id).expect("a dead letter is read").expect("a listed dead letter is there");
+    let StoredDeadLetter { partition, offset, appended_ms, key, headers, value, group, stage, attempts, kind, message, .. } =
+        letter;
+    let topic = Topic::PATH.into_iter().find(|topic| topic.name() == letter.topic).expect("a topic of the path");
+    let record = Received { topic, partition, offset, appended_ms, key, headers, value };
+    DeadLetter { record, group, stage, attempts, kind, message }
+}
+
+fn a_commit_is_all_or_nothing(log: &impl LogUnderTest) {
+    three(log);
+    let mut consumer = log.consumer("g", Topic::CONTEXTS);
+    let commit = full_commit(&poll_all(&mut *consumer, 3));
+    consumer.commit(&commit).expect("a commit is taken");
+    assert_eq!(waiting(&mut *consumer), 0);
+    check_written_once(log, &commit);
+}
+
+fn a_commit_of_the_same_records_is_refused(log: &impl LogUnderTest) {
+    three(log);
+    let mut consumer = log.consumer("g", Topic::CONTEXTS);
+    let mut late = log.consumer("g", Topic::CONTEXTS);
+    let (got, same) = (poll_all(&mut *consumer, 3), poll_all(&mut *late, 3));
+    let commit = full_commit(&got);
+    consumer.commit(&commit).expect("a commit is taken");
+    let refused = late.commit(&full_commit(&same));
+    assert!(matches!(refused, Err(LogError::Conflict(_))), "a second commit of the same range conflicts: {refused:?}");
+    check_written_once(log, &commit);
 }
 
 fn letter(record: &Received) -> DeadLetter {
@@ -124,7 +180,7 @@ fn letter(record: &Received) -> DeadLetter {
 
 fn what_was_not_committed_comes_again(log: &impl LogUnderTest) {
     let all: Vec<_> = (0..10).map(|n| record(Topic::EVENTS, "anna", format!("{n}").as_bytes())).collect();
-    log.append(&all);
+    append(log, &all);
     let mut first = log.consumer("g", Topic::EVENTS);
     let got = poll_all(&mut *first, 10);
     first.commit(&through("s", &got[3])).expect("a commit is taken");
@@ -134,7 +190,7 @@ fn what_was_not_committed_comes_again(log: &impl LogUnderTest) {
 }
 
 fn of_two_consumers_one_commits(log: &impl LogUnderTest) {
-    log.append(&[record(Topic::EVENTS, "anna", b"1"), record(Topic::EVENTS, "anna", b"2")]);
+    append(log, &[record(Topic::EVENTS, "anna", b"1"), record(Topic::EVENTS, "anna", b"2")]);
     let (mut a, mut b) = (log.consumer("g", Topic::EVENTS), log.consumer("g", Topic::EVENTS));
     let (got_a, got_b) = (poll_all(&mut *a, 2), poll_all(&mut *b, 1));
     a.commit(&through("s", &got_a[0])).expect("the first commit is taken");
@@ -146,17 +202,113 @@ fn of_two_consumers_one_commits(log: &impl LogUnderTest) {
 }
 
 fn groups_do_not_disturb_each_other(log: &impl LogUnderTest) {
-    log.append(&[record(Topic::EVENTS, "anna", b"1")]);
+    append(log, &[record(Topic::EVENTS, "anna", b"1")]);
     let mut one = log.consumer("one", Topic::EVENTS);
     let got = poll_all(&mut *one, 1);
     one.commit(&through("s", &got[0])).expect("a commit is taken");
     assert_eq!(values(&poll_all(&mut *log.consumer("two", Topic::EVENTS), 1)), [b"1"]);
 }
 
+fn progress_is_noted_with_its_records(log: &impl LogUnderTest) {
+    let broker = log.broker();
+    let noted = |name: &str| broker.progress(name).expect("progress is read");
+    assert_eq!(noted("import"), None);
+    broker.append(&[record(Topic::EVENTS, "anna", b"1")], Some(("import", "1"))).expect("records are taken");
+    broker.append(&[], Some(("other", "9"))).expect("progress alone is taken");
+    broker.append(&[record(Topic::EVENTS, "anna", b"2")], Some(("import", "2"))).expect("records are taken");
+    assert_eq!((noted("import").as_deref(), noted("other").as_deref()), (Some("2"), Some("9")));
+    let got = poll_all(&mut *log.consumer("g", Topic::EVENTS), 2);
+    assert_eq!(values(&got), [b"1", b"2"]);
+}
+
+fn what_was_refused_is_kept_and_counted_beside_what_was_taken(log: &impl LogUnderTest) {
+    let broker = log.broker();
+    let refused = |value: &[u8]| {
+        let record = record(Topic::EVENTS, "anna", value);
+        let record = Received {
+            topic: Topic::EVENTS,
+            partition: 0,
+            offset: -1,
+            appended_ms: 7,
+            key: record.key.to_string(),
+            headers: record.headers,
+            value: value.to_vec(),
+        };
+        DeadLetter { stage: crate::INGEST.to_owned(), ..letter(&record) }
+    };
+    broker.admit(&[record(Topic::EVENTS, "anna", b"1")], &[refused(b"{")]).expect("both are kept");
+    broker.admit(&[], &[refused(b"}")]).expect("a refused one alone is kept");
+    let tally = &broker.tallies().expect("tallies are read")[crate::INGEST];
+    assert_eq!((tally.received, tally.passed, tally.dead_lettered_total()), (3, 1, 2));
+    let counts = broker.dead_letter_counts().expect("dead letters are counted");
+    assert_eq!(counts, BTreeMap::from([((crate::INGEST.to_owned(), "malformed".to_owned()), 2)]));
+    let listed = broker.dead_letters(&DeadLetterFilter::default()).expect("dead letters are listed");
+    let kept: Vec<DeadLetter> = listed.iter().map(|letter| whole(log, &letter.id)).collect();
+    assert_eq!(kept, [refused(b"}"), refused(b"{")], "newest first");
+    assert_eq!(values(&poll_all(&mut *log.consumer("g", Topic::EVENTS), 1)), [b"1"]);
+}
+
+fn groups_and_ends_tell_how_far_the_work_is(log: &impl LogUnderTest) {
+    let broker = log.broker();
+    let waiting = |group: &str| -> Option<u64> {
+        let states = broker.groups().expect("groups are told");
+        let own: Vec<_> = states.iter().filter(|state| state.group == group).collect();
+        assert!(own.iter().all(|state| state.topic == Topic::CONTEXTS.name() && state.position <= state.end), "{own:?}");
+        (!own.is_empty()).then(|| own.iter().map(|state| state.backlog.waiting).sum())
+    };
+    three(log);
+    let mut consumer = log.broker().consumer("endcap.themes.live", Topic::CONTEXTS).expect("a consumer");
+    assert_eq!(waiting("endcap.themes.live"), Some(3), "a group that has done nothing yet is known");
+    let got = poll_all(&mut *consumer, 3);
+    assert_eq!(waiting("endcap.themes.live"), Some(3), "polled is not done");
+    consumer.commit(&through_all("s", &got)).expect("a commit is taken");
+    assert_eq!(waiting("endcap.themes.live"), Some(0));
+    for record in &got {
+        let end = broker.ends(Topic::CONTEXTS).expect("ends are told")[&record.partition];
+        assert!(end > record.offset, "the end lies beyond the last record");
+        let same = broker.records(Topic::CONTEXTS, record.partition, record.offset, 1).expect("records are read");
+        assert_eq!(same, std::slice::from_ref(record), "inspection shows what a stage gets");
+        assert!(broker.records(Topic::CONTEXTS, record.partition, end, 9).expect("records are read").is_empty());
+    }
+}
+
+fn dead_letters_are_listed_shown_and_sent_again(log: &impl LogUnderTest) {
+    let broker = log.broker();
+    three(log);
+    let mut consumer = log.consumer("g", Topic::CONTEXTS);
+    let mut got = poll_all(&mut *consumer, 3);
+    got.sort_by(|a, b| a.key.cmp(&b.key));
+    let kinds = ["malformed", "future", "malformed"];
+    for (record, kind) in got.iter().zip(kinds) {
+        let letters = vec![DeadLetter { kind: kind.to_owned(), ..letter(record) }];
+        consumer.commit(&Commit { dead_letters: letters, ..through("s", record) }).expect("a commit is taken");
+    }
+    let list = |filter: DeadLetterFilter| broker.dead_letters(&filter).expect("dead letters are listed");
+    let keys = |filter| list(filter).into_iter().map(|letter| letter.key).collect::<Vec<_>>();
+    let any = DeadLetterFilter::default;
+    assert_eq!(keys(any()), ["default/carl", "default/bert", "default/anna"], "newest first");
+    assert_eq!(keys(DeadLetterFilter { limit: 1, ..any() }), ["default/carl"]);
+    assert_eq!(keys(DeadLetterFilter { kind: Some("malformed".into()), ..any() }), ["default/carl", "default/anna"]);
+    assert_eq!(keys(DeadLetterFilter { user: Some(UserKey::of("bert")), ..any() }), ["default/bert"]);
+    assert_eq!(keys(DeadLetterFilter { stage: Some("other".into()), ..any() }), [""; 0]);
+    assert_eq!(keys(DeadLetterFilter { since_ms: Some(i64::MAX), ..any() }), [""; 0]);
+    assert_eq!(broker.dead_letter(&DeadLetterId::new("no such letter")).expect("an answer"), None);
+
+    let ids: Vec<DeadLetterId> = list(any()).into_iter().map(|letter| letter.id).collect();
+    assert_eq!(broker.redrive(&ids[..1]).expect("a letter is sent"), 1);
+    assert_eq!(broker.redrive(&ids[..1]).expect("an answer"), 0, "a letter is sent once");
+    assert_eq!(keys(any()), ["default/bert", "default/anna"], "and is off the list");
+    let again = poll_all(&mut *consumer, 1);
+    assert_eq!((&again[0].key, &again[0].headers, &again[0].value), (&got[2].key, &got[2].headers, &got[2].value));
+    assert_eq!(broker.redrive(&ids).expect("letters are sent"), 2);
+}
+
 /// Checks the contract of [`Store`] on stores that `make` gives, each empty.
 pub fn check_store<S: Store>(make: impl Fn() -> S) {
     the_greatest_write_stays_whatever_the_order(&make);
+    equal_stamps_are_decided_by_the_bytes(&make);
     an_erased_user_stays_erased(&make());
+    one_call_may_erase_and_begin_anew(&make());
     results_are_the_latest_of_each_stage_in_path_order(&make());
     caches_answer_in_order(&make());
 }
@@ -235,6 +387,24 @@ fn the_greatest_write_stays_whatever_the_order<S: Store>(make: &impl Fn() -> S) 
     assert_eq!(store.state(&UserKey::of("bert")).expect("a read is answered"), None);
 }
 
+fn equal_stamps_are_decided_by_the_bytes<S: Store>(make: &impl Fn() -> S) {
+    let anna = UserKey::of("anna");
+    let erase = |at| Write::Erase { user: anna.clone(), stamp: Stamp(3), at };
+    let writes = [page("anna", 7, None), page("anna", 7, Some(b"")), erase(None), erase(Some((0, 8))), erase(Some((0, 9)))];
+    let results = ["{\"a\":1}", "{}"].map(|text| StageResult { explanation: text.to_owned(), ..result("anna", "themes", 7) });
+    for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [3, 1, 4, 0, 2]] {
+        let store = make();
+        for place in order {
+            store.put_all(&writes[place..=place], &results[place % 2..=place % 2]).expect("a write is taken");
+        }
+        let stored = store.page(&anna).expect("a read is answered").expect("the page is there");
+        assert_eq!(stored.page.as_deref(), Some(&b""[..]), "an empty page is more than a withdrawn one, order {order:?}");
+        let erasure = Erasure { stamp: Stamp(3), at: Some((0, 9)) };
+        assert_eq!(store.erasure(&anna).expect("a read is answered"), Some(erasure), "the later place, order {order:?}");
+        assert_eq!(store.results(&anna).expect("a read is answered"), results[1..], "the greater text, order {order:?}");
+    }
+}
+
 fn an_erased_user_stays_erased(store: &impl Store) {
     let anna = UserKey::of("anna");
     store.put_all(&[state("anna", 5, b"s"), page("anna", 5, Some(b"p")), state("bert", 5, b"s")], &[]).expect("a write is taken");
@@ -257,6 +427,17 @@ fn an_erased_user_stays_erased(store: &impl Store) {
         Some(&b"new"[..]),
         "a new life begins after the erasure"
     );
+}
+
+fn one_call_may_erase_and_begin_anew(store: &impl Store) {
+    let anna = UserKey::of("anna");
+    let erase = Write::Erase { user: anna.clone(), stamp: Stamp(10), at: Some((0, 8)) };
+    let writes =
+        [state("anna", 9, b"old"), page("anna", 10, Some(b"old")), erase, state("anna", 11, b"new"), state("anna", 12, b"newer")];
+    store.put_all(&writes, &[result("anna", "context", 10), result("anna", "themes", 11)]).expect("writes are taken");
+    assert_eq!(store.state(&anna).expect("a read is answered").as_deref(), Some(&b"newer"[..]));
+    assert_eq!(store.page(&anna).expect("a read is answered"), None);
+    assert_eq!(store.results(&anna).expect("a read is answered"), [result("anna", "themes", 11)]);
 }
 
 fn result(user: &str, stage: &str, stamp: i64) -> StageResult {
@@ -283,4 +464,77 @@ fn caches_answer_in_order(store: &impl Store) {
     let got = store.cached("c", &[[2; 32], [3; 32], [1; 32]]).expect("a read is answered");
     assert_eq!(got, [Some(b"two".to_vec()), None, Some(b"uno".to_vec())]);
     assert_eq!(store.cached("d", &[[1; 32]]).expect("a read is answered"), [None], "caches are apart");
+}
+
+/// Checks the contract of [`StoreOverview`] on stores that `make` gives, each empty.
+pub fn check_overview<S: StoreOverview>(make: impl Fn() -> S) {
+    users_with_a_page_are_listed_once_and_counted(&make());
+    users_are_found_by_a_part_of_their_key(&make());
+    every_row_of_a_user_is_told_until_they_are_erased(&make());
+    a_note_stands_until_another_takes_its_place(&make());
+}
+
+/// Five users, of whom one has had its page withdrawn.
+fn shoppers(store: &impl Store) {
+    let elsewhere = UserKey { tenant: "alpine".to_owned(), user: "eve".to_owned() };
+    let pages = [("Ada", Some(&b"1"[..])), ("bob", None), ("cleo", Some(b"3")), ("dora", Some(b"4"))];
+    let mut writes: Vec<Write> = pages.into_iter().map(|(user, bytes)| page(user, 7, bytes)).collect();
+    writes.push(Write::Page { user: elsewhere, stamp: Stamp(7), page: Some(b"5".to_vec()) });
+    writes.extend([state("Ada", 7, b"s"), state("bob", 7, b"s")]);
+    store.put_all(&writes, &[]).expect("writes are taken");
+}
+
+fn users_of(found: Vec<(UserKey, StoredPage)>) -> Vec<String> {
+    let mut users: Vec<String> = found.into_iter().map(|(user, _)| user.user).collect();
+    users.sort();
+    users
+}
+
+fn users_with_a_page_are_listed_once_and_counted(store: &impl StoreOverview) {
+    assert_eq!(store.pages_count().expect("a count is answered"), 0);
+    assert!(store.pages_after(None, 9).expect("a list is answered").is_empty());
+    shoppers(store);
+    assert_eq!(store.pages_count().expect("a count is answered"), 4, "a withdrawn page is none");
+    assert_eq!(store.states_count().expect("a count is answered"), 2);
+    let (mut listed, mut after) = (Vec::new(), None);
+    loop {
+        let found = store.pages_after(after.as_ref(), 3).expect("a list is answered");
+        let Some((last, stored)) = found.last() else { break };
+        assert!(found.len() <= 3 && stored.page.is_some() && stored.stamp == Stamp(7), "a list is short and holds the pages");
+        after = Some(last.clone());
+        listed.extend(found);
+    }
+    assert_eq!(users_of(listed), ["Ada", "cleo", "dora", "eve"]);
+}
+
+fn users_are_found_by_a_part_of_their_key(store: &impl StoreOverview) {
+    shoppers(store);
+    let like = |part: &str| users_of(store.pages_like(part, 9).expect("a search is answered"));
+    assert_eq!(like("A"), ["Ada", "dora", "eve"], "`default` holds an a, but is not looked at");
+    for (part, found) in [("ADA", &["Ada"][..]), ("bob", &[]), ("alp", &["eve"]), ("fault", &[]), ("%", &[]), ("'", &[])] {
+        assert_eq!(like(part), found, "{part}");
+    }
+    assert_eq!(store.pages_like("", 2).expect("a search is answered").len(), 2, "a list is short");
+}
+
+fn every_row_of_a_user_is_told_until_they_are_erased(store: &impl StoreOverview) {
+    let remains = |user: &str| {
+        let rows = store.remains(&UserKey::of(user)).expect("a read is answered");
+        rows.into_iter().map(|row| row.stamp).collect::<Vec<_>>()
+    };
+    shoppers(store);
+    store.put_all(&[], &[result("Ada", "themes", 7)]).expect("a result is taken");
+    assert_eq!((remains("Ada"), remains("nobody")), (vec![Some(Stamp(7)); 3], Vec::new()));
+    store.put_all(&[Write::Erase { user: UserKey::of("Ada"), stamp: Stamp(10), at: None }], &[]).expect("an erasure is taken");
+    assert_eq!(remains("Ada"), []);
+    store.put_all(&[state("Ada", 11, b"new")], &[]).expect("a write is taken");
+    assert_eq!(remains("Ada"), [Some(Stamp(11))], "a new life has rows of its own");
+}
+
+fn a_note_stands_until_another_takes_its_place(store: &impl StoreOverview) {
+    assert_eq!(store.noted("market").expect("a read is answered"), None);
+    store.note("market", "one").expect("a note is taken");
+    store.note("market", "other").expect("a note is taken");
+    store.note("weather", "fair").expect("a note is taken");
+    assert_eq!(store.noted("market").expect("a read is answered").as_deref(), Some("other"));
 }

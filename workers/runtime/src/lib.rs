@@ -1,24 +1,30 @@
-//! The stage contract, the loop, and the two borders (Log, Store) with their embedded twins.
+//! The stage contract, the loop, and the borders (Log, Broker, Store, StoreOverview) with their embedded twins.
 
+mod broker;
 mod clock;
 pub mod contract;
 pub mod embedded;
 mod limits;
 mod log;
 pub mod metric;
+mod overview;
 mod retry;
 mod run;
+mod secret;
 mod shutdown;
 mod stage;
 mod store;
 mod tally;
 
+pub use broker::{Broker, DeadLetterFilter, DeadLetterId, GroupState, INGEST, StoredDeadLetter};
 pub use clock::{Clock, Clocks, ManualClock, SystemClock};
-pub use embedded::{DeadLetterFilter, Embedded, EmbeddedConfig, StoredDeadLetter};
+pub use embedded::{Embedded, EmbeddedConfig};
 pub use limits::outside;
-pub use log::{Backlog, Commit, DeadLetter, Headers, Log, LogError, Outgoing, Received};
+pub use log::{Backlog, Commit, DeadLetter, Headers, Log, LogError, Outgoing, Received, in_place_of};
+pub use overview::{Remain, StoreOverview};
 pub use retry::RetryConfig;
 pub use run::{BreakerConfig, LoopConfig, StageEnv, StageStopped, run_stage};
+pub use secret::Secret;
 pub use shutdown::Shutdown;
 pub use stage::{DropReason, Input, Passed, Rejection, Settled, Stage, StageError, Stamp, Verdict, Write};
 pub use store::{Erasure, StageResult, Store, StoreError, StoredPage};

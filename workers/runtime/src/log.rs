@@ -8,12 +8,20 @@ use thiserror::Error;
 
 use crate::Tally;
 
+/// Hex digits of a hash that stands for bytes: enough to find them again in the sender's file.
+const HASH_DIGITS: usize = 32;
+
 /// A stage's consumer: reads its input topic and, atomically, writes what came of it.
 ///
 /// What an implementation keeps (`contract::check_log` checks it):
 /// - `poll` gives every record once, in offset order per partition, starting at the group's position.
 /// - `commit` appends outputs and dead letters, adds the tallies and moves the positions: all of it or nothing, durably.
 /// - A consumer that starts anew, or whose commit met [`LogError::Conflict`], begins at the group's position again.
+/// - Records of one key stand in one partition, in the order in which they were appended.
+///
+/// Logs share the work among the consumers of a group in one of two ways. Either all of them read the same records and one commit wins
+/// ([`LogError::Conflict`] tells the others; `contract::check_rivals`), or each has partitions of its own, which may be taken away
+/// ([`Log::revoked`], [`LogError::Revoked`]).
 pub trait Log: Send {
     /// The next records, at most `max`; waits up to `wait` while there is none. Records stay the consumer's until it commits past them.
     ///
@@ -25,7 +33,8 @@ pub trait Log: Send {
     ///
     /// # Errors
     /// [`LogError::Conflict`] when another consumer of the group has moved the positions: nothing was written, drop what was polled and
-    /// poll again. [`LogError::Unavailable`] to be retried as it is.
+    /// poll again. [`LogError::Revoked`] when some of the partitions went away: nothing was written, drop what was polled of them and
+    /// commit the rest. [`LogError::Unavailable`] to be retried as it is.
     fn commit(&mut self, commit: &Commit) -> Result<(), LogError>;
 
     /// How far the group is behind.
@@ -33,6 +42,12 @@ pub trait Log: Send {
     /// # Errors
     /// [`LogError`] when the log does not answer.
     fn backlog(&mut self) -> Result<Backlog, LogError>;
+
+    /// Partitions that are being taken away from this consumer. Whoever asks drops what it holds of them: with the answer they are let
+    /// go, and their records come to another consumer, or again.
+    fn revoked(&mut self) -> Vec<i32> {
+        Vec::new()
+    }
 
     /// Name of the consumer group.
     fn group(&self) -> &str;
@@ -56,12 +71,15 @@ pub struct Headers {
     /// W3C trace context, handed through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// What else a foreign producer wrote: kept for a dead letter, never handed to a child.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign: Vec<(String, Vec<u8>)>,
 }
 
 impl Headers {
     /// Headers of a record that enters the log.
     pub fn root(id: impl Into<String>, topic: Topic, time_ms: i64) -> Self {
-        Self { id: id.into(), kind: topic.name().to_owned(), time_ms, causation: None, traceparent: None }
+        Self { id: id.into(), kind: topic.name().to_owned(), time_ms, ..Self::default() }
     }
 
     /// Headers of the record that `stage` makes of the one with these headers.
@@ -75,6 +93,7 @@ impl Headers {
             time_ms: self.time_ms,
             causation: Some(self.id.clone()),
             traceparent: self.traceparent.clone(),
+            foreign: Vec::new(),
         }
     }
 }
@@ -128,6 +147,11 @@ pub struct DeadLetter {
     pub message: String,
 }
 
+/// Length and hash in place of bytes that are not kept.
+pub fn in_place_of(hashed: &blake3::Hasher) -> String {
+    format!("({} bytes, blake3 {}…)", hashed.count(), &hashed.finalize().to_hex()[..HASH_DIGITS])
+}
+
 /// What one transaction writes.
 #[derive(Debug, Clone, Default)]
 pub struct Commit {
@@ -161,6 +185,20 @@ pub enum LogError {
     /// Another consumer of the group moved the positions: poll again.
     #[error("another consumer of group {0} has moved its position")]
     Conflict(String),
+    /// The group has given partitions to another consumer: drop what was polled of them.
+    #[error("group {group} has given partitions {partitions:?} to another consumer")]
+    Revoked {
+        /// The group.
+        group: String,
+        /// What went away.
+        partitions: Vec<i32>,
+    },
+    /// Another process works under this one's name, in its place: end.
+    #[error("another process writes as {0}: this one ends; give every process an instance name of its own")]
+    Fenced(String),
+    /// It is there, but does not let this process do what it must: a person has to act.
+    #[error("log refuses access: {0}")]
+    Refused(String),
     /// Too many records wait: let the stages catch up, or raise the limit.
     #[error(
         "log is full: {waiting} records of {topic} wait, at most {limit} may: let the stages catch up or raise `waiting_max`"

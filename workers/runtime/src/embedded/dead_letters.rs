@@ -1,66 +1,10 @@
 //! Dead letters: kept with their original bytes, listed, shown, sent again.
 
-use endcap_schemas::{UserKey, topics::Topic};
+use endcap_schemas::topics::Topic;
 use rusqlite::{Row, Transaction, params};
 
 use super::{Embedded, append, headers_of};
-use crate::{DeadLetter, Headers, LogError, Outgoing};
-
-/// Which dead letters to list; what is `None` does not matter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadLetterFilter {
-    /// The kind of fault.
-    pub kind: Option<String>,
-    /// The stage that gave up.
-    pub stage: Option<String>,
-    /// Whose.
-    pub user: Option<UserKey>,
-    /// Not before, ms since 1970.
-    pub since_ms: Option<i64>,
-    /// At most so many, newest first.
-    pub limit: usize,
-}
-
-impl Default for DeadLetterFilter {
-    fn default() -> Self {
-        Self { kind: None, stage: None, user: None, since_ms: None, limit: 50 }
-    }
-}
-
-/// A dead letter as the file holds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredDeadLetter {
-    /// Its number.
-    pub id: i64,
-    /// When it was given up, ms since 1970.
-    pub at_ms: i64,
-    /// The stage that gave up.
-    pub stage: String,
-    /// Its group.
-    pub group: String,
-    /// How often it was tried.
-    pub attempts: u32,
-    /// The kind of fault.
-    pub kind: String,
-    /// What is wrong and what would mend it; empty when masked.
-    pub message: String,
-    /// Where the record came from.
-    pub topic: String,
-    /// Its partition.
-    pub partition: i32,
-    /// Its offset.
-    pub offset: i64,
-    /// When the log took it, ms since 1970.
-    pub appended_ms: i64,
-    /// Its key; empty when masked.
-    pub key: String,
-    /// Its headers; empty when masked.
-    pub headers: Headers,
-    /// Its original bytes; empty when masked.
-    pub value: Vec<u8>,
-    /// Whether its user was erased since it happened, or since the log took it: then it says nothing of them any more.
-    pub masked: bool,
-}
+use crate::{DeadLetter, DeadLetterFilter, DeadLetterId, LogError, Outgoing, StoredDeadLetter};
 
 const SELECT: &str =
     "SELECT id, at_ms, stage, \"group\", attempts, kind, message, topic, partition, \"offset\", appended_ms, \"key\", headers,
@@ -86,11 +30,12 @@ impl Embedded {
         })
     }
 
-    /// One dead letter with its bytes.
+    /// One dead letter with its bytes; an id that is no number is none of this file's.
     ///
     /// # Errors
     /// [`LogError`] when the file does not answer.
-    pub fn dead_letter(&self, id: i64) -> Result<Option<StoredDeadLetter>, LogError> {
+    pub fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<StoredDeadLetter>, LogError> {
+        let Some(id) = number_of(id) else { return Ok(None) };
         self.shared.read(|connection| {
             let mut statement = connection.prepare_cached(&format!("{SELECT} WHERE id = ?2"))?;
             statement.query_map(params![true, id], letter_of)?.next().transpose()
@@ -102,11 +47,11 @@ impl Embedded {
     ///
     /// # Errors
     /// [`LogError`] when the file does not answer; then none was sent.
-    pub fn redrive(&self, ids: &[i64]) -> Result<usize, LogError> {
+    pub fn redrive(&self, ids: &[DeadLetterId]) -> Result<usize, LogError> {
         let now_ms = self.shared.clock.now_ms();
         let sent = self.shared.write::<_, LogError>(|transaction| {
             let mut sent = 0;
-            for id in ids {
+            for id in ids.iter().filter_map(number_of) {
                 let mut statement = transaction.prepare_cached(&format!("{SELECT} WHERE id = ?2"))?;
                 let Some(letter) = statement.query_map(params![true, id], letter_of)?.next().transpose()? else { continue };
                 let Some(topic) = Topic::PATH.into_iter().find(|topic| topic.name() == letter.topic) else { continue };
@@ -124,25 +69,29 @@ impl Embedded {
     }
 }
 
+fn number_of(id: &DeadLetterId) -> Option<i64> {
+    id.as_str().parse().ok()
+}
+
 fn letter_of(row: &Row<'_>) -> rusqlite::Result<StoredDeadLetter> {
-    let masked: bool = row.get(14)?;
-    Ok(StoredDeadLetter {
-        id: row.get(0)?,
+    let letter = StoredDeadLetter {
+        id: DeadLetterId::new(row.get::<_, i64>(0)?.to_string()),
         at_ms: row.get(1)?,
         stage: row.get(2)?,
         group: row.get(3)?,
         attempts: row.get(4)?,
         kind: row.get(5)?,
-        message: if masked { String::new() } else { row.get(6)? },
+        message: row.get(6)?,
         topic: row.get(7)?,
         partition: row.get(8)?,
         offset: row.get(9)?,
         appended_ms: row.get(10)?,
-        key: if masked { String::new() } else { row.get(11)? },
-        headers: if masked { Headers::default() } else { headers_of(&row.get::<_, String>(12)?) },
-        value: if masked { Vec::new() } else { row.get(13)? },
-        masked,
-    })
+        key: row.get(11)?,
+        headers: headers_of(&row.get::<_, String>(12)?),
+        value: row.get(13)?,
+        masked: false,
+    };
+    Ok(if row.get(14)? { letter.mask() } else { letter })
 }
 
 pub(super) fn bury(transaction: &Transaction<'_>, letter: &DeadLetter, now_ms: i64) -> rusqlite::Result<()> {

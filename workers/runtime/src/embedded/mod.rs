@@ -3,6 +3,7 @@
 //! One partition per topic. Writers take turns (`BEGIN IMMEDIATE`), readers never wait. Every commit is synced to disk before it counts
 //! (`synchronous=FULL`).
 
+mod broker;
 mod consumer;
 mod dead_letters;
 mod inspect;
@@ -23,15 +24,13 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, Transactio
 use thiserror::Error;
 
 use crate::{Backlog, Clock, DeadLetter, LogError, Outgoing, Received, StoreError, Tally, metric};
+pub use crate::{DeadLetterFilter, GroupState, INGEST, StoredDeadLetter};
 pub use consumer::Consumer;
-pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
 pub use retention::{Retained, Retention};
 use wake::Wake;
 
 /// Idle connections for reading that are kept open.
 const READERS_KEPT: usize = 8;
-/// What events from outside are counted under, beside the stages.
-pub const INGEST: &str = "ingest";
 /// Bytes of values after which a read is cut short.
 const READ_BYTES_MAX: usize = 32 * 1024 * 1024;
 
@@ -111,21 +110,6 @@ struct Shared {
     wake: Wake,
     /// When retention last ran, ms; what is left over makes it due again at once.
     retained_ms: Mutex<i64>,
-}
-
-/// How a group stands on its topic.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupState {
-    /// Name of the group.
-    pub group: String,
-    /// Its topic.
-    pub topic: String,
-    /// Offset of the first record that is not done.
-    pub position: i64,
-    /// Offset that the next record will get.
-    pub end: i64,
-    /// What lies between.
-    pub backlog: Backlog,
 }
 
 impl Embedded {
@@ -209,7 +193,7 @@ impl Embedded {
             rows.into_iter()
                 .map(|(group, topic, position, end)| {
                     let backlog = backlog(connection, &topic, position, end)?;
-                    Ok(GroupState { group, topic, position, end, backlog })
+                    Ok(GroupState { group, topic, partition: 0, position, end, backlog })
                 })
                 .collect()
         })
@@ -221,25 +205,6 @@ impl Embedded {
     /// [`LogError`] when the file does not answer.
     pub fn records(&self, topic: Topic, from: i64, max: usize) -> Result<Vec<Received>, LogError> {
         self.shared.read(|connection| read_records(connection, topic, from, max))
-    }
-
-    /// Keeps `value` under `name` for good, in place of what was there: for what a whole data directory is about.
-    ///
-    /// # Errors
-    /// [`LogError`] when the file does not answer.
-    pub fn note(&self, name: &str, value: &str) -> Result<(), LogError> {
-        const NOTE: &str = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-        self.shared.write(|transaction| transaction.execute(NOTE, [name, value]).map(|_| ()))
-    }
-
-    /// What was noted under `name`.
-    ///
-    /// # Errors
-    /// [`LogError`] when the file does not answer.
-    pub fn noted(&self, name: &str) -> Result<Option<String>, LogError> {
-        self.shared.read(|connection| {
-            connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0)).optional()
-        })
     }
 
     /// Offset that the next record of `topic` will get: how many it ever had.

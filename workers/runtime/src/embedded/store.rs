@@ -8,6 +8,8 @@ use crate::{Erasure, StageResult, Stamp, Store, StoreError, StoredPage, Write};
 
 /// Stages in path order, for [`Store::results`]; others come after them, by time.
 const PATH: [&str; 5] = ["context", "themes", "keywords", "dedup", "aiqa"];
+/// Tables whose rows are derived of one user; an erasure empties them.
+pub(super) const USER_TABLES: [&str; 3] = ["states", "pages", "results"];
 /// Partition and offset of an erasure that was not asked for in the log.
 const NOWHERE: (i32, i64) = (-1, -1);
 
@@ -122,7 +124,7 @@ fn erase(transaction: &Transaction<'_>, user: &str, stamp: Stamp, at: (i32, i64)
         )?
         .execute(params![user, stamp.0, at.0, at.1])?;
     let mut gone = 0;
-    for table in ["states", "pages", "results"] {
+    for table in USER_TABLES {
         gone += transaction
             .prepare_cached(&format!("DELETE FROM {table} WHERE user = ?1 AND stamp <= ?2"))?
             .execute(params![user, stamp.0])?;

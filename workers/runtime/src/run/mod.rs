@@ -192,6 +192,7 @@ impl<'a, S: Stage> Run<'a, S> {
 
     fn turn_until_shutdown(&mut self) -> Result<(), StageStopped> {
         while !self.env.shutdown.is_triggered() {
+            self.let_revoked_go();
             self.fill()?;
             self.watch_backlog();
             let batch = self.take_batch()?;
@@ -225,6 +226,10 @@ impl<'a, S: Stage> Run<'a, S> {
                 }
                 Err(LogError::Conflict(_)) => {
                     self.forget();
+                    return Ok(());
+                }
+                Err(LogError::Revoked { partitions, .. }) => {
+                    self.let_go(&partitions);
                     return Ok(());
                 }
                 Err(error) => return Err(error.into()),
@@ -358,6 +363,20 @@ impl<'a, S: Stage> Run<'a, S> {
         info!(stage = S::NAME, held = self.pending.len(), "another process of this stage was faster; polling again");
         self.pending.clear();
         self.suspects = 0;
+    }
+
+    /// Drops what is held of partitions that are being taken away: between two batches nothing of them is in work.
+    fn let_revoked_go(&mut self) {
+        let partitions = self.log.revoked();
+        if !partitions.is_empty() {
+            self.let_go(&partitions);
+        }
+    }
+
+    fn let_go(&mut self, partitions: &[i32]) {
+        let dropped = self.pending.drop_partitions(partitions);
+        info!(stage = S::NAME, ?partitions, dropped, "partitions go to another process of this stage");
+        self.suspects = self.suspects.min(self.pending.len());
     }
 
     /// Measures the backlog from time to time. Only a measure: a log that does not answer is met by the next poll.

@@ -114,6 +114,18 @@ impl<T: Message> Pending<T> {
         self.newest.clear();
     }
 
+    /// Drops the records of `partitions`; answers how many those were.
+    pub(super) fn drop_partitions(&mut self, partitions: &[i32]) -> usize {
+        let before = self.queue.len();
+        self.queue.retain(|held| !partitions.contains(&held.record.partition));
+        self.newest = (self.front..)
+            .zip(&self.queue)
+            .filter(|(_, held)| held.is_live())
+            .filter_map(|(place, held)| Some((held.context.as_ref()?.0.clone(), place)))
+            .collect();
+        before - self.queue.len()
+    }
+
     /// Takes a record in: decodes it, and lets the newer of it and its user's waiting record supersede the other.
     pub(super) fn admit(&mut self, record: Received) {
         let mut held = Held::new(record);

@@ -1,6 +1,9 @@
 //! From verdicts to one store write and one commit.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use endcap_schemas::{Head, Message, UserKey, wire};
 use serde_json::{Value, json};
@@ -8,20 +11,27 @@ use tracing::warn;
 
 use super::{Fate, Held, MALFORMED, Run, STAGE_FAILED, StageStopped, UNWRITABLE};
 use crate::{
-    Commit, DeadLetter, DropReason, Input, LogError, Outgoing, Phase, Stage, StageResult, Stamp, StoreError, Verdict, Write,
-    metric, retry::Waits,
+    Commit, DeadLetter, DropReason, Input, LogError, Outgoing, Phase, Stage, StageResult, Stamp, StoreError, Tally, Verdict,
+    Write, metric, retry::Waits,
 };
 
 /// Everything that a batch leaves behind.
 #[derive(Default)]
 struct Outcome {
-    commit: Commit,
+    /// What is committed, by the partition that it came from: one that is taken away takes its part along.
+    parts: BTreeMap<i32, Part>,
     writes: Vec<Write>,
     results: Vec<StageResult>,
-    /// When the log accepted the event behind each published page, ms.
-    accepted_ms: Vec<i64>,
     /// Per record, in order: the fault that counts for the breaker.
     faults: Vec<Option<String>>,
+}
+
+/// What the records of one partition leave behind in the log.
+#[derive(Default)]
+struct Part {
+    commit: Commit,
+    /// When the log accepted the event behind each published page, ms.
+    accepted_ms: Vec<i64>,
 }
 
 /// What the explanations of a batch share.
@@ -63,7 +73,7 @@ impl<S: Stage> Run<'_, S> {
         infer: Duration,
     ) -> Result<(), StageStopped> {
         let circumstances = Circumstances { stage: S::NAME, records: inputs.len(), infer, now_ms: self.env.clocks.wall.now_ms() };
-        let mut outcome = outcome_of(self.log.group(), batch, inputs, verdicts, &circumstances);
+        let outcome = outcome_of(self.log.group(), batch, inputs, verdicts, &circumstances);
         for fault in &outcome.faults {
             if let Err(tripped) = self.breaker.observe(fault.is_some()) {
                 let last = outcome.faults.iter().rev().flatten().next().cloned().unwrap_or_default();
@@ -73,9 +83,7 @@ impl<S: Stage> Run<'_, S> {
         if !self.store(&outcome)? {
             return Ok(());
         }
-        outcome.commit.tally += &std::mem::take(&mut self.unsaved);
-        assert!(outcome.commit.tally.is_balanced(), "every record gets exactly one verdict: {:?}", outcome.commit.tally);
-        self.commit(&outcome)
+        self.commit(outcome.parts)
     }
 
     /// Answers whether the writes are durable; if not, somebody asked to finish.
@@ -90,17 +98,30 @@ impl<S: Stage> Run<'_, S> {
         Ok(stored.is_some())
     }
 
-    fn commit(&mut self, outcome: &Outcome) -> Result<(), StageStopped> {
+    /// Commits the parts; those whose partition goes away meanwhile are left to whoever has it then.
+    fn commit(&mut self, mut parts: BTreeMap<i32, Part>) -> Result<(), StageStopped> {
+        let spent = std::mem::take(&mut self.unsaved);
         let mut waits = Waits::new(self.env.config.retry);
-        loop {
+        let commit = loop {
+            let commit = whole(S::NAME, &parts, &spent);
             let start = self.env.clocks.wall.monotonic();
-            let answer = self.log.commit(&outcome.commit);
+            let answer = self.log.commit(&commit);
             self.spend(Phase::Commit, start);
             match answer {
-                Ok(()) => break,
+                Ok(()) => break commit,
                 Err(LogError::Conflict(_)) => {
                     self.forget();
                     return Ok(());
+                }
+                Err(LogError::Revoked { partitions, .. }) => {
+                    self.let_go(&partitions);
+                    let before = parts.len();
+                    parts.retain(|partition, _| !partitions.contains(partition));
+                    assert!(parts.len() < before, "a commit is refused for partitions that are in it, {partitions:?} are not");
+                    if parts.is_empty() {
+                        self.unsaved += &spent;
+                        return Ok(());
+                    }
                 }
                 Err(LogError::Unavailable(cause)) => {
                     if self.pause("log", &cause, &mut waits) {
@@ -109,19 +130,24 @@ impl<S: Stage> Run<'_, S> {
                 }
                 Err(error) => return Err(error.into()),
             }
-        }
+        };
+        self.tell_committed(&commit, parts.values().flat_map(|part| &part.accepted_ms));
+        Ok(())
+    }
+
+    /// Tells everybody what is durable now.
+    fn tell_committed<'a>(&self, commit: &Commit, accepted_ms: impl Iterator<Item = &'a i64>) {
         let now_ms = self.env.clocks.wall.now_ms();
-        metric::committed(S::NAME, &outcome.commit.tally);
-        outcome.accepted_ms.iter().for_each(|accepted_ms| metric::freshness(now_ms - accepted_ms));
-        for letter in &outcome.commit.dead_letters {
+        metric::committed(S::NAME, &commit.tally);
+        accepted_ms.for_each(|accepted_ms| metric::freshness(now_ms - accepted_ms));
+        for letter in &commit.dead_letters {
             warn!(stage = S::NAME, kind = letter.kind, offset = letter.record.offset, "dead letter: {}", letter.message);
         }
         self.env.stats.update(|s| {
-            s.tally += &outcome.commit.tally;
+            s.tally += &commit.tally;
             s.committed_ms = now_ms;
             s.trouble = None;
         });
-        Ok(())
     }
 
     /// Asks the store for as long as it is down; `None` when somebody asked to finish meanwhile.
@@ -141,6 +167,19 @@ impl<S: Stage> Run<'_, S> {
     }
 }
 
+/// One commit of all parts. Records of one key come from one partition, so their order stays.
+fn whole(stage: &str, parts: &BTreeMap<i32, Part>, spent: &Tally) -> Commit {
+    let mut whole = Commit { stage: stage.to_owned(), tally: spent.clone(), ..Commit::default() };
+    for Part { commit, .. } in parts.values() {
+        whole.outputs.extend_from_slice(&commit.outputs);
+        whole.dead_letters.extend_from_slice(&commit.dead_letters);
+        whole.through.extend(&commit.through);
+        whole.tally += &commit.tally;
+    }
+    assert!(whole.tally.is_balanced(), "every record gets exactly one verdict: {:?}", whole.tally);
+    whole
+}
+
 /// Pure: what a batch leaves behind.
 fn outcome_of<In: Message, Out: Message>(
     group: &str,
@@ -150,10 +189,10 @@ fn outcome_of<In: Message, Out: Message>(
     circumstances: &Circumstances,
 ) -> Outcome {
     let mut outcome = Outcome::default();
-    circumstances.stage.clone_into(&mut outcome.commit.stage);
     let mut answers = inputs.into_iter().zip(verdicts);
     for held in batch {
-        let through = outcome.commit.through.entry(held.record.partition).or_default();
+        let partition = held.record.partition;
+        let through = outcome.part(partition).commit.through.entry(partition).or_default();
         *through = (*through).max(held.record.offset + 1);
         outcome.faults.push(None);
         match held.fate {
@@ -163,7 +202,7 @@ fn outcome_of<In: Message, Out: Message>(
                 outcome.take_verdict(attempt, &input, verdict);
             }
             Fate::Live(_) => unreachable!("a batch is settled after all its live records were started"),
-            Fate::Dropped(reason) => outcome.commit.tally.drop_for(reason),
+            Fate::Dropped(reason) => outcome.part(partition).commit.tally.drop_for(reason),
             Fate::Dead { kind, ref message } => {
                 if kind == MALFORMED || kind == STAGE_FAILED {
                     outcome.faults.pop();
@@ -187,8 +226,13 @@ struct Attempted<'a> {
 }
 
 impl Outcome {
+    fn part(&mut self, partition: i32) -> &mut Part {
+        self.parts.entry(partition).or_default()
+    }
+
     fn take_verdict<In: Message, Out: Message>(&mut self, attempt: Attempted<'_>, input: &Input<In>, verdict: Verdict<Out>) {
         let stamp = input.value.head().map(stamp_of);
+        let partition = attempt.record.partition;
         match verdict {
             Verdict::Passed(passed) => {
                 let value = match wire::encode(&passed.out) {
@@ -199,24 +243,26 @@ impl Outcome {
                 let stamp = passed.out.head().map(stamp_of).or(stamp);
                 self.explain(&attempt, &user, stamp, "passed", "", passed.explanation);
                 let headers = attempt.record.headers.child(attempt.circumstances.stage, Out::TOPIC);
+                let part = self.part(partition);
                 if Out::TOPIC == endcap_schemas::topics::Topic::PAGES {
-                    self.accepted_ms.extend(passed.out.head().map(|head| head.cause.accepted_ms));
+                    part.accepted_ms.extend(passed.out.head().map(|head| head.cause.accepted_ms));
                 }
-                self.commit.outputs.push(Outgoing { topic: Out::TOPIC, key: user, headers, value });
+                part.commit.outputs.push(Outgoing { topic: Out::TOPIC, key: user, headers, value });
+                part.commit.tally.pass();
+                part.count(&passed.counters);
                 self.writes.extend(passed.writes);
-                self.count(&passed.counters);
-                self.commit.tally.pass();
             }
             Verdict::Dropped(reason) => {
                 self.explain(&attempt, &input.value.user(), stamp, "dropped", reason.label(), json!({}));
-                self.commit.tally.drop_for(reason);
+                self.part(partition).commit.tally.drop_for(reason);
             }
             Verdict::Settled(settled) => {
                 let stamp = stamp.or_else(|| settled.writes.iter().map(write_stamp).max());
                 self.explain(&attempt, &input.value.user(), stamp, "dropped", settled.reason.label(), settled.explanation);
                 self.writes.extend(settled.writes);
-                self.count(&settled.counters);
-                self.commit.tally.drop_for(settled.reason);
+                let part = self.part(partition);
+                part.count(&settled.counters);
+                part.commit.tally.drop_for(settled.reason);
             }
             Verdict::Rejected(rejection) => {
                 let explanation = json!({ "message": rejection.message });
@@ -258,8 +304,9 @@ impl Outcome {
     }
 
     fn bury(&mut self, attempt: Attempted<'_>, kind: &str, message: String) {
-        self.commit.tally.dead_letter(kind);
-        self.commit.dead_letters.push(DeadLetter {
+        let Part { commit, .. } = self.part(attempt.record.partition);
+        commit.tally.dead_letter(kind);
+        commit.dead_letters.push(DeadLetter {
             record: attempt.record,
             group: attempt.group.to_owned(),
             stage: attempt.circumstances.stage.to_owned(),
@@ -268,7 +315,9 @@ impl Outcome {
             message,
         });
     }
+}
 
+impl Part {
     fn count(&mut self, counters: &[(&'static str, u64)]) {
         for (name, amount) in counters {
             self.commit.tally.count(name, *amount);

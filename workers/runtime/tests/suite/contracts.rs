@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use endcap_runtime::{
-    DeadLetter, Embedded, EmbeddedConfig, Log, ManualClock, Outgoing, Received, Stamp, Tally, Write,
-    contract::{LogUnderTest, check_any_order, check_log, check_store},
-    embedded::DeadLetterFilter,
+    Broker, Embedded, EmbeddedConfig, Log, ManualClock, Stamp, Write,
+    contract::{LogUnderTest, check_any_order, check_broker, check_log, check_overview, check_rivals, check_store},
 };
 use endcap_schemas::{UserKey, topics::Topic};
 use proptest::{collection::vec, prelude::*};
@@ -30,45 +29,20 @@ impl LogUnderTest for Fresh {
         Box::new(open(&self.dir).consumer(group, topic).unwrap())
     }
 
-    fn append(&self, records: &[Outgoing]) {
-        self.file.producer().append(records, None).unwrap();
-    }
-
-    fn dead_letters(&self) -> Vec<DeadLetter> {
-        let listed = self.file.dead_letters(&DeadLetterFilter::default()).unwrap();
-        listed
-            .iter()
-            .map(|listed| {
-                let letter = self.file.dead_letter(listed.id).unwrap().unwrap();
-                let topic = Topic::PATH.into_iter().find(|topic| topic.name() == letter.topic).unwrap();
-                DeadLetter {
-                    record: Received {
-                        topic,
-                        partition: letter.partition,
-                        offset: letter.offset,
-                        appended_ms: letter.appended_ms,
-                        key: letter.key,
-                        headers: letter.headers,
-                        value: letter.value,
-                    },
-                    group: letter.group,
-                    stage: letter.stage,
-                    attempts: letter.attempts,
-                    kind: letter.kind,
-                    message: letter.message,
-                }
-            })
-            .collect()
-    }
-
-    fn tally(&self, stage: &str) -> Tally {
-        self.file.tallies().unwrap().remove(stage).unwrap_or_default()
+    fn broker(&self) -> &dyn Broker {
+        &self.file
     }
 }
 
 #[test]
 fn the_embedded_log_keeps_its_contract() {
     check_log(fresh);
+    check_rivals(fresh);
+}
+
+#[test]
+fn the_embedded_broker_keeps_its_contract() {
+    check_broker(fresh);
 }
 
 /// Gives fresh stores under `dir`.
@@ -84,6 +58,7 @@ fn stores(dir: &tempfile::TempDir) -> impl Fn() -> Embedded {
 #[test]
 fn the_embedded_store_keeps_its_contract() {
     check_store(stores(&tempfile::tempdir().unwrap()));
+    check_overview(stores(&tempfile::tempdir().unwrap()));
 }
 
 fn write() -> impl Strategy<Value = Write> {

@@ -147,12 +147,12 @@ fn dead_letters_are_filtered_masked_and_sent_again() {
     assert_eq!(list(DeadLetterFilter { stage: Some("other".into()), ..any() }), [0_i64; 0]);
     assert_eq!(list(DeadLetterFilter { since_ms: Some(clock.now_ms() + 1), ..any() }), [0_i64; 0]);
 
-    let ids: Vec<i64> = file.dead_letters(&any()).unwrap().iter().map(|letter| letter.id).collect();
-    let whole = file.dead_letter(ids[2]).unwrap().unwrap();
+    let ids: Vec<_> = file.dead_letters(&any()).unwrap().iter().map(|letter| letter.id.clone()).collect();
+    let whole = file.dead_letter(&ids[2]).unwrap().unwrap();
     assert_eq!((&whole.value[..], &whole.headers, whole.masked), (&b"\xC3\x01x"[..], &records[0].headers, false));
     file.put_all(&[Write::Erase { user: UserKey::of("bert"), stamp: Stamp::of(records[1].headers.time_ms, 0), at: None }], &[])
         .unwrap();
-    let masked = file.dead_letter(ids[1]).unwrap().unwrap();
+    let masked = file.dead_letter(&ids[1]).unwrap().unwrap();
     assert!(masked.masked && masked.value.is_empty() && masked.key.is_empty() && masked.message.is_empty(), "{masked:?}");
 
     assert_eq!(file.redrive(&ids).unwrap(), 2, "what belongs to an erased user stays");

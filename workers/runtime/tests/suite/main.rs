@@ -3,6 +3,7 @@
 mod contracts;
 mod crash;
 mod embedded;
+mod partitions;
 mod stage_loop;
 mod throughput;
 mod toys;

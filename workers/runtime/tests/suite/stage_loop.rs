@@ -87,7 +87,7 @@ fn bytes_that_cannot_be_read_become_a_dead_letter_as_they_are() {
     assert_eq!(users::<ThemesWritten>(&bench), ["u0", "u3"]);
     assert_eq!(kinds(&bench), [(1, "malformed".to_owned(), 1), (2, "malformed".to_owned(), 1)]);
     let listed = bench.file.dead_letters(&DeadLetterFilter::default()).unwrap();
-    let letter = bench.file.dead_letter(listed[1].id).unwrap().unwrap();
+    let letter = bench.file.dead_letter(&listed[1].id).unwrap().unwrap();
     assert_eq!(
         (&letter.value[..], &letter.headers, &letter.topic[..]),
         (&b"{\"hello\": 1}"[..], &records[1].headers, Topic::CONTEXTS.name())

@@ -16,7 +16,7 @@ use endcap_runtime::{
 };
 use endcap_schemas::{
     Brief, Budget, Cause, ContextChanged, DietSet, EventKind, Head, KeywordsChosen, Message, Season, ShopperEvent, ThemesWritten,
-    UserKey, topics::Topic, wire,
+    UserKey, Versions, topics::Topic, wire,
 };
 use serde_json::json;
 
@@ -64,7 +64,14 @@ impl Hop for Compose {
 
     fn next(context: &ContextChanged) -> ThemesWritten {
         let ContextChanged { head, brief, .. } = context.clone();
-        ThemesWritten { persona: head.cause.event_id.clone(), head, brief, themes: Vec::new(), rejected: Vec::new() }
+        ThemesWritten {
+            persona: head.cause.event_id.clone(),
+            head,
+            brief,
+            themes: Vec::new(),
+            rejected: Vec::new(),
+            versions: Versions::new(),
+        }
     }
 }
 
@@ -75,7 +82,7 @@ impl Hop for Choose {
 
     fn next(themes: &ThemesWritten) -> KeywordsChosen {
         let ThemesWritten { head, brief, persona, .. } = themes.clone();
-        KeywordsChosen { head, brief, persona, drafts: Vec::new() }
+        KeywordsChosen { head, brief, persona, drafts: Vec::new(), versions: Versions::new() }
     }
 }
 
