@@ -1,0 +1,290 @@
+//! librdkafka's clients: what they are configured with, what they complain of, and who must act on it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use endcap_runtime::{Clock, LogError, SystemClock};
+use rdkafka::{
+    ClientConfig, ClientContext,
+    client::OAuthToken,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    error::{KafkaError, RDKafkaErrorCode},
+};
+
+use crate::{KafkaConfig, Mechanism};
+
+/// Largest record, with its key and headers, in bytes: a message of the wire's largest size, and a dead letter's words beside it.
+pub(crate) const RECORD_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// How long a token of `OAUTHBEARER` is taken for valid: its file is read again after four fifths of it.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(300);
+/// Longest wait for an answer while a connection is tried.
+const TRY_EVERY: Duration = Duration::from_millis(500);
+
+/// Listens to a client's complaints and brings its tokens.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Watch {
+    last: Arc<Mutex<Option<Complaint>>>,
+    token_file: Option<PathBuf>,
+}
+
+/// What a client last complained of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Complaint {
+    pub(crate) code: RDKafkaErrorCode,
+    pub(crate) reason: String,
+}
+
+impl Watch {
+    pub(crate) fn of(config: &KafkaConfig) -> Self {
+        Self { last: Arc::default(), token_file: config.settings().token_file.clone() }
+    }
+
+    pub(crate) fn last(&self) -> Option<Complaint> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn clear(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl ClientContext for Watch {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(?level, facility, "librdkafka: {message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, "librdkafka: {reason}");
+        let Some(code) = error.rdkafka_error_code() else { return };
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // That all brokers are down follows from a cause that was told before and says more.
+        if code != RDKafkaErrorCode::AllBrokersDown || last.is_none() {
+            *last = Some(Complaint { code, reason: reason.to_owned() });
+        }
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        let path = self.token_file.as_deref().ok_or("no token file is configured")?;
+        token_of(path, SystemClock::default().now_ms()) // librdkafka compares a token's end with the machine's time
+    }
+}
+
+impl ConsumerContext for Watch {}
+
+/// The token that `path` holds, valid from `now_ms` for a while.
+fn token_of(path: &Path, now_ms: i64) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read the token file {}: {error}", path.display()))?;
+    let token = text.trim().to_owned();
+    if token.is_empty() {
+        return Err(format!("the token file {} is empty", path.display()).into());
+    }
+    let lifetime_ms = now_ms + i64::try_from(TOKEN_LIFETIME.as_millis()).unwrap_or(i64::MAX);
+    Ok(OAuthToken { token, principal_name: "endcap".to_owned(), lifetime_ms })
+}
+
+impl KafkaConfig {
+    /// What every client is configured with.
+    fn client(&self) -> ClientConfig {
+        let settings = self.settings();
+        let mut client = ClientConfig::new();
+        client.extend(settings.properties.iter().map(|(key, value)| (key.clone(), value.clone())));
+        client
+            .set("bootstrap.servers", settings.brokers.join(","))
+            .set("client.id", format!("endcap.{}", settings.instance))
+            .set("security.protocol", settings.security.protocol())
+            .set("message.max.bytes", RECORD_MAX_BYTES.to_string())
+            .set("reconnect.backoff.ms", "50")
+            .set("reconnect.backoff.max.ms", "2000");
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let mut set = |key: &str, value: Option<String>| {
+            if let Some(value) = value {
+                client.set(key, value);
+            }
+        };
+        set("ssl.ca.location", path(&settings.ca));
+        set("ssl.certificate.location", path(&settings.certificate));
+        set("ssl.key.location", path(&settings.key));
+        set("ssl.key.password", settings.key_password.as_ref().map(|secret| secret.reveal().to_owned()));
+        set("sasl.mechanisms", settings.mechanism.map(|mechanism| mechanism.name().to_owned()));
+        if settings.mechanism != Some(Mechanism::OauthBearer) {
+            set("sasl.username", settings.user.clone());
+            set("sasl.password", settings.password.as_ref().map(|secret| secret.reveal().to_owned()));
+        }
+        client
+    }
+
+    /// A client that asks for metadata and offsets and reads nothing.
+    pub(crate) fn asker(&self) -> ClientConfig {
+        self.client()
+    }
+
+    /// A client that reads committed records and is in `group`. Nothing is committed unless somebody says so.
+    pub(crate) fn reader(&self, group: &str) -> ClientConfig {
+        let mut client = self.client();
+        client
+            .set("group.id", group)
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("session.timeout.ms", (self.settings().session_timeout_s * 1_000).to_string());
+        client
+    }
+
+    /// A client that writes transactions under `id`.
+    pub(crate) fn writer(&self, id: &str) -> ClientConfig {
+        let mut client = self.client();
+        client
+            .set("transactional.id", id)
+            .set("transaction.timeout.ms", (self.settings().transaction_timeout_s * 1_000).to_string())
+            .set("partitioner", "murmur2_random")
+            .set("linger.ms", "0");
+        if !self.settings().properties.contains_key("compression.type") {
+            client.set("compression.type", "zstd");
+        }
+        client
+    }
+}
+
+/// Creates a client. Its own words about a bad setting may hold the value, so only the key is told.
+pub(crate) fn create<C, T>(client: &ClientConfig, context: C) -> Result<T, LogError>
+where
+    C: ClientContext,
+    T: FromClientConfigAndContext<C>,
+{
+    client.create_with_context(context).map_err(|error| match error {
+        KafkaError::ClientConfig(_, _, key, _) => {
+            LogError::Refused(format!("librdkafka does not take property `{key}` or its value: mend it"))
+        }
+        error => LogError::Refused(format!("no client can be made: {error}")),
+    })
+}
+
+/// Makes sure that a broker answers and takes the login, within `patience`.
+///
+/// # Errors
+/// [`LogError::Refused`] where a person must act, as soon as that is known; [`LogError::Unavailable`] when nothing answers in time.
+pub(crate) fn connect(config: &KafkaConfig, patience: Duration) -> Result<(), LogError> {
+    let watch = Watch::of(config);
+    let client: BaseConsumer<Watch> = create(&config.asker(), watch.clone())?;
+    let deadline = Instant::now() + patience;
+    loop {
+        let answer = client.client().fetch_metadata(Some("endcap.connect"), TRY_EVERY);
+        while client.poll(Duration::ZERO).is_some() {}
+        let Err(error) = answer else { return Ok(()) };
+        if let Some(complaint) = watch.last()
+            && let Some(refused) = refusal(config, &complaint)
+        {
+            return Err(refused);
+        }
+        if Instant::now() >= deadline {
+            let cause = watch.last().map_or_else(|| error.to_string(), |complaint| complaint.reason);
+            let brokers = config.settings().brokers.join(", ");
+            return Err(LogError::Unavailable(format!("no broker of {brokers} answers within {patience:?}: {cause}")));
+        }
+    }
+}
+
+/// What a complaint means where only a person can mend it.
+pub(crate) fn refusal(config: &KafkaConfig, complaint: &Complaint) -> Option<LogError> {
+    let settings = config.settings();
+    let brokers = settings.brokers.join(", ");
+    let Complaint { code, reason } = complaint;
+    let text = match code {
+        RDKafkaErrorCode::Authentication => {
+            let who = settings.user.as_deref().unwrap_or("this client");
+            format!("{brokers}: the login of {who} is not accepted: check user, password and mechanism ({reason})")
+        }
+        RDKafkaErrorCode::SSL if reason.contains("could not be verified") => {
+            // librdkafka does not tell which of the three it is.
+            let ca = settings.ca.as_ref().map_or_else(String::new, |ca| format!(" -CAfile {}", ca.display()));
+            format!(
+                "{brokers}: the certificate there cannot be verified: its authority is not the one in `ca`, it has expired, or it is \
+                 another host's; `openssl s_client -connect {}{ca}` tells which ({reason})",
+                settings.brokers[0]
+            )
+        }
+        RDKafkaErrorCode::SSL => format!("{brokers}: no TLS connection: check `certificate` and `key`, and the port ({reason})"),
+        _ => return None,
+    };
+    Some(LogError::Refused(text))
+}
+
+/// What an answer means for whoever asked: most of all whether waiting helps.
+pub(crate) fn failure(what: &str, error: &KafkaError) -> LogError {
+    let text = format!("{what}: {error}");
+    let code = match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        other => other.rdkafka_error_code(),
+    };
+    match code {
+        Some(
+            RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::GroupAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+            | RDKafkaErrorCode::TransactionalIdAuthorizationFailed
+            | RDKafkaErrorCode::SaslAuthenticationFailed
+            | RDKafkaErrorCode::Authentication,
+        ) => LogError::Refused(text),
+        Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition) => {
+            LogError::Unavailable(format!("{text}: declare the topics (`endcap topics apply`)"))
+        }
+        Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
+            LogError::Refused(format!("{text}: raise the brokers' and the topics' `max.message.bytes` to {RECORD_MAX_BYTES}"))
+        }
+        _ => LogError::Unavailable(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{KafkaSettings, Security};
+    use endcap_runtime::Secret;
+
+    fn config() -> KafkaConfig {
+        let settings = KafkaSettings {
+            brokers: vec!["a:1".into()],
+            instance: "x".into(),
+            security: Security::SaslSsl,
+            mechanism: Some(Mechanism::ScramSha512),
+            user: Some("anna".into()),
+            password: Some(Secret::new("hunter2")),
+            ..KafkaSettings::default()
+        };
+        settings.try_into().unwrap()
+    }
+
+    #[test]
+    fn a_complaint_that_only_a_person_can_mend_says_so_without_the_secret() {
+        for (code, reason, part) in [
+            (RDKafkaErrorCode::Authentication, "invalid credentials", "login of anna is not accepted"),
+            (RDKafkaErrorCode::SSL, "broker certificate could not be verified", "`openssl s_client -connect a:1` tells which"),
+            (RDKafkaErrorCode::SSL, "wrong version number", "check `certificate`"),
+        ] {
+            let refused = refusal(&config(), &Complaint { code, reason: reason.into() }).unwrap().to_string();
+            assert!(refused.contains(part) && refused.contains(reason) && !refused.contains("hunter2"), "{refused}");
+        }
+        let down = Complaint { code: RDKafkaErrorCode::BrokerTransportFailure, reason: "connection refused".into() };
+        assert!(refusal(&config(), &down).is_none(), "a broker that is down may come back");
+    }
+
+    #[test]
+    fn a_token_is_read_from_its_file_and_an_empty_one_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        assert!(token_of(&path, 0).err().unwrap().to_string().contains("cannot read the token file"));
+        fs::write(&path, " \n").unwrap();
+        assert!(token_of(&path, 0).err().unwrap().to_string().contains("is empty"));
+        fs::write(&path, "abc\n").unwrap();
+        let token = token_of(&path, 1_000).unwrap();
+        assert_eq!((token.token.as_str(), token.lifetime_ms), ("abc", 301_000));
+    }
+}

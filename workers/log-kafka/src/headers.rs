@@ -1,0 +1,266 @@
+//! Headers on the wire: CloudEvents in binary mode, W3C trace context, and the `__dlq.errors.*` of dead letters (named as in KIP-1191).
+//! Pure: a list of names and bytes on one side, the runtime's types on the other.
+
+use endcap_runtime::{DeadLetter, Headers};
+use endcap_schemas::topics::Topic;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// Names and bytes, in order.
+pub(crate) type Pairs = Vec<(String, Vec<u8>)>;
+
+const SPEC_VERSION: &str = "ce_specversion";
+const ID: &str = "ce_id";
+const SOURCE: &str = "ce_source";
+const KIND: &str = "ce_type";
+const TIME: &str = "ce_time";
+const CAUSATION: &str = "ce_causationid";
+const TRACE: &str = "traceparent";
+/// Before the name of everything that is said of a dead letter.
+const DEAD: &str = "__dlq.errors.";
+/// Where a record comes from that this crate wrote: this and the stage.
+const OWN_SOURCE: &str = "/endcap/";
+
+/// Where a record stands: what is told of one whose producer told nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) topic: Topic,
+    pub(crate) name: &'a str,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) appended_ms: i64,
+}
+
+/// The headers of a record that `stage` writes.
+pub(crate) fn write(headers: &Headers, stage: &str) -> Pairs {
+    let foreign_source = headers.foreign.iter().any(|(name, _)| name == SOURCE);
+    let mut pairs = Pairs::with_capacity(7 + headers.foreign.len());
+    let mut text = |name: &str, value: &str| pairs.push((name.to_owned(), value.as_bytes().to_vec()));
+    text(SPEC_VERSION, "1.0");
+    text(ID, &headers.id);
+    if !foreign_source {
+        text(SOURCE, &format!("{OWN_SOURCE}{stage}"));
+    }
+    text(KIND, &headers.kind);
+    text(TIME, &rfc3339(headers.time_ms));
+    if let Some(causation) = &headers.causation {
+        text(CAUSATION, causation);
+    }
+    if let Some(trace) = &headers.traceparent {
+        text(TRACE, trace);
+    }
+    pairs.extend(headers.foreign.iter().cloned());
+    pairs
+}
+
+/// The headers of a record at `place`. What its producer left out is derived from there, so that it comes out the same every time.
+pub(crate) fn read<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a [u8])>, place: Place<'_>) -> Headers {
+    let mut headers = Headers::default();
+    let (mut id, mut kind, mut time_ms) = (None, None, None);
+    for (name, value) in pairs {
+        let text = std::str::from_utf8(value).ok();
+        match (name, text) {
+            (SPEC_VERSION, _) => {}
+            (SOURCE, Some(source)) if source.starts_with(OWN_SOURCE) => {}
+            (ID, Some(text)) if !text.is_empty() => id = Some(text.to_owned()),
+            (KIND, Some(text)) if !text.is_empty() => kind = Some(text.to_owned()),
+            (TIME, Some(text)) if millis(text).is_some() => time_ms = millis(text),
+            (CAUSATION, Some(text)) => headers.causation = Some(text.to_owned()),
+            (TRACE, Some(text)) => headers.traceparent = Some(text.to_owned()),
+            _ => headers.foreign.push((name.to_owned(), value.to_vec())),
+        }
+    }
+    headers.id = id.unwrap_or_else(|| format!("{}/{}/{}", place.name, place.partition, place.offset));
+    headers.kind = kind.unwrap_or_else(|| place.topic.name().to_owned());
+    headers.time_ms = time_ms.unwrap_or(place.appended_ms);
+    headers
+}
+
+/// What is said of a dead letter beside its record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Dead {
+    pub(crate) topic: String,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    /// When the log took the record, ms.
+    pub(crate) appended_ms: i64,
+    pub(crate) group: String,
+    pub(crate) stage: String,
+    pub(crate) attempts: u32,
+    pub(crate) kind: String,
+    pub(crate) message: String,
+    /// When it was given up, ms.
+    pub(crate) at_ms: i64,
+}
+
+/// The headers of a dead letter: those of its record, and what is said of it.
+pub(crate) fn write_dead(letter: &DeadLetter, at_ms: i64) -> Pairs {
+    let record = &letter.record;
+    let mut pairs = write(&record.headers, &letter.stage);
+    let mut text = |name: &str, value: &str| pairs.push((format!("{DEAD}{name}"), value.as_bytes().to_vec()));
+    text("topic", record.topic.name());
+    text("partition", &record.partition.to_string());
+    text("offset", &record.offset.to_string());
+    text("timestamp", &record.appended_ms.to_string());
+    text("group", &letter.group);
+    text("stage", &letter.stage);
+    text("attempts", &letter.attempts.to_string());
+    text("kind", &letter.kind);
+    text("message", &letter.message);
+    text("time", &rfc3339(at_ms));
+    pairs
+}
+
+/// What is said of the dead letter with these headers. What somebody else's tool left out is told as unknown.
+pub(crate) fn read_dead<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a [u8])>, appended_ms: i64) -> Dead {
+    let mut dead = Dead {
+        topic: String::new(),
+        partition: -1,
+        offset: -1,
+        appended_ms,
+        group: String::new(),
+        stage: "unknown".to_owned(),
+        attempts: 1,
+        kind: "unknown".to_owned(),
+        message: String::new(),
+        at_ms: appended_ms,
+    };
+    for (name, value) in pairs {
+        let (Some(name), Ok(text)) = (name.strip_prefix(DEAD), std::str::from_utf8(value)) else { continue };
+        match name {
+            "topic" => text.clone_into(&mut dead.topic),
+            "partition" => dead.partition = text.parse().unwrap_or(dead.partition),
+            "offset" => dead.offset = text.parse().unwrap_or(dead.offset),
+            "timestamp" => dead.appended_ms = text.parse().unwrap_or(dead.appended_ms),
+            "group" => text.clone_into(&mut dead.group),
+            "stage" => text.clone_into(&mut dead.stage),
+            "attempts" => dead.attempts = text.parse().unwrap_or(dead.attempts),
+            "kind" => text.clone_into(&mut dead.kind),
+            "message" => text.clone_into(&mut dead.message),
+            "time" => dead.at_ms = millis(text).unwrap_or(dead.at_ms),
+            _ => {}
+        }
+    }
+    dead
+}
+
+/// Whether a header tells of a dead letter and not of its record.
+pub(crate) fn is_of_the_dead(name: &str) -> bool {
+    name.starts_with(DEAD)
+}
+
+/// A time as RFC 3339 has it, in UTC with milliseconds; beyond the year 9999 that year's end.
+pub(crate) fn rfc3339(ms: i64) -> String {
+    let last = OffsetDateTime::from_unix_timestamp(253_402_300_799).expect("the end of the year 9999 is a time");
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(last);
+    let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
+    let (hour, minute, second, milli) = (at.hour(), at.minute(), at.second(), at.millisecond());
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+}
+
+/// Milliseconds since 1970 of an RFC 3339 time.
+fn millis(text: &str) -> Option<i64> {
+    let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    i64::try_from(at.unix_timestamp_nanos().div_euclid(1_000_000)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use endcap_runtime::Received;
+
+    use super::*;
+
+    const PLACE: Place<'_> = Place { topic: Topic::EVENTS, name: "shop.events", partition: 3, offset: 41, appended_ms: 1_500 };
+
+    fn borrowed(pairs: &Pairs) -> impl Iterator<Item = (&str, &[u8])> {
+        pairs.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
+    }
+
+    fn headers() -> Headers {
+        Headers {
+            causation: Some("cause".into()),
+            traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            ..Headers::root("e1", Topic::EVENTS, 1_700_000_000_123)
+        }
+    }
+
+    #[test]
+    fn headers_come_back_as_they_were_written() {
+        let pairs = write(&headers(), "context");
+        let text: Vec<_> = borrowed(&pairs).map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value))).collect();
+        assert_eq!(
+            text,
+            [
+                "ce_specversion=1.0",
+                "ce_id=e1",
+                "ce_source=/endcap/context",
+                "ce_type=endcap.shopper-events.v1",
+                "ce_time=2023-11-14T22:13:20.123Z",
+                "ce_causationid=cause",
+                "traceparent=00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            ]
+        );
+        assert_eq!(read(borrowed(&pairs), PLACE), headers());
+    }
+
+    #[test]
+    fn what_a_foreign_producer_left_out_is_derived_from_the_records_place() {
+        let bare = read([], PLACE);
+        assert_eq!((bare.id.as_str(), bare.kind.as_str(), bare.time_ms), ("shop.events/3/41", "endcap.shopper-events.v1", 1_500));
+        let pairs: Pairs = vec![
+            ("ce_id".into(), vec![0xFF]),
+            ("ce_time".into(), b"2023-11-14T23:13:20.1239+01:00".to_vec()),
+            ("ce_source".into(), b"/shop".to_vec()),
+            ("tenant".into(), b"t1".to_vec()),
+        ];
+        let read = read(borrowed(&pairs), PLACE);
+        assert_eq!((read.id.as_str(), read.time_ms), ("shop.events/3/41", 1_700_000_000_123));
+        let kept: Vec<_> = read.foreign.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(kept, ["ce_id", "ce_source", "tenant"], "what is not understood is kept");
+        let again = write(&read, "context");
+        assert_eq!(again.iter().filter(|(name, _)| name == SOURCE).count(), 1, "a foreign source stays the only one");
+    }
+
+    #[test]
+    fn times_are_written_with_milliseconds_and_never_fail() {
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (1_709_164_800_007, "2024-02-29T00:00:00.007Z"),
+            (i64::MAX, "9999-12-31T23:59:59.000Z"),
+        ] {
+            assert_eq!(rfc3339(ms), text);
+        }
+        assert_eq!(millis(&rfc3339(1_709_164_800_007)), Some(1_709_164_800_007));
+        assert_eq!(millis("yesterday"), None);
+    }
+
+    #[test]
+    fn a_dead_letter_keeps_its_records_headers_and_says_what_happened() {
+        let record = Received {
+            topic: Topic::EVENTS,
+            partition: 3,
+            offset: 41,
+            appended_ms: 1_500,
+            key: "default/anna".into(),
+            headers: headers(),
+            value: vec![1],
+        };
+        let letter = DeadLetter {
+            record,
+            group: "endcap.context.live".into(),
+            stage: "context".into(),
+            attempts: 2,
+            kind: "malformed".into(),
+            message: "no: «x»".into(),
+        };
+        let pairs = write_dead(&letter, 9_000);
+        let dead = read_dead(borrowed(&pairs), 1);
+        assert_eq!((dead.topic.as_str(), dead.partition, dead.offset, dead.appended_ms), (Topic::EVENTS.name(), 3, 41, 1_500));
+        assert_eq!((dead.group.as_str(), dead.stage.as_str(), dead.attempts), ("endcap.context.live", "context", 2));
+        assert_eq!((dead.kind.as_str(), dead.message.as_str(), dead.at_ms), ("malformed", "no: «x»", 9_000));
+        let own = borrowed(&pairs).filter(|(name, _)| !is_of_the_dead(name));
+        assert_eq!(read(own, PLACE), headers());
+        let unknown = read_dead([], 7);
+        assert_eq!((unknown.kind.as_str(), unknown.at_ms, unknown.offset), ("unknown", 7, -1));
+    }
+}

@@ -1,0 +1,206 @@
+//! One stage's connection: records from a thread that never stops polling, and one transaction per commit.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use endcap_runtime::{Backlog, Commit, Log, LogError, Received, Tally};
+use endcap_schemas::topics::Topic;
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{Consumer, ConsumerGroupMetadata},
+    error::{KafkaError, RDKafkaErrorCode},
+};
+
+use crate::{
+    broker::Shared,
+    client,
+    notes::{self, Notes},
+    poller::Poller,
+    reader::{Reader, offsets_of},
+    record::{self, Record},
+    writer::{Positions, Stopped, Writer},
+};
+
+/// A group's connection to its topic. Each consumer of the group has partitions of its own.
+pub struct KafkaLog {
+    shared: Arc<Shared>,
+    group: String,
+    topic: Topic,
+    /// The topic on the brokers.
+    name: String,
+    poller: Poller,
+    writer: Writer,
+    /// What this writer has counted, by stage, as the log has it; empty after a transaction whose end is not known.
+    counted: BTreeMap<String, Tally>,
+    /// Whether the end of the last transaction is not known.
+    unclear: bool,
+    /// Taken over from the polling thread, but the registry did not say what they are.
+    unread: VecDeque<Received>,
+}
+
+impl KafkaLog {
+    /// Joins `group` on `topic`.
+    pub(crate) fn start(shared: Arc<Shared>, group: &str, topic: Topic) -> Result<Self, LogError> {
+        let name = shared.names.topic(topic);
+        let poller = Poller::start(&shared.config, &shared.names.group(group), topic, name.clone())?;
+        let writer = Writer::new(shared.config.clone(), shared.names.transactional_id(group));
+        let (group, counted) = (group.to_owned(), BTreeMap::new());
+        Ok(Self { shared, group, topic, name, poller, writer, counted, unclear: false, unread: VecDeque::new() })
+    }
+
+    /// What this writer has counted for `stage`. Whoever wrote under its id before is fenced first, so that nothing is added any more.
+    fn counted(&mut self, stage: &str) -> Result<Tally, LogError> {
+        if let Some(tally) = self.counted.get(stage) {
+            return Ok(tally.clone());
+        }
+        self.writer.ready()?;
+        let key = notes::tally_key(stage, self.writer.id());
+        let reader = Reader::new(&self.shared.config, &self.shared.names.group("endcap.inspect"))?;
+        let mut tallies = Notes::new(self.shared.names.tallies());
+        let found = tallies.refresh(&reader)?.get(&key).map(|text| notes::read_tally(&key, text)).transpose()?;
+        let tally = found.unwrap_or_default();
+        self.counted.insert(stage.to_owned(), tally.clone());
+        Ok(tally)
+    }
+
+    /// Everything that a commit writes.
+    fn records(&self, commit: &Commit, counted: &Tally) -> Result<Vec<Record>, LogError> {
+        let (names, registry) = (&self.shared.names, self.shared.registry.as_deref());
+        let now_ms = self.shared.clock.now_ms();
+        let outputs = commit.outputs.iter().map(|output| Record::passed(names, registry, output, &commit.stage));
+        let letters = commit.dead_letters.iter().map(|letter| Ok(Record::dead(names, letter, now_ms)));
+        let key = notes::tally_key(&commit.stage, self.writer.id());
+        let tally = Record::note(names.tallies(), &key, &notes::write_tally(counted));
+        outputs.chain(letters).chain([Ok(tally)]).collect()
+    }
+
+    fn list(&self, through: &BTreeMap<i32, i64>) -> Result<TopicPartitionList, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for (partition, next) in through {
+            list.add_partition_offset(&self.name, *partition, Offset::Offset(*next))?;
+        }
+        Ok(list)
+    }
+
+    /// The group's positions on `partitions`, where it has any.
+    fn positions(&self, partitions: impl Iterator<Item = i32>) -> Result<BTreeMap<i32, i64>, LogError> {
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            list.add_partition(&self.name, partition);
+        }
+        if list.count() == 0 {
+            return Ok(BTreeMap::new());
+        }
+        let list = self
+            .poller
+            .consumer
+            .committed_offsets(list, self.shared.config.request_timeout())
+            .map_err(|error| client::failure("cannot ask for the group's positions", &error))?;
+        Ok(offsets_of(&list))
+    }
+
+    /// Whether the transaction in question, which this commit repeats, went through after all.
+    fn went_through(&mut self, commit: &Commit) -> Result<bool, LogError> {
+        if !self.unclear {
+            return Ok(false);
+        }
+        self.writer.ready()?; // ends the transaction in question, one way or the other
+        let positions = self.positions(commit.through.keys().copied())?;
+        self.unclear = false;
+        Ok(!commit.through.is_empty() && commit.through.iter().all(|(partition, next)| positions.get(partition) == Some(next)))
+    }
+
+    /// The generation of the group that this consumer is in now.
+    fn generation(&self) -> Result<ConsumerGroupMetadata, LogError> {
+        self.poller.consumer.group_metadata().ok_or_else(|| {
+            let missing = KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownGroup);
+            client::failure("cannot commit", &missing)
+        })
+    }
+
+    fn transact(&mut self, commit: &Commit, records: &[Record], group: &ConsumerGroupMetadata) -> Result<(), Stopped> {
+        let list = self.list(&commit.through).map_err(|error| Stopped::Nothing(client::failure("cannot commit", &error)))?;
+        let positions = (list.count() > 0).then_some(Positions { list: &list, group });
+        self.writer.transact(records, positions)
+    }
+}
+
+impl Log for KafkaLog {
+    fn poll(&mut self, max: usize, wait: Duration) -> Result<Vec<Received>, LogError> {
+        if self.unread.is_empty() {
+            self.unread.extend(self.poller.hand.take(max, wait)?);
+        }
+        let (registry, mut records) = (self.shared.registry.as_deref(), Vec::new());
+        while let Some(next) = self.unread.front_mut() {
+            match record::unframe(registry, next) {
+                Ok(()) => records.extend(self.unread.pop_front()),
+                Err(error) if records.is_empty() => return Err(error),
+                Err(_) => break, // told by the next poll
+            }
+        }
+        Ok(records)
+    }
+
+    fn commit(&mut self, commit: &Commit) -> Result<(), LogError> {
+        // Asked for before the partitions are looked at: should one of them go, and even come back, before the end of the transaction, the
+        // brokers refuse this generation, and nothing is written that comes again.
+        let generation = self.generation()?;
+        let partitions = self.poller.hand.refused(commit.through.keys().copied());
+        if !partitions.is_empty() {
+            self.unread.retain(|record| !partitions.contains(&record.partition));
+            return Err(LogError::Revoked { group: self.group.clone(), partitions });
+        }
+        if !self.went_through(commit)? {
+            let mut counted = self.counted(&commit.stage)?;
+            counted += &commit.tally;
+            let records = self.records(commit, &counted)?;
+            match self.transact(commit, &records, &generation) {
+                Ok(()) => drop(self.counted.insert(commit.stage.clone(), counted)),
+                Err(stopped) => {
+                    self.unclear = matches!(stopped, Stopped::Unclear(_));
+                    if self.unclear {
+                        self.counted.clear();
+                    }
+                    return Err(stopped.into_error());
+                }
+            }
+        }
+        self.poller.hand.committed(&commit.through);
+        Ok(())
+    }
+
+    fn backlog(&mut self) -> Result<Backlog, LogError> {
+        let holdings = self.poller.hand.holdings();
+        let unseen = holdings.iter().filter(|holding| holding.next.is_none()).map(|holding| holding.partition);
+        let positions = self.positions(unseen)?;
+        let mut all = Backlog::default();
+        for holding in holdings {
+            let (first, end) = self.shared.inspector.reader().end_now(&self.name, holding.partition)?;
+            let next = holding.next.or_else(|| positions.get(&holding.partition).copied()).unwrap_or(first);
+            let behind = self.shared.inspector.between(&self.name, holding.partition, next, end)?;
+            all.waiting += holding.held + behind.waiting;
+            let oldest = holding.oldest_ms.or(behind.oldest_ms);
+            all.oldest_ms = [all.oldest_ms, oldest].into_iter().flatten().min();
+        }
+        Ok(all)
+    }
+
+    fn revoked(&mut self) -> Vec<i32> {
+        let partitions = self.poller.hand.revoked();
+        self.unread.retain(|record| !partitions.contains(&record.partition));
+        partitions
+    }
+
+    fn group(&self) -> &str {
+        &self.group
+    }
+}
+
+impl std::fmt::Debug for KafkaLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaLog").field("group", &self.group).field("topic", &self.topic).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,164 @@
+//! Records between librdkafka's form and the runtime's.
+
+use endcap_runtime::{DeadLetter, DeadLetterId, Headers, LogError, Outgoing, Received, StoredDeadLetter, in_place_of};
+use endcap_schemas::topics::Topic;
+use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message, OwnedHeaders};
+
+use crate::{
+    client::RECORD_MAX_BYTES,
+    headers::{self, Pairs, Place},
+    names::Names,
+    registry::{self, Registry},
+};
+
+/// Name of the header that keeps a foreign record's key where that is no text: keys are text in the runtime, and a dead letter keeps its own.
+const KEY_BYTES: &str = "endcap_key";
+
+/// Name of the header that keeps the schema id under which a value travelled, until it is processed: a dead letter travels under it again.
+const SCHEMA_ID: &str = "endcap_schema_id";
+
+/// Bytes that a record and each of its headers take beside what they hold, at most.
+const RECORD_BYTES: usize = 1_024;
+const HEADER_BYTES: usize = 16;
+
+/// A record to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) topic: String,
+    pub(crate) key: Vec<u8>,
+    pub(crate) headers: Pairs,
+    /// `None` takes a compacted key away.
+    pub(crate) value: Option<Vec<u8>>,
+}
+
+impl Record {
+    /// What `stage` passes on, framed for the registry where there is one.
+    pub(crate) fn passed(names: &Names, registry: Option<&Registry>, outgoing: &Outgoing, stage: &str) -> Result<Self, LogError> {
+        let topic = names.topic(outgoing.topic);
+        let value = match registry {
+            Some(registry) => registry.frame(outgoing.topic, &topic, &outgoing.value)?,
+            None => outgoing.value.clone(),
+        };
+        let (key, headers) = (outgoing.key.to_string().into_bytes(), headers::write(&outgoing.headers, stage));
+        Ok(Self { topic, key, headers, value: Some(value) })
+    }
+
+    /// What could not be processed, with its original key and bytes.
+    pub(crate) fn dead(names: &Names, letter: &DeadLetter, at_ms: i64) -> Self {
+        let mut pairs = headers::write_dead(letter, at_ms);
+        let key = take_key(&mut pairs, &letter.record.key);
+        let value = match take(&mut pairs, SCHEMA_ID).map(<[u8; 4]>::try_from) {
+            Some(Ok(id)) => registry::framed_again(u32::from_be_bytes(id), &letter.record.value),
+            _ => letter.record.value.clone(),
+        };
+        let record = Self { topic: names.dead_letters(letter.record.topic), key, headers: pairs, value: Some(value) };
+        record.within(RECORD_MAX_BYTES)
+    }
+
+    /// The record, with length and hash in place of a value with which it would not fit: one that no broker takes would hold up its
+    /// partition for ever.
+    fn within(mut self, bytes_max: usize) -> Self {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + HEADER_BYTES).sum();
+        let bytes = self.key.len() + headers + self.value.as_ref().map_or(0, Vec::len) + RECORD_BYTES;
+        if bytes > bytes_max {
+            self.value = self.value.map(|value| in_place_of(blake3::Hasher::new().update(&value)).into_bytes());
+        }
+        self
+    }
+
+    /// A dead letter on its way back.
+    pub(crate) fn redriven(names: &Names, topic: Topic, letter: &StoredDeadLetter) -> Self {
+        let mut pairs = headers::write(&letter.headers, &letter.stage);
+        let key = take_key(&mut pairs, &letter.key);
+        Self { topic: names.topic(topic), key, headers: pairs, value: Some(letter.value.clone()) }
+    }
+
+    /// An entry of a compacted topic.
+    pub(crate) fn note(topic: String, key: &str, value: &str) -> Self {
+        Self { topic, key: key.as_bytes().to_vec(), headers: Pairs::new(), value: Some(value.as_bytes().to_vec()) }
+    }
+
+    /// The headers as librdkafka takes them.
+    pub(crate) fn owned_headers(&self) -> OwnedHeaders {
+        let headers = OwnedHeaders::new_with_capacity(self.headers.len());
+        self.headers.iter().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
+    }
+}
+
+/// The original key, taken out of the headers where it is kept there.
+fn take_key(pairs: &mut Pairs, text: &str) -> Vec<u8> {
+    take(pairs, KEY_BYTES).unwrap_or_else(|| text.as_bytes().to_vec())
+}
+
+fn take(pairs: &mut Pairs, name: &str) -> Option<Vec<u8>> {
+    let at = pairs.iter().position(|(found, _)| found == name)?;
+    Some(pairs.remove(at).1)
+}
+
+/// Takes a received value out of the registry's framing, as the runtime knows no registry.
+pub(crate) fn unframe(registry: Option<&Registry>, record: &mut Received) -> Result<(), LogError> {
+    if let Some(registry) = registry
+        && let Some((value, id)) = registry.unframe(&record.value)?
+    {
+        record.value = value;
+        record.headers.foreign.push((SCHEMA_ID.to_owned(), id.to_be_bytes().to_vec()));
+    }
+    Ok(())
+}
+
+/// Names and bytes of a message's headers; one without a value has an empty one.
+fn pairs_of<'a>(message: &'a BorrowedMessage<'_>) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+    let headers = message.headers();
+    headers.into_iter().flat_map(|headers| headers.iter()).map(|header| (header.key, header.value.unwrap_or_default()))
+}
+
+/// When the log took a message, ms.
+fn appended_ms(message: &BorrowedMessage<'_>) -> i64 {
+    message.timestamp().to_millis().unwrap_or(0)
+}
+
+/// A message's key as text; one that is no text is kept in `headers` as it was.
+fn key_of(message: &BorrowedMessage<'_>, headers: &mut Headers) -> String {
+    let key = message.key().unwrap_or_default();
+    if std::str::from_utf8(key).is_err() {
+        headers.foreign.push((KEY_BYTES.to_owned(), key.to_vec()));
+    }
+    String::from_utf8_lossy(key).into_owned()
+}
+
+/// A message of `topic` as a stage gets it.
+pub(crate) fn received(topic: Topic, message: &BorrowedMessage<'_>) -> Received {
+    let (partition, offset, appended_ms) = (message.partition(), message.offset(), appended_ms(message));
+    let place = Place { topic, name: message.topic(), partition, offset, appended_ms };
+    let mut headers = headers::read(pairs_of(message), place);
+    let key = key_of(message, &mut headers);
+    let value = message.payload().unwrap_or_default().to_vec();
+    Received { topic, partition, offset, appended_ms, key, headers, value }
+}
+
+/// A message of the dead letters of `topic`.
+pub(crate) fn stored(topic: Topic, id: DeadLetterId, message: &BorrowedMessage<'_>) -> StoredDeadLetter {
+    let dead = headers::read_dead(pairs_of(message), appended_ms(message));
+    let place =
+        Place { topic, name: topic.name(), partition: dead.partition, offset: dead.offset, appended_ms: dead.appended_ms };
+    let own = pairs_of(message).filter(|(name, _)| !headers::is_of_the_dead(name));
+    let mut headers = headers::read(own, place);
+    let key = key_of(message, &mut headers);
+    StoredDeadLetter {
+        id,
+        at_ms: dead.at_ms,
+        stage: dead.stage,
+        group: dead.group,
+        attempts: dead.attempts,
+        kind: dead.kind,
+        message: dead.message,
+        topic: if dead.topic.is_empty() { topic.name().to_owned() } else { dead.topic },
+        partition: dead.partition,
+        offset: dead.offset,
+        appended_ms: dead.appended_ms,
+        key,
+        headers,
+        value: message.payload().unwrap_or_default().to_vec(),
+        masked: false,
+    }
+}

@@ -1,0 +1,236 @@
+//! Transactions. One producer under one transactional id; a new one takes its place after a fault that it does not survive.
+//!
+//! Measured with librdkafka 2.12: committing with records in flight waits in steps of 100 ms, so they are waited for first; aborting with
+//! records in flight hangs until its timeout, so they are thrown away first.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use endcap_runtime::LogError;
+use rdkafka::{
+    ClientContext, TopicPartitionList,
+    client::OAuthToken,
+    config::RDKafkaLogLevel,
+    consumer::ConsumerGroupMetadata,
+    error::{KafkaError, RDKafkaErrorCode},
+    message::DeliveryResult,
+    producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig},
+};
+
+use crate::{
+    KafkaConfig,
+    client::{self, Watch},
+    record::Record,
+};
+
+/// How often records in flight are looked after.
+const STEP: Duration = Duration::from_millis(1);
+/// How often a beginning is tried again while the transactions' keeper is changing.
+const MOVE_STEP: Duration = Duration::from_millis(100);
+
+/// Why a transaction did not go through.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    /// Nothing was written.
+    Nothing(LogError),
+    /// It is not known whether it was written: whoever asked must find out before it tries again.
+    Unclear(LogError),
+}
+
+impl Stopped {
+    pub(crate) fn into_error(self) -> LogError {
+        match self {
+            Stopped::Nothing(error) | Stopped::Unclear(error) => error,
+        }
+    }
+}
+
+/// Positions that a transaction moves, and the group whose they are.
+pub(crate) struct Positions<'a> {
+    pub(crate) list: &'a TopicPartitionList,
+    pub(crate) group: &'a ConsumerGroupMetadata,
+}
+
+/// A transactional producer.
+pub(crate) struct Writer {
+    config: KafkaConfig,
+    id: String,
+    producer: Option<BaseProducer<Delivery>>,
+}
+
+/// Notes the first record that did not arrive.
+#[derive(Clone)]
+struct Delivery {
+    watch: Watch,
+    failed: Arc<Mutex<Option<KafkaError>>>,
+}
+
+impl ClientContext for Delivery {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.watch.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.watch.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.watch.generate_oauth_token(config)
+    }
+}
+
+impl ProducerContext for Delivery {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+        }
+    }
+}
+
+impl Writer {
+    /// A writer under `id`. Whoever wrote under it before is fenced at the first transaction.
+    pub(crate) fn new(config: KafkaConfig, id: String) -> Self {
+        Self { config, id, producer: None }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Makes the producer ready, which ends whatever transaction an earlier one of this id has left open: committed if it was to be, else
+    /// aborted.
+    pub(crate) fn ready(&mut self) -> Result<(), LogError> {
+        let deadline = Instant::now() + self.config.request_timeout();
+        while self.producer.is_none() {
+            let delivery = Delivery { watch: Watch::of(&self.config), failed: Arc::default() };
+            let producer: BaseProducer<Delivery> = client::create(&self.config.writer(&self.id), delivery)?;
+            match producer.init_transactions(deadline.saturating_duration_since(Instant::now()).max(STEP)) {
+                Ok(()) => self.producer = Some(producer),
+                Err(error) if is_moving(&error) && Instant::now() < deadline => thread::sleep(MOVE_STEP),
+                Err(error) => return Err(self.meaning("cannot begin to write", &error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `records` and moves `positions`: all of it or nothing.
+    pub(crate) fn transact(&mut self, records: &[Record], positions: Option<Positions<'_>>) -> Result<(), Stopped> {
+        self.ready().map_err(Stopped::Nothing)?;
+        if let Err(error) = self.prepare(records, positions) {
+            let error = self.meaning("cannot write", &error);
+            self.abort();
+            return Err(Stopped::Nothing(error));
+        }
+        self.commit()
+    }
+
+    /// Everything of a transaction but its commit.
+    fn prepare(&self, records: &[Record], positions: Option<Positions<'_>>) -> Result<(), KafkaError> {
+        let producer = self.producer.as_ref().expect("a writer that is ready has a producer");
+        *producer.context().failed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        producer.begin_transaction()?;
+        let deadline = Instant::now() + self.config.request_timeout();
+        for record in records {
+            send(producer, record, deadline)?;
+        }
+        while producer.in_flight_count() > 0 {
+            if Instant::now() >= deadline {
+                return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
+            }
+            producer.poll(STEP);
+        }
+        if let Some(error) = producer.context().failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(error);
+        }
+        match positions {
+            Some(Positions { list, group }) => producer.send_offsets_to_transaction(list, group, self.config.request_timeout()),
+            None => Ok(()),
+        }
+    }
+
+    /// Commits, again while the broker asks for it. What is not decided by the deadline, or by a producer that is done for, is unclear.
+    fn commit(&mut self) -> Result<(), Stopped> {
+        let deadline = Instant::now() + self.config.request_timeout();
+        loop {
+            let producer = self.producer.as_ref().expect("a transaction has a producer");
+            let Err(error) = producer.commit_transaction(deadline.saturating_duration_since(Instant::now()).max(STEP)) else {
+                return Ok(());
+            };
+            let meaning = self.meaning("cannot commit", &error);
+            match &error {
+                KafkaError::Transaction(cause) if cause.txn_requires_abort() => {
+                    self.abort();
+                    return Err(Stopped::Nothing(meaning));
+                }
+                KafkaError::Transaction(cause) if cause.is_retriable() && Instant::now() < deadline => {}
+                _ => {
+                    self.producer = None;
+                    return Err(Stopped::Unclear(meaning));
+                }
+            }
+        }
+    }
+
+    /// Aborts, or gives the producer up: the next one's beginning aborts then.
+    fn abort(&mut self) {
+        let timeout = self.config.request_timeout();
+        let aborted = self.producer.as_ref().is_some_and(|producer| {
+            producer.purge(PurgeConfig::default().queue().inflight());
+            producer.client().fatal_error().is_none()
+                && producer.flush(timeout).is_ok()
+                && producer.abort_transaction(timeout).is_ok()
+        });
+        if !aborted {
+            self.producer = None;
+        }
+    }
+
+    /// What an error of a transaction means.
+    fn meaning(&self, what: &str, error: &KafkaError) -> LogError {
+        // A record that was thrown away for a fatal fault tells of the throwing away alone.
+        let fatal = self.producer.as_ref().and_then(|producer| producer.client().fatal_error());
+        match fatal.map(|(code, _)| code).or(error.rdkafka_error_code()) {
+            Some(RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced) => LogError::Fenced(self.id.clone()),
+            Some(
+                RDKafkaErrorCode::IllegalGeneration | RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::RebalanceInProgress,
+            ) => LogError::Unavailable(format!("the group is being divided anew: {error}")),
+            _ => client::failure(what, error),
+        }
+    }
+}
+
+/// Whether whoever keeps the transactions is changing, as when a cluster has its first one: that mends by itself.
+fn is_moving(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotCoordinator
+                | RDKafkaErrorCode::CoordinatorNotAvailable
+                | RDKafkaErrorCode::CoordinatorLoadInProgress
+        )
+    )
+}
+
+/// Hands a record to the producer, waiting for room in its queue.
+fn send(producer: &BaseProducer<Delivery>, record: &Record, deadline: Instant) -> Result<(), KafkaError> {
+    loop {
+        let mut base = BaseRecord::<[u8], [u8]>::to(&record.topic).key(&record.key).headers(record.owned_headers());
+        if let Some(value) = &record.value {
+            base = base.payload(value);
+        }
+        match producer.send(base) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) if Instant::now() < deadline => {
+                producer.poll(STEP);
+            }
+            Err((error, _)) => return Err(error),
+        }
+    }
+}

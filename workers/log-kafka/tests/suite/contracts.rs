@@ -1,0 +1,37 @@
+//! The contracts of the borders, run against a real broker with several partitions.
+
+use endcap_runtime::{
+    Broker, Log,
+    contract::{LogUnderTest, check_broker, check_log},
+};
+use endcap_schemas::topics::Topic;
+
+use crate::server::{Server, address, unique};
+
+impl LogUnderTest for Server {
+    fn consumer(&self, group: &str, topic: Topic) -> Box<dyn Log> {
+        Box::new(self.elsewhere(&unique()).log(group, topic).expect("a consumer"))
+    }
+
+    fn broker(&self) -> &dyn Broker {
+        &self.kafka
+    }
+}
+
+fn fresh() -> Server {
+    Server::fresh(3).expect("a broker was named before")
+}
+
+#[test]
+fn the_kafka_log_keeps_its_contract() {
+    if address("ENDCAP_TEST_KAFKA").is_some() {
+        check_log(fresh);
+    }
+}
+
+#[test]
+fn the_kafka_broker_keeps_its_contract() {
+    if address("ENDCAP_TEST_KAFKA").is_some() {
+        check_broker(fresh);
+    }
+}

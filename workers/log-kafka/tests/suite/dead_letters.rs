@@ -1,0 +1,95 @@
+//! Dead letters on Kafka, beyond the contract: foreign records as they were, erased users, other processes.
+
+use endcap_runtime::{
+    Broker, Commit, DeadLetter, DeadLetterFilter, Log, Received, Stamp, Store, Write,
+    contract::{poll_all, record, through},
+};
+use endcap_schemas::{UserKey, topics::Topic};
+use rdkafka::{
+    ClientConfig,
+    consumer::{BaseConsumer, Consumer},
+    message::{Header, Headers as _, Message, OwnedHeaders},
+    producer::{BaseProducer, BaseRecord, Producer},
+};
+
+use crate::server::Server;
+
+fn letter(record: &Received) -> DeadLetter {
+    DeadLetter {
+        record: record.clone(),
+        group: "g".to_owned(),
+        stage: "s".to_owned(),
+        attempts: 1,
+        kind: "malformed".to_owned(),
+        message: "no".to_owned(),
+    }
+}
+
+/// Sends a record that none of ours would: a key that is no text, a header of its own.
+fn send_foreign(server: &Server, topic: &str) {
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", &server.settings.brokers[0]).create().expect("a producer");
+    let headers = OwnedHeaders::new().insert(Header { key: "shop", value: Some("berlin") });
+    let record = BaseRecord::<[u8], [u8]>::to(topic).key(&[0xFF, 0x01]).payload(&[0x00, 0xFE]).headers(headers);
+    producer.send(record).map_err(|(error, _)| error).expect("a record is queued");
+    producer.flush(std::time::Duration::from_secs(10)).expect("a record arrives");
+}
+
+#[test]
+fn a_foreign_record_goes_to_the_dead_letters_and_back_with_its_key_bytes_and_headers() {
+    let Some(server) = Server::fresh(2) else { return };
+    let topic = format!("{}.{}", server.settings.namespace, Topic::EVENTS);
+    send_foreign(&server, &topic);
+    let mut log = server.kafka.log("g", Topic::EVENTS).expect("a consumer");
+    let got = poll_all(&mut log, 1).remove(0);
+    assert_eq!(got.headers.id, format!("{topic}/{}/{}", got.partition, got.offset), "an id is derived from its place");
+    log.commit(&Commit { dead_letters: vec![letter(&got)], ..through("s", &got) }).expect("a commit is taken");
+
+    let raw: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &server.settings.brokers[0])
+        .set("group.id", "raw")
+        .set("auto.offset.reset", "earliest")
+        .create()
+        .expect("a consumer");
+    raw.subscribe(&[&format!("{topic}.dlq")]).expect("a subscription");
+    let message = loop {
+        if let Some(Ok(message)) = raw.poll(std::time::Duration::from_secs(30)) {
+            break message;
+        }
+    };
+    assert_eq!((message.key(), message.payload()), (Some(&[0xFF, 0x01][..]), Some(&[0x00, 0xFE][..])));
+    let headers = message.headers().expect("headers");
+    let value = |name: &str| {
+        let found = headers.iter().find(|header| header.key == name);
+        found.and_then(|header| header.value).map(|value| String::from_utf8_lossy(value).into_owned())
+    };
+    assert_eq!(value("shop").as_deref(), Some("berlin"));
+    assert_eq!(value("__dlq.errors.topic").as_deref(), Some(Topic::EVENTS.name()));
+    assert_eq!(value("__dlq.errors.offset"), Some(got.offset.to_string()));
+    assert_eq!(value("__dlq.errors.kind").as_deref(), Some("malformed"));
+
+    let listed = server.kafka.dead_letters(&DeadLetterFilter::default()).expect("dead letters are listed");
+    assert_eq!(server.elsewhere("clerk").redrive(&[listed[0].id.clone()]).expect("it is sent"), 1);
+    assert!(server.kafka.dead_letters(&DeadLetterFilter::default()).expect("a list").is_empty(), "seen by other processes");
+    let again = poll_all(&mut log, 1).remove(0);
+    assert_eq!((&again.key, &again.value, &again.headers), (&got.key, &got.value, &got.headers));
+}
+
+#[test]
+fn letters_of_an_erased_user_say_nothing_and_stay() {
+    let Some(server) = Server::fresh(2) else { return };
+    let records = [record(Topic::EVENTS, "anna", b"1"), record(Topic::EVENTS, "bert", b"2")];
+    server.kafka.append(&records, None).expect("events are taken");
+    let mut log = server.kafka.log("g", Topic::EVENTS).expect("a consumer");
+    for got in poll_all(&mut log, 2) {
+        log.commit(&Commit { dead_letters: vec![letter(&got)], ..through("s", &got) }).expect("a commit is taken");
+    }
+    let erase = Write::Erase { user: UserKey::of("bert"), stamp: Stamp::of(records[1].headers.time_ms, 0), at: None };
+    server.store.put_all(&[erase], &[]).expect("an erasure is taken");
+    let listed = server.kafka.dead_letters(&DeadLetterFilter::default()).expect("dead letters are listed");
+    let masked: Vec<(bool, bool)> = listed.iter().map(|letter| (letter.masked, letter.key.is_empty())).collect();
+    assert_eq!(masked.iter().filter(|pair| **pair == (true, true)).count(), 1, "{masked:?}");
+    let ids: Vec<_> = listed.iter().map(|letter| letter.id.clone()).collect();
+    assert_eq!(server.kafka.redrive(&ids).expect("an answer"), 1, "what belongs to an erased user stays");
+    assert_eq!(poll_all(&mut log, 1)[0].key, "default/anna");
+}
