@@ -64,16 +64,28 @@ impl Run {
     /// # Errors
     /// When it cannot be started, ends before it is ready or is not within five minutes; with what it said.
     pub fn up(&self, args: &[&str]) -> Result<Endcap> {
-        let mut up = self.start(args)?;
+        self.ready(self.start(args)?)
+    }
+
+    /// Starts `endcap run` with `stages` and `args` on a free port and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Run::up`].
+    pub fn stages(&self, stages: &[&str], args: &[&str]) -> Result<Endcap> {
+        self.ready(self.spawn(self.command(&[&["run"], stages].concat(), args))?)
+    }
+
+    fn ready(&self, mut up: Endcap) -> Result<Endcap> {
         let patience = Shutdown::new();
         for _ in 0..ASKED_AT_START_MAX {
             match up.get("/health/ready") {
                 Ok((200, _)) => return Ok(up),
                 Ok(_) => patience.wait(ASKED_EVERY),
-                Err(_) => bail!("`endcap up` ended before it was ready: {}", up.last_words()),
+                Err(_) if up.child.try_wait()?.is_none() => patience.wait(ASKED_EVERY),
+                Err(error) => bail!("endcap ended before it was ready ({error:#}): {}", up.last_words()),
             };
         }
-        bail!("`endcap up` does not become ready: {}", up.last_words())
+        bail!("endcap does not become ready: {}", up.last_words())
     }
 
     /// Runs an `endcap up` that ends by itself.
@@ -90,7 +102,12 @@ impl Run {
     /// When it cannot be started or ends before it serves; with what it said.
     pub fn start(&self, args: &[&str]) -> Result<Endcap> {
         let mut command = self.command(&["up"], args);
-        command.args(["--bind", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(["--bind", "127.0.0.1:0"]);
+        self.spawn(command)
+    }
+
+    fn spawn(&self, mut command: Command) -> Result<Endcap> {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot run {}", self.program))?;
         let stdout = BufReader::new(child.stdout.take().context("standard output is piped")?);
         let mut stderr = child.stderr.take().context("standard error is piped")?;
@@ -104,7 +121,7 @@ impl Run {
         loop {
             let mut line = String::new();
             if up.stdout.read_line(&mut line)? == 0 {
-                bail!("`endcap up` ended before it served: {}", up.last_words());
+                bail!("endcap ended before it served: {}", up.last_words());
             }
             if let Some(address) = line.trim().strip_prefix(ADDRESS) {
                 up.address = address.trim_end_matches('/').to_owned();

@@ -23,12 +23,10 @@ const STAPLES: [&str; 8] = ["pasta", "cheese", "bread", "coffee", "tea", "rice",
 pub fn fleet() -> Result<Fleet<ThemesTwin, KeywordsTwin, EncoderTwin, JudgeTwin>> {
     let limits = Limits { linger: Duration::ZERO, ..Limits::default() };
     Ok(Fleet {
-        themes: spawn("themes", ThemesTwin, limits)?,
-        keywords: spawn("keywords", KeywordsTwin, limits)?,
+        themes: Some(spawn("themes", ThemesTwin, limits)?),
+        keywords: Some((spawn("keywords", KeywordsTwin, limits)?, Box::new(|text| text.split_whitespace().count()))),
         encoder: spawn("encoder", EncoderTwin, limits)?,
-        judge: spawn("judge", JudgeTwin, limits)?,
-        count: Box::new(|text| text.split_whitespace().count()),
-        threshold: 0.5,
+        judge: Some((spawn("judge", JudgeTwin, limits)?, 0.5)),
     })
 }
 

@@ -73,6 +73,15 @@ fn crates_do_not_know_what_the_invariants_forbid() {
 }
 
 #[test]
+fn each_driver_is_known_to_one_crate() {
+    let members = members(&fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml is readable"));
+    for (driver, owner) in [("rdkafka", "workers/log-kafka"), ("scylla", "workers/store-scylla")] {
+        let knowing: Vec<_> = members.iter().filter(|member| dependencies(member).contains(driver)).collect();
+        assert_eq!(knowing, [owner], "only {owner} may depend on {driver}");
+    }
+}
+
+#[test]
 fn versions_stand_in_the_root_manifest_alone_and_what_is_absent_on_purpose_is() {
     let members = members(&fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml is readable"));
     for member in &members {

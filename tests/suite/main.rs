@@ -1,7 +1,9 @@
 //! What must hold across crates, one module per subject.
 
 mod architecture;
+mod fleet;
 mod market;
 mod path;
 mod program;
+mod real_sides;
 mod web;

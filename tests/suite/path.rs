@@ -12,12 +12,13 @@ use endcap::{
     feed::{self, FeedState, Pace, Simulated},
     figures::Figures,
     monitor::Monitor,
-    path::{Ground, Path, PathConfig},
+    path::{Ground, Path, PathConfig, StageName},
     report::{self, Began, Report},
+    sides::Sides,
 };
 use endcap_market::{DEMO_SEED, Market};
 use endcap_retrieval::{IndexOptions, MarketDir, build_index, write_demo};
-use endcap_runtime::{Clock, Clocks, Embedded, EmbeddedConfig, Shutdown, SystemClock};
+use endcap_runtime::{Clock, Clocks, Embedded, EmbeddedConfig, Shutdown, StoreOverview, SystemClock};
 use endcap_schemas::Page;
 use endcap_tests::twins;
 
@@ -41,17 +42,17 @@ fn run(market: &endcap_retrieval::Market, data: &Dir, events: u64, cut: bool) ->
 
 fn run_at(clock: Arc<dyn Clock>, market: &endcap_retrieval::Market, data: &Dir, events: u64, cut: bool) -> (Embedded, Report) {
     let file = Embedded::open(data, EmbeddedConfig::default(), clock.clone()).unwrap();
-    let shutdown = Shutdown::new();
+    let (sides, shutdown) = (Sides::embedded(file.clone()), Shutdown::new());
     let ground =
-        Ground { file: file.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };
+        Ground { sides: sides.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };
     let (ended, heard) = channel();
-    let began = Began::note(&file, clock.now_ms()).unwrap();
-    let path = Path::start(twins::fleet().unwrap(), PathConfig::default(), &ground, &ended).unwrap();
+    let began = Began::note(&sides, clock.now_ms()).unwrap();
+    let path = Path::start(&StageName::ALL, twins::fleet().unwrap(), &PathConfig::default(), &ground, &ended).unwrap();
     let pace = Pace { rate: None, events: Some(events) };
     let demo = Arc::new(Market::generate(DEMO_SEED));
-    let mut source = Simulated::new(demo, 5, SHOPPERS, pace, &file.producer(), clock.as_ref()).unwrap();
-    feed::feed(&mut source, &file.producer(), pace, clock.as_ref(), &FeedState::default(), &shutdown).unwrap();
-    let mut monitor = Monitor::new(file.clone(), path.stages.clone()).unwrap();
+    let mut source = Simulated::new(demo, 5, SHOPPERS, pace, &file, clock.as_ref()).unwrap();
+    feed::feed(&mut source, &file, pace, clock.as_ref(), &FeedState::default(), &shutdown).unwrap();
+    let mut monitor = Monitor::new(sides.clone(), path.stages.clone());
     let received = |figures: &Figures| figures.stages[2].received;
     let before = received(&monitor.read(clock.monotonic(), None).unwrap());
     loop {
@@ -65,7 +66,7 @@ fn run_at(clock: Arc<dyn Clock>, market: &endcap_retrieval::Market, data: &Dir, 
     shutdown.trigger();
     let stages = path.stages.clone();
     path.join();
-    let report = report::make(&file, market, &began, &stages).unwrap();
+    let report = report::make(&sides, market, &began, &stages).unwrap();
     (file, report)
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use endcap::desk;
 use endcap_engine::fixture;
-use endcap_runtime::{Embedded, EmbeddedConfig, SystemClock};
+use endcap_runtime::{Embedded, EmbeddedConfig, StoreOverview, SystemClock};
 use endcap_schemas::{EventKind, Page, ShopperEvent};
 use endcap_tests::{Endcap, Run};
 use serde_json::{Value, json};
@@ -126,7 +126,7 @@ fn check_offline(place: &Place) {
     let listed = program.succeed(&["dlq", "ls"], &["--json"]).unwrap();
     assert_eq!(listed.lines().count(), 6, "four events and two bodies: {listed}");
     let first: Value = serde_json::from_str(listed.lines().last().unwrap()).unwrap();
-    let shown = program.succeed(&["dlq", "show", &first["id"].to_string()], &[]).unwrap();
+    let shown = program.succeed(&["dlq", "show", first["id"].as_str().unwrap()], &[]).unwrap();
     assert!(shown.contains("headers"), "{shown}");
     let story = program.succeed(&["explain", "ada"], &[]).unwrap();
     for stage in ["context", "themes", "keywords", "dedup", "aiqa", "page"] {
@@ -243,7 +243,10 @@ fn the_page_and_its_interface_are_guarded() {
     }
     let second = program.output(&["up"], &["--models", &place.models, "--bind", "127.0.0.1:0"]).unwrap();
     assert_eq!(second.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&second.stderr).contains("another `endcap up` uses the data directory"), "{second:?}");
+    assert!(
+        String::from_utf8_lossy(&second.stderr).contains("another `endcap up` or `endcap run` uses the data directory"),
+        "{second:?}"
+    );
     up.kill();
 
     let up = program.up(&["--models", &place.models, "--shoppers", "0"]).unwrap();

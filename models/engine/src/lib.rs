@@ -25,6 +25,8 @@ mod segments;
 mod themes;
 mod tokenizer;
 
+pub use candle_core::Device;
+
 pub use bert::{Bert, BertConfig, BertCrossEncoder, BertLayer, BertWeights, Norm, Pooling};
 pub use cross_encoder::CrossEncoder;
 pub use deberta::{Deberta, DebertaConfig};

@@ -1,9 +1,13 @@
 //! The command line. Values that a configuration file or the environment may also give stay text here: `config` reads all
 //! three the same way and reports every fault at once.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use endcap_runtime::DeadLetterId;
+use endcap_schemas::UserKey;
+
+use crate::path::StageName;
 
 /// Turns a stream of shopper events into personal storefronts.
 #[derive(Debug, Parser)]
@@ -25,6 +29,8 @@ pub struct Cli {
 pub enum Command {
     /// Runs the main job in one process: log, store, every stage, simulated shoppers and the web page.
     Up(UpArgs),
+    /// Runs some stages of the path in this process; others run theirs on the same log and store.
+    Run(RunArgs),
     /// Sends events from a file to a running `endcap up`, past those that are rejected; exits with 1 when there were any.
     Send(SendArgs),
     /// Takes a catalogue, a keyword corpus or shopper events into a market.
@@ -33,10 +39,31 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Looks at what could not be processed.
     Dlq(DlqArgs),
+    /// Declares the topics of the path on a Kafka cluster.
+    Topics {
+        /// What to do.
+        #[command(subcommand)]
+        command: TopicsCommand,
+    },
+    /// Brings the tables of a CQL server to this release's schema.
+    Store {
+        /// What to do.
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
+    /// Has everything removed that is derived of a shopper.
+    Erase(EraseArgs),
     /// Trains the demo models, one by one, or goes on with them on an imported market.
     Train(TrainArgs),
     /// Measures quality against a market whose truth is known, beside baselines.
     Eval(EvalArgs),
+}
+
+/// Settings that stand on the command line: key of the configuration, text.
+pub type Flags = Vec<(&'static str, String)>;
+
+fn given<const N: usize>(flags: [(&'static str, &Option<String>); N]) -> Flags {
+    flags.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect()
 }
 
 /// Where the data lies: shared by commands that open a data directory.
@@ -47,9 +74,16 @@ pub struct DataArgs {
     pub data: Option<String>,
 }
 
-/// `endcap up`.
+impl DataArgs {
+    /// What it sets.
+    pub fn flags(&self) -> Flags {
+        given([("data", &self.data)])
+    }
+}
+
+/// What every process needs that runs stages.
 #[derive(Debug, Clone, Default, Args)]
-pub struct UpArgs {
+pub struct WorkArgs {
     /// Where the data lies.
     #[command(flatten)]
     pub data: DataArgs,
@@ -62,6 +96,62 @@ pub struct UpArgs {
     /// Where models run: cpu or cuda.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
+    /// What requests must bring, those for health excepted: at least 16 of A-Z a-z 0-9 - . _ ~; needed where the address is not a
+    /// loopback one.
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// How long the log keeps what every stage has worked off [default: 7days].
+    #[arg(long, value_name = "TIME")]
+    pub retention: Option<String>,
+}
+
+impl WorkArgs {
+    /// What they set.
+    pub fn flags(&self) -> Flags {
+        let own = [
+            ("market", &self.market),
+            ("models", &self.models),
+            ("device", &self.device),
+            ("token", &self.token),
+            ("retention", &self.retention),
+        ];
+        [self.data.flags(), given(own)].concat()
+    }
+}
+
+/// `endcap run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// The stages.
+    #[arg(required = true)]
+    pub stages: Vec<StageName>,
+    /// What every process needs.
+    #[command(flatten)]
+    pub work: WorkArgs,
+    /// Address of health, metrics and the web page [default: a free port of 127.0.0.1].
+    #[arg(long, value_name = "ADDRESS")]
+    pub bind: Option<String>,
+    /// How long a shopper must rest before a page is made [default: 2s].
+    #[arg(long, value_name = "TIME")]
+    pub debounce: Option<String>,
+}
+
+impl RunArgs {
+    /// What holds where nothing else is said: several such processes share a machine.
+    pub const DEFAULTS: [(&'static str, &'static str); 1] = [("bind", "127.0.0.1:0")];
+
+    /// What they set.
+    pub fn flags(&self) -> Flags {
+        [self.work.flags(), given([("bind", &self.bind), ("debounce", &self.debounce)])].concat()
+    }
+}
+
+/// `endcap up`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UpArgs {
+    /// What every process needs.
+    #[command(flatten)]
+    pub work: WorkArgs,
     // Here as below a negative number comes to the configuration, which says what is wrong with it.
     /// Number of simulated shoppers, 0 for none [default: 100].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
@@ -87,16 +177,24 @@ pub struct UpArgs {
     /// Address of the web page; port 0 takes a free one [default: 127.0.0.1:8484].
     #[arg(long, value_name = "ADDRESS")]
     pub bind: Option<String>,
-    /// What requests must bring, those for health excepted: at least 16 of A-Z a-z 0-9 - . _ ~; needed where the address is not a
-    /// loopback one.
-    #[arg(long, value_name = "TOKEN")]
-    pub token: Option<String>,
     /// How long a shopper must rest before a page is made [default: 0s with --events, else 2s].
     #[arg(long, value_name = "TIME")]
     pub debounce: Option<String>,
-    /// How long the log keeps what every stage has worked off [default: 7days].
-    #[arg(long, value_name = "TIME")]
-    pub retention: Option<String>,
+}
+
+impl UpArgs {
+    /// What they set.
+    pub fn flags(&self) -> Flags {
+        let own = [
+            ("shoppers", &self.shoppers),
+            ("rate", &self.rate),
+            ("events", &self.events),
+            ("seed", &self.seed),
+            ("bind", &self.bind),
+            ("debounce", &self.debounce),
+        ];
+        [self.work.flags(), given(own)].concat()
+    }
 }
 
 /// `endcap send`.
@@ -194,12 +292,9 @@ pub struct DlqArgs {
 pub enum DlqCommand {
     /// Lists them, newest first.
     Ls {
-        /// Only those of this reason.
-        #[arg(long)]
-        reason: Option<String>,
-        /// Most lines.
-        #[arg(long, default_value_t = 50)]
-        limit: usize,
+        /// Which.
+        #[command(flatten)]
+        filter: DlqFilter,
         /// Writes JSON, one object a line.
         #[arg(long)]
         json: bool,
@@ -209,12 +304,78 @@ pub enum DlqCommand {
     },
     /// Shows one with its original bytes.
     Show {
-        /// Its number in the list.
-        id: i64,
+        /// Its id in the list.
+        id: DeadLetterId,
         /// Where the data lies.
         #[command(flatten)]
         data: DataArgs,
     },
+    /// Sends them again, with their key, headers and bytes, to the topic that they came from. Those of erased shoppers stay, and those that
+    /// the interface refused: their senders must correct them.
+    Redrive {
+        /// Their ids in the list; without any, all that the filters let through.
+        ids: Vec<DeadLetterId>,
+        /// Which.
+        #[command(flatten)]
+        filter: DlqFilter,
+        /// Where the data lies.
+        #[command(flatten)]
+        data: DataArgs,
+    },
+}
+
+/// Which dead letters are meant.
+#[derive(Debug, Clone, Args)]
+pub struct DlqFilter {
+    /// Only those of this reason.
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Only those of this stage; `ingest` is the interface.
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// Only those of this shopper: `user` or `tenant/user`.
+    #[arg(long, value_name = "USER")]
+    pub user: Option<UserKey>,
+    /// Only those of the last so long, such as 2h.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub since: Option<Duration>,
+    /// Most of them, the newest.
+    #[arg(long, default_value_t = 50)]
+    pub limit: usize,
+}
+
+/// `endcap topics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum TopicsCommand {
+    /// Says what the cluster lacks and what differs.
+    Plan,
+    /// Makes it so.
+    Apply,
+}
+
+/// `endcap store`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum StoreCommand {
+    /// Says what would be done.
+    Plan,
+    /// Does it.
+    Migrate,
+}
+
+/// `endcap erase`.
+#[derive(Debug, Clone, Args)]
+pub struct EraseArgs {
+    /// The shopper: `user` or `tenant/user`.
+    pub user: UserKey,
+    /// Waits until it is done, and looks for what is left; exits with 1 when something is.
+    #[arg(long)]
+    pub verify: bool,
+    /// How long to wait.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub within: Duration,
+    /// Where the data lies.
+    #[command(flatten)]
+    pub data: DataArgs,
 }
 
 /// `endcap eval`.

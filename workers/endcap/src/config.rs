@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, fs,
     net::SocketAddr,
     num::NonZeroU64,
     path::{Path, PathBuf},
@@ -16,16 +16,20 @@ use endcap_aiqa::AiqaConfig;
 use endcap_context::ContextConfig;
 use endcap_dedup::DedupConfig;
 use endcap_keywords::KeywordsConfig;
+use endcap_log_kafka::{KafkaConfig, TopicSettings};
+use endcap_store_scylla::ScyllaConfig;
 use endcap_themes::ThemesConfig;
 use serde::de::DeserializeOwned;
 
-use crate::{cli::UpArgs, path::PathConfig};
+use crate::{cli::Flags, path::PathConfig};
 
 /// Tables of the file: the stages' own settings.
-pub const TABLES: [&str; 5] = ["context", "themes", "keywords", "dedup", "aiqa"];
+pub const STAGES: [&str; 5] = ["context", "themes", "keywords", "dedup", "aiqa"];
+/// Tables of the file: where log and store are, in place of the data directory.
+pub const SIDES: [&str; 3] = ["kafka", "topics", "scylla"];
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 19] = [
     "data",
     "market",
     "models",
@@ -43,6 +47,8 @@ pub const KEYS: [&str; 17] = [
     "retention",
     "log_format",
     "batch_tokens",
+    "kafka_password",
+    "scylla_password",
 ];
 
 /// What `endcap up` runs with.
@@ -80,6 +86,12 @@ pub struct Config {
     pub retention: Duration,
     /// Tokens of one model batch.
     pub batch_tokens: usize,
+    /// Where the log is; `None` for the one in the data directory.
+    pub kafka: Option<KafkaConfig>,
+    /// What the topics are like there.
+    pub topics: TopicSettings,
+    /// Where the store is; `None` for the one in the data directory.
+    pub scylla: Option<ScyllaConfig>,
 }
 
 /// Everything that can be set: the process, and the stages' own settings from the file's tables.
@@ -178,7 +190,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The file's layer: a TOML file of strings, numbers and booleans, and one table per stage.
+    /// The file's layer: a TOML file of strings, numbers and booleans, and one table per stage and side.
     pub fn of_file(path: &Path, text: &str) -> Self {
         let mut layer = Self { name: path.display().to_string(), ..Self::default() };
         match text.parse::<toml::Table>() {
@@ -187,7 +199,7 @@ impl Layer {
                 toml::Value::Integer(number) => layer.set(key, number.to_string()),
                 toml::Value::Float(number) => layer.set(key, number.to_string()),
                 toml::Value::Boolean(flag) => layer.set(key, flag.to_string()),
-                toml::Value::Table(table) if TABLES.contains(&key.as_str()) => {
+                toml::Value::Table(table) if STAGES.iter().chain(&SIDES).any(|known| *known == key) => {
                     layer.tables.insert(key, table);
                 }
                 other => layer.faults.push(format!("{}: `{key}` is a {}, a plain value is needed", layer.name, other.type_str())),
@@ -210,28 +222,19 @@ impl Layer {
     }
 
     /// The command line's layer.
-    pub fn of_flags(args: &UpArgs, log_format: Option<&String>) -> Self {
+    pub fn of_flags(flags: &Flags, log_format: Option<&String>) -> Self {
         let mut layer = Self { name: "command line".to_owned(), ..Self::default() };
-        let flags = [
-            ("data", &args.data.data),
-            ("market", &args.market),
-            ("models", &args.models),
-            ("device", &args.device),
-            ("shoppers", &args.shoppers),
-            ("rate", &args.rate),
-            ("events", &args.events),
-            ("seed", &args.seed),
-            ("bind", &args.bind),
-            ("token", &args.token),
-            ("debounce", &args.debounce),
-            ("retention", &args.retention),
-        ];
-        for (key, value) in flags.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
+        let log_format = log_format.map(|format| ("log_format", format));
+        for (key, value) in flags.iter().map(|(key, value)| (*key, value)).chain(log_format) {
             layer.set(key.to_owned(), value.clone());
         }
-        if let Some(format) = log_format {
-            layer.set("log_format".to_owned(), format.clone());
-        }
+        layer
+    }
+
+    /// What a subcommand has in place of the program's own defaults.
+    pub fn of_defaults(defaults: &[(&str, &str)]) -> Self {
+        let mut layer = Self { name: "defaults".to_owned(), ..Self::default() };
+        defaults.iter().for_each(|(key, value)| layer.set((*key).to_owned(), (*value).to_owned()));
         layer
     }
 
@@ -290,8 +293,18 @@ impl Config {
                 .get("retention", "a time up to 10years, such as 7days", |text| time(text, Duration::from_secs(315_576_000)))
                 .unwrap_or(Duration::from_secs(7 * 86_400)),
             batch_tokens: merged.get("batch_tokens", "tokens, 256 to 1048576", batch_tokens).unwrap_or(16_384),
+            kafka: merged.side("kafka", "kafka_password"),
+            topics: merged.table("topics", TopicSettings::check),
+            scylla: merged.side("scylla", "scylla_password"),
             events,
         };
+        if config.kafka.is_some() && config.scylla.is_none() {
+            merged.faults.push(
+                "`kafka` is a log that several machines share, and a shopper's state must be where the shopper's events come: name the store \
+                 that they share in the table `scylla`"
+                    .to_owned(),
+            );
+        }
         if !config.bind.ip().is_loopback() && config.token.is_none() {
             merged.faults.push(format!("`bind` {} is open to others: a `token` is needed", config.bind));
         }
@@ -337,6 +350,51 @@ impl Merged<'_> {
         self.faults.extend(faults.into_iter().map(|fault| format!("{}: table `{key}`: {fault}", layer.name)));
         settings
     }
+
+    /// The settings of a side, where a file has its table. `password` is the key that brings its password from the environment.
+    fn side<T: DeserializeOwned>(&mut self, key: &str, password: &str) -> Option<T> {
+        let (layer, table) = self.layers.iter().rev().find_map(|layer| Some((layer, layer.tables.get(key)?)))?;
+        let from_outside = self.layers.iter().rev().find_map(|layer| layer.values.get(password));
+        let mut table = table.clone();
+        if key == "kafka" {
+            table.entry("instance").or_insert_with(|| toml::Value::String(instance()));
+        }
+        let put = put_password(&mut table, from_outside.map(String::as_str));
+        match put.and_then(|()| table.try_into::<T>().map_err(|error| error.message().to_owned())) {
+            Ok(settings) => Some(settings),
+            Err(fault) => {
+                self.faults.push(format!("{}: table `{key}`: {fault}", layer.name));
+                None
+            }
+        }
+    }
+}
+
+/// What a process is called where nobody names it: its machine and its number there.
+fn instance() -> String {
+    let machine = gethostname::gethostname();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
+    format!("{}-{}", machine.to_string_lossy().chars().map(plain).collect::<String>(), std::process::id())
+}
+
+/// Puts the password of a side into its table, from the environment or from a file that the table names.
+fn put_password(table: &mut toml::Table, from_outside: Option<&str>) -> Result<(), String> {
+    const NAMES: [&str; 2] = ["password", "password_file"];
+    let file = table.remove(NAMES[1]);
+    if file.is_some() && table.contains_key(NAMES[0]) {
+        return Err("`password` and `password_file` are both given: one is needed".to_owned());
+    }
+    let password = match (from_outside, file) {
+        (Some(password), _) => password.to_owned(),
+        (None, None) => return Ok(()),
+        (None, Some(toml::Value::String(path))) => match fs::read_to_string(&path) {
+            Ok(text) => text.trim_end_matches(['\r', '\n']).to_owned(),
+            Err(error) => return Err(format!("cannot read `password_file` {path}: {error}")),
+        },
+        (None, Some(other)) => return Err(format!("`password_file` is a {}, a path is needed", other.type_str())),
+    };
+    table.insert(NAMES[0].to_owned(), toml::Value::String(password));
+    Ok(())
 }
 
 fn path(text: &str) -> Option<PathBuf> {
@@ -401,7 +459,7 @@ mod tests {
 
     #[test]
     fn the_command_line_wins_over_the_environment_over_the_file() {
-        let flags = Layer::of_flags(&UpArgs { seed: Some("3".into()), ..UpArgs::default() }, None);
+        let flags = Layer::of_flags(&vec![("seed", "3".to_owned())], None);
         let layers = [
             file("seed = 1\nshoppers = 7\nbind = \"127.0.0.1:1\""),
             env(&[("ENDCAP_SEED", "2"), ("ENDCAP_BIND", "[::1]:2"), ("PATH", "/bin"), ("ENDCAP_SERVICE_HOST", "10.0.0.1")]),
@@ -444,11 +502,35 @@ mod tests {
 
     #[test]
     fn the_stages_defaults_pass_their_own_checks_and_leave_the_threshold_to_the_model() {
-        let tables = TABLES.map(|table| format!("[{table}]\n")).concat();
+        let tables = STAGES.map(|table| format!("[{table}]\n")).concat();
         let path = Settings::resolve(&[file(&tables)]).unwrap().path;
         assert_eq!(path, PathConfig { debounce: path.debounce, ..PathConfig::default() });
         let path = Settings::resolve(&[file("[aiqa]\nfloor = 4")]).unwrap().path;
         assert_eq!((path.aiqa.floor, path.aiqa.threshold), (4, None));
+    }
+
+    #[test]
+    fn a_side_takes_its_password_from_the_environment_or_a_file_and_shows_it_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        fs::write(&secret, "hunter2\n").unwrap();
+        let table = |more: &str| {
+            file(&format!(
+                "[scylla]\n[kafka]\nbrokers = ['a:9092']\nsecurity = 'sasl_ssl'\nmechanism = 'PLAIN'\nuser = 'u'\ninstance = 'x'\n{more}"
+            ))
+        };
+        check(&[table("")], &["table `kafka`: `password` is missing"]);
+        let by_file = resolved(&[table(&format!("password_file = '{}'", secret.display()))]).unwrap();
+        let by_env = resolved(&[table(""), env(&[("ENDCAP_KAFKA_PASSWORD", "hunter2")])]).unwrap();
+        assert_eq!(by_file.kafka, by_env.kafka);
+        assert!(by_file.kafka.is_some() && !format!("{by_file:?}").contains("hunter2"));
+        check(&[table("password = 'hunter2'\npassword_file = 'x'")], &["both given"]);
+        check(&[table("password_file = '/nowhere/at/all'")], &["cannot read `password_file` /nowhere/at/all"]);
+        let faults = resolved(&[table("password = 12345678")]).unwrap_err().to_string();
+        assert!(!faults.contains("12345678"), "{faults}");
+        check(&[file("[scylla]\nkeyspace = '1'")], &["table `scylla`: `keyspace` must be"]);
+        check(&[file("[kafka]\nbrokers = ['a:9092']")], &["name the store that they share in the table `scylla`"]);
+        assert_eq!(resolved(&[]).unwrap().kafka, None);
     }
 
     #[test]

@@ -7,7 +7,16 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// A data directory that is in use by this process, and by no other `endcap up`.
+/// How a process uses a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Alone: nobody else runs stages on it.
+    Alone,
+    /// Beside others that run stages on it.
+    Beside,
+}
+
+/// A data directory that is in use by this process.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
@@ -17,31 +26,42 @@ pub struct DataDir {
 impl DataDir {
     const LOCK: &str = "up.lock";
 
-    /// Opens `path`, making it where there is none, and keeps other `endcap up`s out until it is dropped.
+    /// Opens `path`, making it where there is none, and keeps others out until it is dropped, as far as `how` says.
     ///
     /// # Errors
-    /// When it cannot be written, or another `endcap up` uses it.
-    pub fn open(path: &Path) -> Result<Self> {
+    /// When it cannot be written, or another process uses it in a way that does not allow this one.
+    pub fn open(path: &Path, how: Use) -> Result<Self> {
         fs::create_dir_all(path).with_context(|| format!("cannot make the data directory {}", path.display()))?;
         let lock_path = path.join(Self::LOCK);
         let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
-        match lock.try_lock() {
+        let locked = match how {
+            Use::Alone => lock.try_lock(),
+            Use::Beside => lock.try_lock_shared(),
+        };
+        match locked {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => {
-                bail!("another `endcap up` uses the data directory {}: end it, or name another with --data", path.display())
+                let other = if how == Use::Alone { "`endcap up` or `endcap run`" } else { "`endcap up`" };
+                bail!("another {other} uses the data directory {}: end it, or name another with --data", path.display())
             }
             Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", lock_path.display())),
         }
     }
 
+    /// Waits until no other process makes what is missing here; the others wait until the answer is dropped.
+    ///
+    /// # Errors
+    /// When the directory cannot be written.
+    pub fn turn(&self) -> Result<File> {
+        let path = self.path.join("making.lock");
+        let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        lock.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+        Ok(lock)
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// The log and the store.
-    pub fn file(&self) -> PathBuf {
-        file_in(&self.path)
     }
 
     /// Where the demo market lies.
@@ -81,13 +101,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_data_directory_has_one_user_at_a_time() {
+    fn a_data_directory_has_one_user_or_several_that_share_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
-        let first = DataDir::open(&path).unwrap();
-        let refusal = DataDir::open(&path).unwrap_err().to_string();
-        assert!(refusal.contains("another `endcap up` uses"), "{refusal}");
+        let refused = |how| DataDir::open(&path, how).unwrap_err().to_string();
+        let first = DataDir::open(&path, Use::Alone).unwrap();
+        for how in [Use::Alone, Use::Beside] {
+            assert!(refused(how).contains("uses the data directory"), "{how:?}");
+        }
         drop(first);
-        DataDir::open(&path).unwrap();
+        let _one = DataDir::open(&path, Use::Beside).unwrap();
+        let _other = DataDir::open(&path, Use::Beside).unwrap();
+        assert!(refused(Use::Alone).contains("another `endcap up` or `endcap run` uses"));
     }
 }

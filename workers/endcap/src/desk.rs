@@ -7,10 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use endcap_retrieval::{Market, PerVersion};
-use endcap_runtime::{
-    Clock, Embedded, StageStats, Store,
-    embedded::{DeadLetterFilter, StoredDeadLetter},
-};
+use endcap_runtime::{Clock, DeadLetterFilter, DeadLetterId, StageStats, Store, StoredDeadLetter};
 use endcap_schemas::{PagePublished, PurchaseMemory, ShopperEvent, UserKey, wire};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
@@ -22,6 +19,7 @@ use crate::{
     logging::Anonymiser,
     names,
     printable::printable,
+    sides::Sides,
     view::{self, PageView},
 };
 
@@ -33,7 +31,7 @@ const ORIGINAL_SHOWN: usize = 400;
 /// The desk.
 pub struct Desk {
     /// Log and store.
-    pub file: Embedded,
+    pub sides: Sides,
     /// The market.
     pub market: Market,
     /// The clock of acceptance.
@@ -83,7 +81,7 @@ pub struct DeadLetters {
 /// A dead letter for people.
 #[derive(Debug, Serialize)]
 pub struct DeadLetterRow {
-    id: i64,
+    id: DeadLetterId,
     at_ms: i64,
     stage: String,
     reason: String,
@@ -108,7 +106,8 @@ impl Desk {
     /// # Errors
     /// When the store does not answer.
     pub fn shoppers(&self, search: &str, limit: usize) -> Result<Shoppers> {
-        let found = if search.is_empty() { self.file.pages_after(None, limit) } else { self.file.pages_like(search, limit) };
+        let store = &self.sides.store;
+        let found = if search.is_empty() { store.pages_after(None, limit) } else { store.pages_like(search, limit) };
         let market = self.market.snapshot();
         let mut shoppers = Vec::new();
         for (user, stored) in found.context("cannot read pages")? {
@@ -125,7 +124,7 @@ impl Desk {
     /// # Errors
     /// When store or catalogue do not answer.
     pub fn page(&self, user: &UserKey) -> Result<Option<PageView>> {
-        page_of(&self.file, &self.market, user)
+        page_of(&*self.sides.store, &self.market, user)
     }
 
     /// The control page.
@@ -143,7 +142,7 @@ impl Desk {
     /// # Errors
     /// When the store does not answer.
     pub fn journey(&self, user: &UserKey) -> Result<Vec<Mark>> {
-        let results = self.file.results(user).context("cannot read stage results")?;
+        let results = self.sides.store.results(user).context("cannot read stage results")?;
         results
             .iter()
             .map(|result| {
@@ -159,7 +158,7 @@ impl Desk {
     /// # Errors
     /// When store or catalogue do not answer.
     pub fn explain(&self, user: &UserKey) -> Result<Option<Story>> {
-        story_of(&self.file, &self.market, user)
+        story_of(&*self.sides.store, &self.market, user)
     }
 
     /// The latest reading of the job.
@@ -173,14 +172,14 @@ impl Desk {
     /// When the log does not answer.
     pub fn dead_letters(&self, reason: Option<&str>, limit: usize) -> Result<DeadLetters> {
         let filter = DeadLetterFilter { kind: reason.map(str::to_owned), limit, ..DeadLetterFilter::default() };
-        let letters = self.file.dead_letters(&filter).context("cannot read dead letters")?;
-        let counts = self.file.dead_letter_counts().context("cannot read dead letters")?;
+        let letters = self.sides.log.dead_letters(&filter).context("cannot read dead letters")?;
+        let counts = self.sides.log.dead_letter_counts().context("cannot read dead letters")?;
         let total =
             counts.iter().filter(|((_, kind), _)| reason.is_none_or(|reason| reason == kind)).map(|(_, count)| count).sum();
         let letters = letters
             .into_iter()
             .map(|letter| {
-                let whole = self.file.dead_letter(letter.id).context("cannot read dead letters")?.unwrap_or(letter);
+                let whole = self.sides.log.dead_letter(&letter.id).context("cannot read dead letters")?.unwrap_or(letter);
                 Ok(DeadLetterRow::of(&whole))
             })
             .collect::<Result<_>>()?;
@@ -227,7 +226,7 @@ impl DeadLetterRow {
         let end = text.char_indices().map(|(at, _)| at).take_while(|at| *at <= ORIGINAL_SHOWN).last().unwrap_or(0);
         let original = if text.len() <= ORIGINAL_SHOWN { text } else { format!("{}…", &text[..end]) };
         Self {
-            id: letter.id,
+            id: letter.id.clone(),
             at_ms: letter.at_ms,
             stage: letter.stage.clone(),
             reason: letter.kind.clone(),
@@ -261,11 +260,11 @@ pub fn original_text(letter: &StoredDeadLetter) -> String {
 ///
 /// # Errors
 /// When store or catalogue do not answer.
-pub fn page_of(file: &Embedded, market: &Market, user: &UserKey) -> Result<Option<PageView>> {
-    let Some(stored) = file.page(user).context("cannot read the page")? else { return Ok(None) };
+pub fn page_of(store: &dyn Store, market: &Market, user: &UserKey) -> Result<Option<PageView>> {
+    let Some(stored) = store.page(user).context("cannot read the page")? else { return Ok(None) };
     let Some(bytes) = stored.page else { return Ok(None) };
     let published = decode(&bytes)?;
-    let recent = recent_purchases(file, user)?;
+    let recent = recent_purchases(store, user)?;
     view::page(&published.head, &published.page, stored.written_ms, &recent, &market.snapshot()).map(Some)
 }
 
@@ -273,9 +272,9 @@ pub fn page_of(file: &Embedded, market: &Market, user: &UserKey) -> Result<Optio
 ///
 /// # Errors
 /// When store or catalogue do not answer.
-pub fn story_of(file: &Embedded, market: &Market, user: &UserKey) -> Result<Option<Story>> {
-    let results = file.results(user).context("cannot read stage results")?;
-    let page = page_of(file, market, user)?;
+pub fn story_of(store: &dyn Store, market: &Market, user: &UserKey) -> Result<Option<Story>> {
+    let results = store.results(user).context("cannot read stage results")?;
+    let page = page_of(store, market, user)?;
     if results.is_empty() && page.is_none() {
         return Ok(None);
     }
@@ -293,8 +292,8 @@ pub fn decode(bytes: &[u8]) -> Result<PagePublished> {
 }
 
 /// Purchases as the context stage last told them; stage results are kept for a short time only.
-fn recent_purchases(file: &Embedded, user: &UserKey) -> Result<Vec<PurchaseMemory>> {
-    let results = file.results(user).context("cannot read stage results")?;
+fn recent_purchases(store: &dyn Store, user: &UserKey) -> Result<Vec<PurchaseMemory>> {
+    let results = store.results(user).context("cannot read stage results")?;
     let Some(context) = results.iter().find(|result| result.stage == "context") else { return Ok(Vec::new()) };
     let told = StageStory::of(context)?.explanation["recent"].take();
     Ok(serde_json::from_value(told).unwrap_or_default())

@@ -13,24 +13,30 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use endcap_aiqa::{AiqaConfig, AiqaStage, interleave};
+use endcap_engine::{EmbedModel, KeywordModel, RelevanceModel, ThemeModel};
 use endcap_evaluation::{
     Agreement, JudgedPage, JudgedPlacement, PolicyMetrics, control_library, judge, keyword_overlap, markdown, popular_keywords,
     popular_themes, random_keywords, random_themes, share, theme_agreement,
 };
-use endcap_inference::{ChooseKeywords, Embed, prompts};
+use endcap_inference::{ChooseKeywords, Embed, Handle, prompts};
 use endcap_keywords::{Found, KeywordsConfig, Shortlist, neighbours, shortlist};
 use endcap_market::{DEMO_SEED, Household, Market as DemoMarket, Samples};
 use endcap_retrieval::{Filter, Snapshot};
 use endcap_runtime::{Embedded, EmbeddedConfig, Input, Stage, Store, SystemClock, Verdict};
 use endcap_schemas::{
-    Brief, ContextChanged, Draft, Keyword, Message, Origin, Page, Product, Term, Theme, ThemesDeduped, ThemesWritten,
+    Brief, ContextChanged, Draft, Keyword, Message, Origin, Page, Product, Term, Theme, ThemesDeduped, ThemesWritten, Versions,
 };
 use endcap_themes::{ThemesConfig, ThemesStage};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use crate::{config::Config, data::DataDir, grounds, models, models::Engine};
+use crate::{
+    config::Config,
+    data::{DataDir, Use},
+    grounds,
+    models::Loader,
+};
 
 /// Every held-out household has had this many visits.
 const VISITS: usize = 12;
@@ -65,16 +71,16 @@ pub struct Evaluation {
 /// # Errors
 /// When market or models cannot be opened, or a stage fails.
 pub fn demo(config: &Config, households: usize, report: Option<&Path>) -> Result<()> {
-    let data = DataDir::open(&config.data)?;
-    let fleet = models::load(config, &data)?;
-    let market = grounds::open(config, &data, &fleet.encoder)?;
+    let data = DataDir::open(&config.data, Use::Alone)?;
+    let models = Models::load(&Loader::new(config, &data.models())?)?;
+    let market = grounds::open(config, &data, &models.encoder)?;
     let scratch = Scratch::new(&data)?;
     let bench = Bench {
         demo: Arc::new(DemoMarket::generate(DEMO_SEED)),
         snapshot: market.snapshot(),
         store: Arc::new(scratch.store()?),
         market,
-        fleet,
+        models,
     };
     let evaluation = bench.run(households)?;
     println!("{}", evaluation.to_markdown());
@@ -115,7 +121,23 @@ struct Bench {
     market: endcap_retrieval::Market,
     snapshot: Arc<Snapshot>,
     store: Arc<dyn Store>,
-    fleet: Engine,
+    models: Models,
+}
+
+/// The path's models.
+struct Models {
+    themes: Handle<ThemeModel>,
+    keywords: Handle<KeywordModel>,
+    encoder: Handle<EmbedModel>,
+    judge: Handle<RelevanceModel>,
+    threshold: f32,
+}
+
+impl Models {
+    fn load(loader: &Loader) -> Result<Self> {
+        let (judge, threshold) = loader.judge()?;
+        Ok(Self { themes: loader.themes()?, keywords: loader.keywords()?.0, encoder: loader.encoder()?, judge, threshold })
+    }
 }
 
 /// A held-out shopper: the truth, what the models see, what the teacher writes, what the student wrote.
@@ -171,7 +193,7 @@ impl Bench {
                 (household, sample.context, sample.page.themes)
             })
             .collect();
-        let mut stage = ThemesStage::new(ThemesConfig::default(), self.market.clone(), self.fleet.themes.clone());
+        let mut stage = ThemesStage::new(ThemesConfig::default(), self.market.clone(), self.models.themes.clone());
         let mut cases = Vec::with_capacity(households);
         for chunk in known.chunks(BATCH) {
             let written = pass(&mut stage, chunk.iter().map(|(_, context, _)| context.clone()))?;
@@ -207,7 +229,7 @@ impl Bench {
         for (place, concept) in theme.concepts.iter().enumerate() {
             let concept = prompts::plain(concept);
             if !known.contains_key(&concept) {
-                let vector = self.fleet.encoder.ask_all(vec![Embed { text: concept.clone() }]).remove(0)?;
+                let vector = self.models.encoder.ask_all(vec![Embed { text: concept.clone() }]).remove(0)?;
                 known.insert(concept.clone(), neighbours(&self.snapshot, &vector, config.neighbours)?);
             }
             found.extend(known[&concept].iter().cloned().map(|found| Found { concept: place, ..found }));
@@ -228,7 +250,7 @@ impl Bench {
             keywords_min: config.keywords_min,
             keywords_max: config.keywords_max,
         });
-        let student = self.fleet.keywords.ask_all(requests.collect());
+        let student = self.models.keywords.ask_all(requests.collect());
         let student = student.into_iter().map(|answer| Ok(answer?.picks)).collect::<Result<Vec<_>>>()?;
         let merchandiser = self.demo.merchandiser();
         let by = |choose: &Choose<'_>| -> Vec<Vec<usize>> {
@@ -324,9 +346,8 @@ impl Bench {
 
     /// Pages as AIQA publishes them, without what it fills in from the merchandiser.
     fn published(&self, cases: &[Case], pages: Vec<Vec<Draft>>) -> Result<Vec<JudgedPage>> {
-        let config = AiqaConfig { threshold: Some(self.fleet.threshold), ..AiqaConfig::default() };
-        let mut stage =
-            AiqaStage::new(config, self.market.clone(), self.store.clone(), self.fleet.judge.clone(), BTreeMap::new());
+        let config = AiqaConfig { threshold: Some(self.models.threshold), ..AiqaConfig::default() };
+        let mut stage = AiqaStage::new(config, self.market.clone(), self.store.clone(), self.models.judge.clone());
         let mut judged = Vec::with_capacity(cases.len());
         let deduped: Vec<(&Case, ThemesDeduped)> = cases
             .iter()
@@ -341,6 +362,7 @@ impl Bench {
                         persona: written.persona.clone(),
                         drafts,
                         dropped: Vec::new(),
+                        versions: Versions::new(),
                     },
                 )
             })
@@ -378,7 +400,7 @@ impl Bench {
                 (endcap_aiqa::pair(&prompts::theme_text(&theme), &product), relevant)
             })
             .unzip();
-        let answers = self.fleet.judge.ask_all(requests);
+        let answers = self.models.judge.ask_all(requests);
         let right = answers.into_iter().zip(truths).map(|(answer, truth)| Ok(f64::from((answer?.probability >= 0.5) == truth)));
         Ok(mean(right.collect::<Result<Vec<_>>>()?.into_iter()))
     }

@@ -11,7 +11,7 @@ use endcap_schemas::UserKey;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{cli::ExplainArgs, config::Config, desk, dlq, grounds, printable::printable, view::PageView};
+use crate::{cli::ExplainArgs, config::Config, desk, grounds, printable::printable, sides::Sides, view::PageView};
 
 /// Longest text on one line of the terminal; longer texts get lines of their own.
 const LINE: usize = 100;
@@ -66,11 +66,11 @@ pub struct StageStory {
 /// # Errors
 /// When there is no data directory, it cannot be read, or nothing is known of the shopper.
 pub fn command(args: &ExplainArgs, config: &Config) -> Result<()> {
-    let file = dlq::open(config)?;
+    let store = Sides::open_existing(config)?.store;
     let market = grounds::open_existing(config)?;
     let mut found = None;
     for user in readings(&args.user) {
-        found = desk::story_of(&file, &market, &user)?;
+        found = desk::story_of(&*store, &market, &user)?;
         if found.is_some() {
             break;
         }

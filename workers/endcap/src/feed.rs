@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use endcap_market::Shoppers;
-use endcap_runtime::{Clock, LogError, Outgoing, Shutdown, embedded::Producer};
+use endcap_runtime::{Broker, Clock, LogError, Outgoing, Shutdown};
 use endcap_schemas::ShopperEvent;
 
 use crate::intake::outgoing_of;
@@ -83,14 +83,14 @@ impl FeedState {
 /// When the source or the log fail for good.
 pub fn feed(
     source: &mut dyn Source,
-    producer: &Producer,
+    log: &dyn Broker,
     pace: Pace,
     clock: &dyn Clock,
     state: &FeedState,
     shutdown: &Shutdown,
 ) -> Result<()> {
     let name = source.name();
-    let mut next = fed_so_far(&name, producer)?;
+    let mut next = fed_so_far(&name, log)?;
     state.fed.store(next, Ordering::SeqCst);
     let (first, start) = (next, clock.monotonic());
     while !shutdown.is_triggered() {
@@ -109,7 +109,7 @@ pub fn feed(
         let batch = source.read(next, wanted)?;
         if batch.counted > 0 {
             next += batch.counted;
-            if !append(producer, &outgoing(&batch.events)?, &name, next, shutdown)? {
+            if !append(log, &outgoing(&batch.events)?, &name, next, shutdown)? {
                 break;
             }
             state.fed.store(next, Ordering::SeqCst);
@@ -123,8 +123,8 @@ pub fn feed(
 }
 
 /// How far the source `name` was fed by earlier starts.
-fn fed_so_far(name: &str, producer: &Producer) -> Result<u64> {
-    match producer.progress(name).context("cannot read how far the feed is")? {
+fn fed_so_far(name: &str, log: &dyn Broker) -> Result<u64> {
+    match log.progress(name).context("cannot read how far the feed is")? {
         Some(text) => text.parse().with_context(|| format!("cannot read how far the feed is: {text:?}")),
         None => Ok(0),
     }
@@ -142,10 +142,10 @@ fn outgoing(events: &[ShopperEvent]) -> Result<Vec<Outgoing>> {
 
 /// Appends, waiting for as long as the log is full or cannot be reached. Answers `false` when somebody asked to finish meanwhile: then
 /// nothing was appended and no progress noted, so that the next start reads these events again.
-fn append(producer: &Producer, records: &[Outgoing], name: &str, next: u64, shutdown: &Shutdown) -> Result<bool> {
+fn append(log: &dyn Broker, records: &[Outgoing], name: &str, next: u64, shutdown: &Shutdown) -> Result<bool> {
     loop {
-        match producer.append(records, Some((name, &next.to_string()))) {
-            Ok(_) => return Ok(true),
+        match log.append(records, Some((name, &next.to_string()))) {
+            Ok(()) => return Ok(true),
             Err(LogError::Full { .. } | LogError::Unavailable(_)) => {
                 if shutdown.wait(FULL_WAIT) {
                     return Ok(false);
@@ -200,7 +200,7 @@ impl Simulated {
         seed: u64,
         count: u32,
         pace: Pace,
-        producer: &Producer,
+        log: &dyn Broker,
         clock: &dyn Clock,
     ) -> Result<Self> {
         if count == 0 {
@@ -210,7 +210,7 @@ impl Simulated {
         let name = format!("shoppers/{kind}/{seed}/{count}");
         let anchor = match pace.events {
             Some(_) => None,
-            None => Some(Anchor { first: fed_so_far(&name, producer)?, at_ms: clock.now_ms(), rate: pace.rate }),
+            None => Some(Anchor { first: fed_so_far(&name, log)?, at_ms: clock.now_ms(), rate: pace.rate }),
         };
         let (start_ms, step_ms) = anchor.map_or((BOUNDED_START_MS, STEP_MS), |anchor| anchor.calendar());
         let rate = pace.rate.map_or_else(|| "as fast as the stages allow".to_owned(), |rate| format!("{rate} events a second"));
@@ -280,7 +280,7 @@ mod tests {
     fn run(file: &Embedded, events: Option<u64>) -> FeedState {
         let state = FeedState::default();
         let pace = Pace { rate: None, events };
-        feed(&mut Counting(250), &file.producer(), pace, &ManualClock::at(0), &state, &Shutdown::new()).unwrap();
+        feed(&mut Counting(250), file, pace, &ManualClock::at(0), &state, &Shutdown::new()).unwrap();
         state
     }
 
@@ -307,7 +307,7 @@ mod tests {
         for (first, rate) in [(0, 0.5), (10, 4_000.0), (20, 3.0)] {
             clock.advance(Duration::from_secs(7 * 86_400));
             let pace = Pace { rate: Some(rate), events: None };
-            let mut source = Simulated::new(market.clone(), 1, 5, pace, &file.producer(), clock.as_ref()).unwrap();
+            let mut source = Simulated::new(market.clone(), 1, 5, pace, &file, clock.as_ref()).unwrap();
             let batch = source.read(first, 10).unwrap();
             for (n, event) in (0_u32..).zip(&batch.events) {
                 let due_ms = clock.now_ms() + (f64::from(n) * 1_000.0 / rate) as i64;
@@ -315,7 +315,7 @@ mod tests {
             }
             ids.extend(batch.events.iter().map(|event| event.id.clone()));
             let next = (first + 10).to_string();
-            file.producer().append(&outgoing(&batch.events).unwrap(), Some((&source.name(), &next))).unwrap();
+            Broker::append(&file, &outgoing(&batch.events).unwrap(), Some((&source.name(), &next))).unwrap();
         }
         ids.sort_unstable();
         ids.dedup();

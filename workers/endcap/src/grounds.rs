@@ -9,11 +9,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use endcap_inference::{Embed, Embedding, Handle, Model};
 use endcap_market::DEMO_SEED;
 use endcap_retrieval::{IndexOptions, IndexProgress, Market, MarketDir, MarketError, build_index, write_demo};
-use endcap_runtime::Embedded;
+use endcap_runtime::StoreOverview;
 use endcap_schemas::topics::Topic;
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Config, data, data::DataDir, dlq, progress};
+use crate::{config::Config, data, data::DataDir, progress, sides::Sides};
 
 /// Says which generated market a directory holds, so that a newer program writes its own.
 const MARKER: &str = "demo.version";
@@ -31,6 +31,7 @@ where
     E: Model<Request = Embed, Answer = Embedding>,
 {
     let path = config.market.clone().unwrap_or_else(|| data.market());
+    let _turn = data.turn()?; // of several processes that start at once, one makes the market
     let dir = match &config.market {
         Some(_) => MarketDir::open(&path)?,
         None => demo(&path)?,
@@ -55,9 +56,9 @@ struct Origin {
 }
 
 impl Origin {
-    /// What `file` notes; `None` where nobody has noted anything yet.
-    fn of(file: &Embedded) -> Result<Option<Self>> {
-        let noted = file.noted(ORIGIN).context("cannot read which market the data is about")?;
+    /// What `store` notes; `None` where nobody has noted anything yet.
+    fn of(store: &dyn StoreOverview) -> Result<Option<Self>> {
+        let noted = store.noted(ORIGIN).context("cannot read which market the data is about")?;
         noted.map(|text| serde_json::from_str(&text).context("cannot read which market the data is about")).transpose()
     }
 
@@ -108,19 +109,22 @@ fn known_identity(dir: &MarketDir) -> Result<Option<String>, MarketError> {
 /// With the remedy.
 pub fn check(config: &Config) -> Result<()> {
     let dir = config.market.as_ref().map(MarketDir::open).transpose()?;
-    if !data::file_in(&config.data).is_file() {
+    // Servers are asked when they are connected to: see `claim`.
+    let is_elsewhere = config.kafka.is_some() || config.scylla.is_some();
+    if is_elsewhere || !data::file_in(&config.data).is_file() {
         return Ok(());
     }
-    check_data(config, &dlq::open(config)?, dir.as_ref())
+    check_data(config, &Sides::open_existing(config)?, dir.as_ref())
 }
 
-fn check_data(config: &Config, file: &Embedded, dir: Option<&MarketDir>) -> Result<()> {
-    if file.end(Topic::EVENTS).context("cannot read the log")? == 0 {
+fn check_data(config: &Config, sides: &Sides, dir: Option<&MarketDir>) -> Result<()> {
+    let ends = sides.log.ends(Topic::EVENTS).context("cannot read the log")?;
+    if ends.values().all(|end| *end == 0) {
         return Ok(());
     }
     // Earlier versions noted nothing; the demo market lies in the data directory where it was used.
     let demo_lies_here = data::market_in(&config.data).join(MARKER).exists();
-    match (Origin::of(file)?, dir) {
+    match (Origin::of(&*sides.store)?, dir) {
         (Some(origin), _) => origin.check(dir, &config.data),
         (None, Some(dir)) if demo_lies_here => Origin::demo(dir).check(Some(dir), &config.data),
         (None, None) if !demo_lies_here => {
@@ -134,13 +138,13 @@ fn check_data(config: &Config, file: &Embedded, dir: Option<&MarketDir>) -> Resu
 ///
 /// # Errors
 /// When it is about another one, or either cannot be written.
-pub fn claim(config: &Config, file: &Embedded, market: &Market) -> Result<()> {
-    check_data(config, file, config.market.as_ref().map(|_| market.dir()))?;
+pub fn claim(config: &Config, sides: &Sides, market: &Market) -> Result<()> {
+    check_data(config, sides, config.market.as_ref().map(|_| market.dir()))?;
     let dir = market.dir();
     let identity = known_identity(dir)?.map_or_else(|| dir.identity(), Ok)?;
     let path = dir.path().canonicalize().unwrap_or_else(|_| dir.path().to_owned()).to_string_lossy().into_owned();
     let note = serde_json::to_string(&Origin { identity, path }).context("cannot note the market")?;
-    file.note(ORIGIN, &note).context("cannot note the market")
+    sides.store.note(ORIGIN, &note).context("cannot note the market")
 }
 
 /// Opens the market that a data directory is about: the one that `config` names, else the one that was used last.
@@ -148,7 +152,7 @@ pub fn claim(config: &Config, file: &Embedded, market: &Market) -> Result<()> {
 /// # Errors
 /// When it is not there, or another one is named.
 pub fn open_existing(config: &Config) -> Result<Market> {
-    let origin = Origin::of(&dlq::open(config)?)?;
+    let origin = Origin::of(&*Sides::open_existing(config)?.store)?;
     let imported = origin.as_ref().filter(|origin| !origin.is_demo());
     let dir = match (&config.market, imported) {
         (Some(path), _) => MarketDir::open(path)?,

@@ -4,14 +4,11 @@
 //! not JSON, an event without a user, a body that is refused as a whole) no erasure could find them: their length and hash stand in their
 //! place.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::{Context, Result, anyhow};
 use endcap_context::FoldState;
-use endcap_runtime::{
-    DeadLetter, Headers, LogError, Outgoing, Received as Record, Store,
-    embedded::{INGEST, Producer},
-};
+use endcap_runtime::{Broker, DeadLetter, Headers, INGEST, LogError, Outgoing, Received as Record, in_place_of};
 use endcap_schemas::{EventKind, ShopperEvent, UserKey, topics::Topic, wire};
 use serde::Serialize;
 use serde_json::Value;
@@ -23,8 +20,6 @@ use crate::{
 
 /// Most characters of a reason that is stored.
 const REASON_MAX: usize = 500;
-/// Hex digits of a hash that stands for bytes: enough to find them again in the sender's file.
-const HASH_DIGITS: usize = 32;
 
 /// What became of the events of a request.
 #[derive(Debug, Serialize)]
@@ -99,9 +94,9 @@ impl Desk {
             results.push(EventResult { place, id, status: Status::Rejected, reason: Some(reason) });
         }
         // Offsets from here on are this request's or later.
-        let end = self.file.end(Topic::EVENTS).unwrap_or(0);
-        admit(&self.file.producer(), &outgoing, &letters)?;
-        self.mark_repeated(&places, end, &mut results);
+        let ends = self.sides.log.ends(Topic::EVENTS).unwrap_or_default();
+        admit(&*self.sides.log, &outgoing, &letters)?;
+        self.mark_repeated(&places, &ends, &mut results);
         let count = |status| results.iter().filter(|result| result.status == status).count();
         let (accepted, repeated, rejected) = (count(Status::Accepted), count(Status::Repeated), count(Status::Rejected));
         Ok(Taken { accepted_ms, accepted, repeated, rejected, results })
@@ -114,15 +109,15 @@ impl Desk {
     pub fn refuse(&self, body: Refused) -> Result<()> {
         tracing::warn!(kind = body.kind, "body refused");
         let letter = letter(body.kind, None, &body.reason, None, body.kept.into_bytes(), self.clock.now_ms());
-        admit(&self.file.producer(), &[], &[letter])
+        admit(&*self.sides.log, &[], &[letter])
     }
 
-    /// Finds the events that change nothing, as far as can be told: those that repeat one above them or one folded from before `end`. They
-    /// are in the log all the same, as an erasure may wait there, after which they are new. It is a word in the answer only: where the
-    /// store does not answer, they stay accepted.
-    fn mark_repeated(&self, places: &Places, end: i64, results: &mut [EventResult]) {
+    /// Finds the events that change nothing, as far as can be told: those that repeat one above them or one folded from before the log's
+    /// `ends`. They are in the log all the same, as an erasure may wait there, after which they are new. It is a word in the answer only:
+    /// where the store does not answer, they stay accepted.
+    fn mark_repeated(&self, places: &Places, ends: &BTreeMap<i32, i64>, results: &mut [EventResult]) {
         for (user, places) in places {
-            let state = self.file.state(user).ok().flatten();
+            let state = self.sides.store.state(user).ok().flatten();
             // A state that cannot be read is the fold's affair.
             let mut state = state.and_then(|bytes| FoldState::decode(&bytes).ok());
             let mut above = HashSet::new();
@@ -133,7 +128,7 @@ impl Desk {
                     continue;
                 }
                 let id = results[*at].id.clone().unwrap_or_default();
-                let is_folded = state.as_ref().is_some_and(|state| state.remembers(&id, end));
+                let is_folded = state.as_ref().is_some_and(|state| state.remembers(&id, ends));
                 if !above.insert(id) || is_folded {
                     results[*at].status = Status::Repeated;
                 }
@@ -152,8 +147,8 @@ pub fn outgoing_of(event: &ShopperEvent) -> Result<Outgoing, wire::WireError> {
 }
 
 /// Takes events and keeps what was refused beside them: both or neither, so that a request may be sent again.
-fn admit(producer: &Producer, records: &[Outgoing], refused: &[DeadLetter]) -> Result<()> {
-    match producer.admit(records, refused) {
+fn admit(log: &dyn Broker, records: &[Outgoing], refused: &[DeadLetter]) -> Result<()> {
+    match log.admit(records, refused) {
         Ok(()) => Ok(()),
         Err(error @ LogError::Full { .. }) => Err(anyhow!(error)).context("events cannot be taken now"),
         Err(error) => Err(anyhow!(error)).context("cannot append events"),
@@ -198,11 +193,6 @@ fn letter(kind: &str, id: Option<&str>, reason: &str, user: Option<&UserKey>, va
 /// What may be kept of an event that was refused.
 fn kept(original: Vec<u8>, user: Option<&UserKey>) -> Vec<u8> {
     if user.is_some() { original } else { in_place_of(blake3::Hasher::new().update(&original)).into_bytes() }
-}
-
-/// Length and hash of bytes that nobody can be found to own.
-pub(crate) fn in_place_of(hashed: &blake3::Hasher) -> String {
-    format!("({} bytes, blake3 {}…)", hashed.count(), &hashed.finalize().to_hex()[..HASH_DIGITS])
 }
 
 #[cfg(test)]

@@ -6,8 +6,10 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod data;
+pub mod declare;
 pub mod desk;
 pub mod dlq;
+pub mod erase;
 pub mod eval;
 pub mod explain;
 pub mod feed;
@@ -27,6 +29,7 @@ pub mod report;
 pub mod running;
 pub mod schooling;
 pub mod send;
+pub mod sides;
 pub mod train;
 pub mod up;
 pub mod view;
@@ -39,8 +42,9 @@ use clap::Parser;
 use tracing::Level;
 
 use crate::{
-    cli::{Cli, Command, DataArgs, UpArgs},
+    cli::{Cli, Command, Flags, RunArgs},
     config::{Faults, Layer, LogFormat},
+    up::Role,
 };
 
 /// Small allocations by many threads are what models and indexes do: measured up to 1.4 times faster than the system's allocator.
@@ -83,47 +87,47 @@ fn keep_candle_to_its_callers() {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    let none = UpArgs::default();
-    let of_data = |data: &DataArgs| UpArgs { data: data.clone(), ..UpArgs::default() };
+    let config = |flags: Flags| Ok::<_, anyhow::Error>(settings(cli, &[], &flags)?.config);
+    let models = |models: &Option<String>| models.iter().map(|models| ("models", models.clone())).collect::<Flags>();
     match &cli.command {
-        Command::Up(args) => up::up(settings(cli, args)?, args, models::load),
+        Command::Up(args) => up::work(settings(cli, &[], &args.flags())?, Role::Everything(args), models::load),
+        Command::Run(args) => {
+            up::work(settings(cli, &RunArgs::DEFAULTS, &args.flags())?, Role::Stages(&args.stages), models::load)
+        }
         Command::Send(args) => send::send(args),
-        Command::Import(args) => {
-            let args_of_models = UpArgs { models: args.models.clone(), ..none };
-            import::import(args, &settings(cli, &args_of_models)?.config)
-        }
+        Command::Import(args) => import::import(args, &config(models(&args.models))?),
         Command::Explain(args) => {
-            let up = UpArgs { data: args.data.clone(), market: args.market.clone(), ..none };
-            explain::command(args, &settings(cli, &up)?.config)
+            let market = args.market.iter().map(|market| ("market", market.clone()));
+            explain::command(args, &config(args.data.flags().into_iter().chain(market).collect())?)
         }
-        Command::Train(args) => {
-            let args_of_models = UpArgs { models: args.from.clone(), ..none };
-            train::train(args, &settings(cli, &args_of_models)?.config)
-        }
+        Command::Train(args) => train::train(args, &config(models(&args.from))?),
         Command::Eval(args) => {
-            let up = UpArgs { data: args.data.clone(), models: args.models.clone(), ..none };
-            eval::demo(&settings(cli, &up)?.config, args.households, args.report.as_deref())
+            let config = config([args.data.flags(), models(&args.models)].concat())?;
+            eval::demo(&config, args.households, args.report.as_deref())
         }
-        Command::Dlq(args) => dlq::command(&args.command, |data| Ok(settings(cli, &of_data(data))?.config)),
+        Command::Topics { command } => declare::topics(*command, &config(Flags::new())?),
+        Command::Store { command } => declare::store(*command, &config(Flags::new())?),
+        Command::Erase(args) => erase::command(args, &config(args.data.flags())?),
+        Command::Dlq(args) => dlq::command(&args.command, |data| config(data.flags())),
     }
 }
 
-/// Everything that file, environment and flags say.
-fn settings(cli: &Cli, args: &UpArgs) -> Result<config::Settings> {
+/// Everything that file, environment and flags say, over `defaults` of the subcommand.
+fn settings(cli: &Cli, defaults: &[(&str, &str)], flags: &Flags) -> Result<config::Settings> {
     let file = match &cli.config {
         Some(path) => Some(path.as_path()),
         None => Some(Path::new(CONFIG_FILE)).filter(|path| path.exists()),
     };
     let text =
         file.map(|path| fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display())));
-    let mut layers = Vec::new();
+    let mut layers = vec![Layer::of_defaults(defaults)];
     if let (Some(path), Some(Ok(text))) = (file, &text) {
         layers.push(Layer::of_file(path, text));
     }
     layers.push(Layer::of_env(
         env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
     ));
-    layers.push(Layer::of_flags(args, cli.log_format.as_ref()));
+    layers.push(Layer::of_flags(flags, cli.log_format.as_ref()));
     logging::start(LogFormat::of(&layers)); // before the first error
     text.transpose()?;
     Ok(config::Settings::resolve(&layers)?)

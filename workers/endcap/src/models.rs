@@ -9,10 +9,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use endcap_engine::{Adapter, EmbedModel, KeywordModel, RelevanceModel, ThemeModel, Tokenizer, parse_device};
+use endcap_engine::{Adapter, Device, EmbedModel, KeywordModel, RelevanceModel, ThemeModel, Tokenizer, parse_device};
 use endcap_inference::{Handle, Limits, Model, spawn};
+use endcap_keywords::TokenCounter;
 
-use crate::{config::Config, data::DataDir, grounds, path::Fleet};
+use crate::{
+    config::Config,
+    data::DataDir,
+    grounds,
+    path::{Fleet, StageName},
+};
 
 /// What the build put into the binary: (path below the models' directory, contents).
 static BUILT_IN: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/demo_models.rs"));
@@ -78,39 +84,94 @@ pub fn directory(config: &Config, built_in: &Path) -> Result<PathBuf> {
     config.models.clone().map_or_else(|| lay_out(BUILT_IN, built_in), Ok)
 }
 
-/// Loads every model of the path.
+/// Loads models one by one, each onto a thread of its own.
+pub struct Loader {
+    places: Places,
+    device: Device,
+    batch_tokens: usize,
+}
+
+impl Loader {
+    /// Loads from where `config` says; the binary's own are laid out below `built_in`.
+    ///
+    /// # Errors
+    /// As [`Places::of`]; when the device is not there.
+    pub fn new(config: &Config, built_in: &Path) -> Result<Self> {
+        let places = Places::of(config, built_in)?;
+        Ok(Self { places, device: parse_device(config.device.name())?, batch_tokens: config.batch_tokens })
+    }
+
+    /// LLM 1.
+    ///
+    /// # Errors
+    /// When a file is missing, cut short or foreign.
+    pub fn themes(&self) -> Result<Handle<ThemeModel>> {
+        let adapter = adapter(&self.places.decoder, "themes")?;
+        self.start("themes", ThemeModel::load(&self.places.decoder, adapter.as_deref(), &self.device)?)
+    }
+
+    /// LLM 2, and what counts tokens as it does. A text that its tokenizer refuses counts nothing: it would not get into a prompt either.
+    ///
+    /// # Errors
+    /// As [`Loader::themes`].
+    pub fn keywords(&self) -> Result<(Handle<KeywordModel>, TokenCounter)> {
+        let adapter = adapter(&self.places.decoder, "keywords")?;
+        let model = self.start("keywords", KeywordModel::load(&self.places.decoder, adapter.as_deref(), &self.device)?)?;
+        let tokenizer = Tokenizer::from_file(&self.places.decoder.join("tokenizer.json"))?;
+        Ok((model, Box::new(move |text| tokenizer.encode(text).map_or(0, |ids| ids.len()))))
+    }
+
+    /// The encoder.
+    ///
+    /// # Errors
+    /// As [`Loader::themes`].
+    pub fn encoder(&self) -> Result<Handle<EmbedModel>> {
+        self.start("encoder", EmbedModel::load(&self.places.encoder, &self.device)?)
+    }
+
+    /// The cross-encoder, and the probability from which its pairs are relevant.
+    ///
+    /// # Errors
+    /// As [`Loader::themes`].
+    pub fn judge(&self) -> Result<(Handle<RelevanceModel>, f32)> {
+        let judge = RelevanceModel::load(&self.places.cross_encoder, &self.device)?;
+        let threshold = judge.threshold();
+        Ok((self.start("cross-encoder", judge)?, threshold))
+    }
+
+    fn start<M: Model>(&self, name: &str, model: M) -> Result<Handle<M>> {
+        tracing::info!(model = name, version = model.version(), "loaded");
+        let limits = Limits { batch_tokens_max: self.batch_tokens, ..Limits::default() };
+        spawn(&format!("model-{name}"), model, limits).with_context(|| format!("cannot start the thread of model {name}"))
+    }
+}
+
+/// Loads the models of `stages`, and the encoder, which every process opens its market with.
 ///
 /// # Errors
 /// When a file is missing, cut short or foreign, or the device is not there.
-pub fn load(config: &Config, data: &DataDir) -> Result<Engine> {
-    let places = Places::of(config, &data.models())?;
-    let device = parse_device(config.device.name())?;
-    let [themes_adapter, keywords_adapter] = adapters(&places.decoder)?;
-    let judge = RelevanceModel::load(&places.cross_encoder, &device)?;
-    let tokenizer = Tokenizer::from_file(&places.decoder.join("tokenizer.json"))?;
+pub fn load(config: &Config, data: &DataDir, stages: &[StageName]) -> Result<Engine> {
+    let loader = Loader::new(config, &data.models())?;
+    let wanted = |stage| stages.contains(&stage);
     Ok(Fleet {
-        threshold: judge.threshold(),
-        judge: start("cross-encoder", judge, config)?,
-        themes: start("themes", ThemeModel::load(&places.decoder, themes_adapter.as_deref(), &device)?, config)?,
-        keywords: start("keywords", KeywordModel::load(&places.decoder, keywords_adapter.as_deref(), &device)?, config)?,
-        encoder: start("encoder", EmbedModel::load(&places.encoder, &device)?, config)?,
-        // A text that the tokenizer refuses counts nothing: it would not get into a prompt either.
-        count: Box::new(move |text| tokenizer.encode(text).map_or(0, |ids| ids.len())),
+        judge: wanted(StageName::Aiqa).then(|| loader.judge()).transpose()?,
+        themes: wanted(StageName::Themes).then(|| loader.themes()).transpose()?,
+        keywords: wanted(StageName::Keywords).then(|| loader.keywords()).transpose()?,
+        encoder: loader.encoder()?,
     })
 }
 
-/// The adapters beside a decoder, for themes and for keywords. Says which one is missing where it has one of them only, as training leaves it
-/// in between: the decoder then serves that stage as it is.
-fn adapters(decoder: &Path) -> Result<[Option<PathBuf>; 2]> {
+/// The adapter beside a decoder for `task`. Says that it is missing where the decoder has one for another task, as training leaves it in
+/// between: the decoder then serves that stage as it is.
+fn adapter(decoder: &Path, task: &str) -> Result<Option<PathBuf>> {
     const TASKS: [&str; 2] = ["themes", "keywords"];
-    let found = [Adapter::beside(decoder, TASKS[0])?, Adapter::beside(decoder, TASKS[1])?];
-    for (task, adapter) in TASKS.into_iter().zip(&found) {
-        let file = decoder.join(format!("{task}.adapter.safetensors"));
-        if adapter.is_none() && file.exists() {
-            tracing::warn!(adapter = %file.display(), "an adapter has no config and is left out: make it with `endcap train {task}`");
-        } else if adapter.is_none() && found.iter().any(Option::is_some) {
-            tracing::warn!(adapter = %file.display(), "an adapter is missing, the decoder serves without: make it with `endcap train {task}`");
-        }
+    let found = Adapter::beside(decoder, task)?;
+    let file = |task: &str| decoder.join(format!("{task}.adapter.safetensors"));
+    let missing = file(task);
+    if found.is_none() && missing.exists() {
+        tracing::warn!(adapter = %missing.display(), "an adapter has no config and is left out: make it with `endcap train {task}`");
+    } else if found.is_none() && TASKS.into_iter().any(|task| file(task).exists()) {
+        tracing::warn!(adapter = %missing.display(), "an adapter is missing, the decoder serves without: make it with `endcap train {task}`");
     }
     Ok(found)
 }
@@ -120,14 +181,7 @@ fn adapters(decoder: &Path) -> Result<[Option<PathBuf>; 2]> {
 /// # Errors
 /// As [`load`].
 pub fn load_encoder(config: &Config, built_in: &Path) -> Result<Handle<EmbedModel>> {
-    let places = Places::of(config, built_in)?;
-    start("encoder", EmbedModel::load(&places.encoder, &parse_device(config.device.name())?)?, config)
-}
-
-fn start<M: Model>(name: &str, model: M, config: &Config) -> Result<Handle<M>> {
-    tracing::info!(model = name, version = model.version(), "loaded");
-    let limits = Limits { batch_tokens_max: config.batch_tokens, ..Limits::default() };
-    spawn(&format!("model-{name}"), model, limits).with_context(|| format!("cannot start the thread of model {name}"))
+    Loader::new(config, built_in)?.encoder()
 }
 
 /// Writes `files` below `under`, in a folder named by their contents; gives the folder. Where it is there already, only files that are missing

@@ -7,11 +7,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use endcap_inference::TokenCounts;
-use endcap_runtime::{Embedded, StageStats, Tally, embedded::INGEST};
+use endcap_runtime::{GroupState, INGEST, StageStats, Tally};
 use endcap_schemas::{PagePublished, topics::Topic, wire};
 use std::sync::Arc;
 
-use crate::figures::{CacheFigures, Figures, Freshness, PageFigures, StageFigures};
+use crate::{
+    figures::{CacheFigures, Figures, Freshness, PageFigures, StageFigures},
+    sides::Sides,
+};
 
 /// Pages that freshness is taken from.
 const PAGES_MAX: usize = 500;
@@ -22,10 +25,10 @@ const READINGS: usize = 60;
 
 /// What reads.
 pub struct Monitor {
-    file: Embedded,
+    sides: Sides,
     stages: Vec<(&'static str, Arc<StageStats>)>,
-    /// The first page that was not read.
-    next_page: i64,
+    /// The first page of each partition that was not read.
+    next: BTreeMap<i32, i64>,
     /// Freshness of the last pages, s.
     fresh: VecDeque<f64>,
     /// Time, tokens per stage and pages of the last readings.
@@ -33,12 +36,9 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// A monitor over `file`; `stages` in path order.
-    ///
-    /// # Errors
-    /// When the log does not answer.
-    pub fn new(file: Embedded, stages: Vec<(&'static str, Arc<StageStats>)>) -> Result<Self> {
-        Ok(Self { file, stages, next_page: 0, fresh: VecDeque::new(), past: VecDeque::new() })
+    /// A monitor over `sides`; `stages` in path order.
+    pub fn new(sides: Sides, stages: Vec<(&'static str, Arc<StageStats>)>) -> Self {
+        Self { sides, stages, next: BTreeMap::new(), fresh: VecDeque::new(), past: VecDeque::new() }
     }
 
     /// A reading. `up_for` is the time since the start; `feeder` says what the feeder is doing.
@@ -47,11 +47,9 @@ impl Monitor {
     /// When log or store do not answer.
     pub fn read(&mut self, up_for: Duration, feeder: Option<String>) -> Result<Figures> {
         self.read_pages()?;
-        let tallies = self.file.tallies().context("cannot read the tallies")?;
-        let groups = self.file.groups().context("cannot read the positions")?;
-        let waiting =
-            |stage: &str| groups.iter().filter(|group| group.group == group_of(stage)).map(|group| group.backlog.waiting).sum();
-        let published = u64::try_from(self.file.end(Topic::PAGES).context("cannot read the log")?).unwrap_or(0);
+        let tallies = self.sides.tallies()?;
+        let groups = self.sides.groups()?;
+        let Counts { events, pages: published, .. } = Counts::of(&tallies, &groups);
         let none = Tally::default();
         let mut tokens_now = BTreeMap::new();
         let mut stages: Vec<StageFigures> = Vec::with_capacity(self.stages.len());
@@ -65,7 +63,7 @@ impl Monitor {
                 passed: tally.passed,
                 dropped: tally.dropped.clone(),
                 dead_lettered: tally.dead_lettered_total(),
-                waiting: waiting(name),
+                waiting: waiting(&groups, name),
                 seconds: busy_seconds(tally),
                 tokens,
                 tokens_per_second: 0.0,
@@ -75,13 +73,13 @@ impl Monitor {
         let pages_per_second = self.rates(up_for, tokens_now, published, &mut stages);
         Ok(Figures {
             uptime_s: up_for.as_secs_f64(),
-            accepted: u64::try_from(self.file.end(Topic::EVENTS).context("cannot read the log")?).unwrap_or(0),
+            accepted: events,
             refused: tallies.get(INGEST).map_or(0, Tally::dead_lettered_total),
             stages,
             freshness: Freshness::of(self.fresh.iter().copied().collect()),
             pages: PageFigures {
                 published,
-                shoppers: self.file.pages_count().context("cannot count the pages")?,
+                shoppers: self.sides.store.pages_count().context("cannot count the pages")?,
                 per_second: pages_per_second,
             },
             cache: cache_figures(&tallies),
@@ -91,13 +89,19 @@ impl Monitor {
 
     /// Takes the freshness of pages published since the last reading; those that would be forgotten at once are passed over.
     fn read_pages(&mut self) -> Result<()> {
-        let end = self.file.end(Topic::PAGES).context("cannot read the log")?;
-        self.next_page = self.next_page.max(end - i64::try_from(PAGES_MAX).unwrap_or(i64::MAX));
-        let records = self.file.records(Topic::PAGES, self.next_page, READ_MAX).context("cannot read the log")?;
-        for record in &records {
-            self.next_page = record.offset + 1;
-            if let Ok(page) = wire::decode::<PagePublished>(&record.value) {
-                self.fresh.push_back(seconds_between(page.head.cause.accepted_ms, record.appended_ms));
+        for (partition, end) in self.sides.log.ends(Topic::PAGES).context("cannot read the log")? {
+            let next = self.next.entry(partition).or_insert(0);
+            *next = (*next).max(end - PAGES_MAX as i64);
+            if *next >= end {
+                continue;
+            }
+            let records = self.sides.log.records(Topic::PAGES, partition, *next, READ_MAX).context("cannot read the log")?;
+            // Offsets without a record are a log's own: there is nothing left before its end, then.
+            *next = records.last().map_or(end, |last| last.offset + 1);
+            for record in &records {
+                if let Ok(page) = wire::decode::<PagePublished>(&record.value) {
+                    self.fresh.push_back(seconds_between(page.head.cause.accepted_ms, record.appended_ms));
+                }
             }
         }
         while self.fresh.len() > PAGES_MAX {
@@ -126,6 +130,34 @@ impl Monitor {
         }
         published.saturating_sub(*pages_before) as f64 / seconds
     }
+}
+
+/// What went through the whole path. Taken from the stages' tallies: a log's offsets do not count records, as some are the log's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Events that the log took.
+    pub events: u64,
+    /// Pages that were published.
+    pub pages: u64,
+    /// Records that wait, at all stages.
+    pub waiting: u64,
+}
+
+impl Counts {
+    /// Reads them off.
+    pub fn of(tallies: &BTreeMap<String, Tally>, groups: &[GroupState]) -> Self {
+        let count = |stage: &str, of: fn(&Tally) -> u64| tallies.get(stage).map_or(0, of);
+        Self {
+            events: count("context", |tally| tally.received) + waiting(groups, "context"),
+            pages: count("aiqa", |tally| tally.passed),
+            waiting: groups.iter().map(|group| group.backlog.waiting).sum(),
+        }
+    }
+}
+
+/// Records that wait for a stage.
+fn waiting(groups: &[GroupState], stage: &str) -> u64 {
+    groups.iter().filter(|group| group.group == group_of(stage)).map(|group| group.backlog.waiting).sum()
 }
 
 /// The consumer group of a stage.

@@ -1,5 +1,5 @@
-//! The path of one page, wired: five stages, each on a thread of its own, over the embedded log and store. Only here do stages, models,
-//! market and log meet.
+//! The path of one page, wired: its stages, each on a thread of its own, over a log and a store. Only here do stages, models, market and
+//! log meet.
 
 use std::{
     sync::{Arc, mpsc::Sender},
@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use endcap_aiqa::{AiqaConfig, AiqaStage};
 use endcap_context::{ContextConfig, ContextStage, ProductLookup};
 use endcap_dedup::{DedupConfig, DedupStage};
@@ -16,16 +17,39 @@ use endcap_inference::{
 };
 use endcap_keywords::{KeywordsConfig, KeywordsStage, TokenCounter};
 use endcap_retrieval::Market;
-use endcap_runtime::{Clocks, Embedded, LoopConfig, Shutdown, Stage, StageEnv, StageStats, StageStopped, Store, run_stage};
+use endcap_runtime::{Clocks, LoopConfig, Shutdown, Stage, StageEnv, StageStats, StageStopped, Store, run_stage};
 use endcap_schemas::Message;
 use endcap_themes::{ThemesConfig, ThemesStage};
 
-use crate::monitor::group_of;
+use crate::{monitor::group_of, sides::Sides};
 
 /// Number of this pipeline's manifest. One deployment, one manifest: it grows when pages are to be made again by a better one.
 const GENERATION: i32 = 1;
+/// What [`Path::start`] relies on.
+const LOADED: &str = "a stage's model is loaded before the stage starts";
 
-/// The models of the path, each on a thread of its own.
+/// A stage of the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StageName {
+    /// Folds events into one snapshot per change.
+    Context,
+    /// Writes the themes of a page.
+    Themes,
+    /// Chooses each theme's keywords.
+    Keywords,
+    /// Takes near-repeats out.
+    Dedup,
+    /// Checks what the keywords bring, and publishes the page.
+    Aiqa,
+}
+
+impl StageName {
+    /// The whole path, in its order.
+    pub const ALL: [StageName; 5] =
+        [StageName::Context, StageName::Themes, StageName::Keywords, StageName::Dedup, StageName::Aiqa];
+}
+
+/// Models of the path, each on a thread of its own: the encoder, and those of the stages that this process runs.
 pub struct Fleet<T, K, E, X>
 where
     T: Model<Request = WriteThemes, Answer = WrittenThemes>,
@@ -34,17 +58,13 @@ where
     X: Model<Request = Pair, Answer = Relevance>,
 {
     /// LLM 1.
-    pub themes: Handle<T>,
-    /// LLM 2.
-    pub keywords: Handle<K>,
+    pub themes: Option<Handle<T>>,
+    /// LLM 2, and what counts tokens as it does.
+    pub keywords: Option<(Handle<K>, TokenCounter)>,
     /// The encoder.
     pub encoder: Handle<E>,
-    /// The cross-encoder.
-    pub judge: Handle<X>,
-    /// Counts tokens as LLM 2 does.
-    pub count: TokenCounter,
-    /// Probability from which the cross-encoder's pair is relevant.
-    pub threshold: f32,
+    /// The cross-encoder, and the probability from which its pairs are relevant.
+    pub judge: Option<(Handle<X>, f32)>,
 }
 
 /// Settings of every stage.
@@ -68,7 +88,7 @@ pub struct PathConfig {
 #[derive(Clone)]
 pub struct Ground {
     /// Log and store.
-    pub file: Embedded,
+    pub sides: Sides,
     /// The market.
     pub market: Market,
     /// Time.
@@ -94,41 +114,60 @@ pub struct Path {
 }
 
 impl Path {
-    /// Starts every stage. Each tells `ended` when it has ended.
+    /// Starts `stages` in path order. Each tells `ended` when it has ended.
     ///
     /// # Errors
     /// When the log does not answer or a thread cannot be started.
-    pub fn start<T, K, E, X>(fleet: Fleet<T, K, E, X>, config: PathConfig, ground: &Ground, ended: &Sender<Ended>) -> Result<Self>
+    ///
+    /// # Panics
+    /// When `fleet` lacks the model of a stage.
+    pub fn start<T, K, E, X>(
+        stages: &[StageName],
+        fleet: Fleet<T, K, E, X>,
+        config: &PathConfig,
+        ground: &Ground,
+        ended: &Sender<Ended>,
+    ) -> Result<Self>
     where
         T: Model<Request = WriteThemes, Answer = WrittenThemes>,
         K: Model<Request = ChooseKeywords, Answer = ChosenKeywords>,
         E: Model<Request = Embed, Answer = Embedding>,
         X: Model<Request = Pair, Answer = Relevance>,
     {
-        let versions =
-            [("themes", fleet.themes.version()), ("keywords", fleet.keywords.version()), ("encoder", fleet.encoder.version())];
-        let versions = versions.into_iter().map(|(name, version)| (name.to_owned(), version.to_owned())).collect();
-        let store: Arc<dyn Store> = Arc::new(ground.file.clone());
+        let store: Arc<dyn Store> = ground.sides.store.clone();
         let market = || ground.market.clone();
-        let aiqa = AiqaConfig { threshold: config.aiqa.threshold.or(Some(fleet.threshold)), ..config.aiqa };
-        let lookup = product_lookup(market());
+        let Fleet { mut themes, mut keywords, encoder, mut judge } = fleet;
+        let of = |batch_records_max| LoopConfig { batch_records_max, ..LoopConfig::default() };
         let mut path = Self { stages: Vec::new(), threads: Vec::new() };
-        let context = ContextStage::new(config.context, GENERATION, store.clone(), lookup);
-        path.add(context, LoopConfig { batch_records_max: 256, ..LoopConfig::default() }, ground, ended)?;
-        let themes = ThemesStage::new(config.themes, market(), fleet.themes);
-        path.add(
-            themes,
-            LoopConfig { debounce: config.debounce, batch_records_max: 32, ..LoopConfig::default() },
-            ground,
-            ended,
-        )?;
-        let keywords =
-            KeywordsStage::new(config.keywords, market(), store.clone(), fleet.encoder.clone(), fleet.keywords, fleet.count);
-        path.add(keywords, LoopConfig { batch_records_max: 32, ..LoopConfig::default() }, ground, ended)?;
-        let dedup = DedupStage::new(config.dedup, fleet.encoder);
-        path.add(dedup, LoopConfig::default(), ground, ended)?;
-        let aiqa = AiqaStage::new(aiqa, market(), store, fleet.judge, versions);
-        path.add(aiqa, LoopConfig { batch_records_max: 32, ..LoopConfig::default() }, ground, ended)?;
+        for stage in StageName::ALL.into_iter().filter(|stage| stages.contains(stage)) {
+            match stage {
+                StageName::Context => {
+                    let lookup = product_lookup(market());
+                    let stage = ContextStage::new(config.context.clone(), GENERATION, store.clone(), lookup);
+                    path.add(stage, of(256), ground, ended)?;
+                }
+                StageName::Themes => {
+                    let stage = ThemesStage::new(config.themes.clone(), market(), themes.take().expect(LOADED));
+                    path.add(stage, LoopConfig { debounce: config.debounce, ..of(32) }, ground, ended)?;
+                }
+                StageName::Keywords => {
+                    let (chooser, count) = keywords.take().expect(LOADED);
+                    let (settings, encoder) = (config.keywords.clone(), encoder.clone());
+                    let stage = KeywordsStage::new(settings, market(), store.clone(), encoder, chooser, count);
+                    path.add(stage, of(32), ground, ended)?;
+                }
+                StageName::Dedup => {
+                    let stage = DedupStage::new(config.dedup.clone(), encoder.clone());
+                    path.add(stage, LoopConfig::default(), ground, ended)?;
+                }
+                StageName::Aiqa => {
+                    let (judge, threshold) = judge.take().expect(LOADED);
+                    let settings = AiqaConfig { threshold: config.aiqa.threshold.or(Some(threshold)), ..config.aiqa.clone() };
+                    let stage = AiqaStage::new(settings, market(), store.clone(), judge);
+                    path.add(stage, of(32), ground, ended)?;
+                }
+            }
+        }
         Ok(path)
     }
 
@@ -139,11 +178,11 @@ impl Path {
         ground: &Ground,
         ended: &Sender<Ended>,
     ) -> Result<()> {
-        let mut consumer =
-            ground.file.consumer(&group_of(S::NAME), S::In::TOPIC).with_context(|| format!("cannot start stage {}", S::NAME))?;
+        let consumer = ground.sides.log.consumer(&group_of(S::NAME), S::In::TOPIC);
+        let mut consumer = consumer.with_context(|| format!("cannot start stage {}", S::NAME))?;
         let stats = Arc::new(StageStats::default());
         let env = StageEnv {
-            store: Arc::new(ground.file.clone()),
+            store: ground.sides.store.clone(),
             clocks: ground.clocks.clone(),
             config,
             stats: stats.clone(),
@@ -151,7 +190,7 @@ impl Path {
         };
         let ended = ended.clone();
         let thread = thread::Builder::new().name(format!("stage-{}", S::NAME)).spawn(move || {
-            let result = run_stage(&mut stage, &mut consumer, &env);
+            let result = run_stage(&mut stage, &mut *consumer, &env);
             // Nobody listens any more when the process is already ending.
             let _ = ended.send(Ended { stage: S::NAME, result });
         });

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use endcap_inference::TokenCounts;
 use endcap_retrieval::{Market, Snapshot};
-use endcap_runtime::{Embedded, StageStats, Store, Tally};
+use endcap_runtime::{StageStats, Tally};
 use endcap_schemas::{DietSet, Keyword, Origin, Page, PagePublished, UserKey, topics::Topic, wire};
 use serde::Serialize;
 use serde_json::Value;
@@ -22,8 +22,10 @@ use crate::{
     desk,
     explain::StageStory,
     figures::Freshness,
-    monitor::{busy_seconds, cache_figures, seconds_between, tokens_of},
-    replay, view,
+    monitor::{Counts, busy_seconds, cache_figures, seconds_between, tokens_of},
+    replay,
+    sides::Sides,
+    view,
 };
 
 /// Placements that make a page.
@@ -34,14 +36,13 @@ const READ_MAX: usize = 128;
 const EVENTS_MAX: usize = 2_000;
 
 /// Where a run began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Began {
     at_ms: i64,
-    /// How many events and pages the log ever had.
-    events: u64,
-    pages: u64,
-    /// Whether an earlier run has left work.
-    left_over: bool,
+    /// What had gone through by then.
+    counts: Counts,
+    /// Where the events ended.
+    ends: BTreeMap<i32, i64>,
 }
 
 impl Began {
@@ -49,23 +50,18 @@ impl Began {
     ///
     /// # Errors
     /// When the log does not answer.
-    pub fn note(file: &Embedded, now_ms: i64) -> Result<Self> {
-        let groups = file.groups().context("cannot read the positions")?;
-        let left_over = groups.iter().any(|group| group.backlog.waiting > 0);
-        Ok(Self { at_ms: now_ms, events: end(file, Topic::EVENTS)?, pages: end(file, Topic::PAGES)?, left_over })
+    pub fn note(sides: &Sides, now_ms: i64) -> Result<Self> {
+        let counts = Counts::of(&sides.tallies()?, &sides.groups()?);
+        Ok(Self { at_ms: now_ms, counts, ends: sides.log.ends(Topic::EVENTS).context("cannot read the log")? })
     }
 
-    /// From the first event of the run (from its beginning, where an earlier one had left work) to the last commit of a stage.
-    fn seconds(&self, file: &Embedded, stages: &[(&'static str, Arc<StageStats>)]) -> Result<f64> {
-        let from = file.records(Topic::EVENTS, self.events.cast_signed(), 1).context("cannot read the log")?;
-        let from_ms = match from.first() {
-            _ if self.left_over => self.at_ms,
-            Some(first) if first.offset.cast_unsigned() == self.events => first.appended_ms,
-            None if end(file, Topic::EVENTS)? == self.events => return Ok(0.0),
-            _ => self.at_ms, // retention has taken the first
-        };
+    /// From the first event of the run (from its beginning, where an earlier one had left work) to the last commit of a stage; 0 where
+    /// nothing was to be done. Of events that retention has taken meanwhile nothing is known.
+    fn seconds(&self, sides: &Sides, stages: &[(&'static str, Arc<StageStats>)]) -> Result<f64> {
+        let first_ms = sides.first_after(Topic::EVENTS, &self.ends)?;
+        let from_ms = if self.counts.waiting > 0 { Some(self.at_ms) } else { first_ms };
         let to_ms = stages.iter().map(|(_, stats)| stats.snapshot().committed_ms).max();
-        Ok(to_ms.map_or(0.0, |to_ms| seconds_between(from_ms, to_ms)))
+        Ok(from_ms.zip(to_ms).map_or(0.0, |(from_ms, to_ms)| seconds_between(from_ms, to_ms)))
     }
 }
 
@@ -157,33 +153,32 @@ pub struct CacheReport {
 ///
 /// # Errors
 /// When log, store or market cannot be read.
-pub fn make(file: &Embedded, market: &Market, began: &Began, stages: &[(&'static str, Arc<StageStats>)]) -> Result<Report> {
+pub fn make(sides: &Sides, market: &Market, began: &Began, stages: &[(&'static str, Arc<StageStats>)]) -> Result<Report> {
     let snapshot = market.snapshot();
-    let tallies = file.tallies().context("cannot read the tallies")?;
-    let published = read_published(file, &snapshot)?;
-    let stored = read_stored(file, &snapshot)?;
-    let pages_published = end(file, Topic::PAGES)?;
-    let first = first(file)?;
-    let events_accepted = end(file, Topic::EVENTS)?;
-    let pages_in_run = pages_published.saturating_sub(began.pages);
-    let seconds = began.seconds(file, stages)?;
+    let tallies = sides.tallies()?;
+    let counts = Counts::of(&tallies, &sides.groups()?);
+    let published = read_published(sides, &snapshot)?;
+    let stored = read_stored(sides, &snapshot)?;
+    let events = read_events(sides)?;
+    let pages_in_run = counts.pages.saturating_sub(began.counts.pages);
+    let seconds = began.seconds(sides, stages)?;
     let cache = cache_figures(&tallies);
     Ok(Report {
-        events_accepted,
-        shoppers_changed: file.states_count().context("cannot count the shoppers")?,
+        events_accepted: counts.events,
+        shoppers_changed: sides.store.states_count().context("cannot count the shoppers")?,
         shoppers_with_page: stored.with_page,
-        pages_published,
+        pages_published: counts.pages,
         placements_published: published.placements,
         fallback_share: ratio(published.fallbacks, published.placements),
         keywords_outside_candidates: stored.keywords_outside,
         dietary_contradictions: published.contradictions,
         themes_rejected: counters(&tallies, "themes", "themes.rejected."),
         placements_pruned: pruned(&tallies),
-        dead_letters: dead_letters(file)?,
+        dead_letters: dead_letters(sides)?,
         freshness_seconds: Freshness::of(published.freshness),
         pages_per_second: if seconds > 0.0 { pages_in_run as f64 / seconds } else { 0.0 },
         seconds,
-        events_in_run: events_accepted.saturating_sub(began.events),
+        events_in_run: counts.events.saturating_sub(began.counts.events),
         pages_in_run,
         peak_memory_bytes: peak_memory_bytes(),
         stages: tallies.iter().map(|(name, tally)| (name.clone(), stage_report(tally))).collect(),
@@ -191,8 +186,8 @@ pub fn make(file: &Embedded, market: &Market, began: &Began, stages: &[(&'static
         candidates: candidates(&tallies),
         cache: CacheReport { keywords_hit_rate: cache.keywords, verdicts_hit_rate: cache.verdicts },
         models: stored.versions.into_iter().map(|(name, versions)| (name, versions.join(", "))).collect(),
-        log_trimmed: published.pages < pages_published || first.is_some_and(|offset| offset > 0),
-        seeded_diets: seeded_diets(file)?,
+        log_trimmed: published.pages < counts.pages || events.kept < counts.events,
+        seeded_diets: events.seeded_diets,
     })
 }
 
@@ -230,24 +225,20 @@ struct Published {
     freshness: Vec<f64>,
 }
 
-fn read_published(file: &Embedded, market: &Snapshot) -> Result<Published> {
+fn read_published(sides: &Sides, market: &Snapshot) -> Result<Published> {
     let mut published = Published::default();
     let mut facts = Facts { market, products: HashMap::new(), terms: HashMap::new() };
-    let mut next = 0;
-    loop {
-        let records = file.records(Topic::PAGES, next, READ_MAX).context("cannot read the log")?;
-        let Some(last) = records.last() else { return Ok(published) };
-        next = last.offset + 1;
-        for record in &records {
-            let message: PagePublished = wire::decode(&record.value).context("cannot read a published page")?;
-            published.pages += 1;
-            published.placements += message.page.placements.len() as u64;
-            published.fallbacks +=
-                message.page.placements.iter().filter(|placement| placement.theme.origin.is_fallback()).count() as u64;
-            published.contradictions += facts.contradictions(&message.page)?;
-            published.freshness.push(seconds_between(message.head.cause.accepted_ms, record.appended_ms));
-        }
-    }
+    sides.each_record(Topic::PAGES, READ_MAX, &mut |record| {
+        let message: PagePublished = wire::decode(&record.value).context("cannot read a published page")?;
+        let placements = &message.page.placements;
+        published.pages += 1;
+        published.placements += placements.len() as u64;
+        published.fallbacks += placements.iter().filter(|placement| placement.theme.origin.is_fallback()).count() as u64;
+        published.contradictions += facts.contradictions(&message.page)?;
+        published.freshness.push(seconds_between(message.head.cause.accepted_ms, record.appended_ms));
+        Ok(())
+    })?;
+    Ok(published)
 }
 
 /// Dietary facts of the market, remembered.
@@ -305,18 +296,18 @@ struct Stored {
     versions: BTreeMap<String, Vec<String>>,
 }
 
-fn read_stored(file: &Embedded, market: &Snapshot) -> Result<Stored> {
+fn read_stored(sides: &Sides, market: &Snapshot) -> Result<Stored> {
     let mut stored = Stored::default();
     let mut after: Option<UserKey> = None;
     loop {
-        let rows = file.pages_after(after.as_ref(), READ_MAX).context("cannot read the pages")?;
+        let rows = sides.store.pages_after(after.as_ref(), READ_MAX).context("cannot read the pages")?;
         let Some((last, _)) = rows.last() else { return Ok(stored) };
         after = Some(last.clone());
         for (user, row) in &rows {
             let Some(bytes) = &row.page else { continue };
             let published = desk::decode(bytes)?;
             stored.with_page += u64::from(view::shown(&published.page, market)? >= FLOOR);
-            stored.keywords_outside += keywords_outside(file, market, user, &published)?;
+            stored.keywords_outside += keywords_outside(sides, market, user, &published)?;
             for (name, version) in &published.page.versions {
                 let versions = stored.versions.entry(name.clone()).or_default();
                 if !versions.contains(version) {
@@ -329,8 +320,8 @@ fn read_stored(file: &Embedded, market: &Snapshot) -> Result<Stored> {
 
 /// Keywords of a page that its theme's candidates do not have. Placements of the floor have keywords by the merchandiser's own rules
 /// and are compared with the corpus, as are answers from the cache, whose candidates are not looked up again.
-fn keywords_outside(file: &Embedded, market: &Snapshot, user: &UserKey, published: &PagePublished) -> Result<u64> {
-    let results = file.results(user).context("cannot read stage results")?;
+fn keywords_outside(sides: &Sides, market: &Snapshot, user: &UserKey, published: &PagePublished) -> Result<u64> {
+    let results = sides.store.results(user).context("cannot read stage results")?;
     let told = results.iter().find(|result| result.stage == "keywords").map(StageStory::of).transpose()?;
     let candidates = told
         .filter(|story| story.context_ms == published.head.context_ms)
@@ -366,29 +357,26 @@ fn candidates_by_title(explanation: &Value) -> HashMap<String, HashSet<String>> 
         .collect()
 }
 
-fn end(file: &Embedded, topic: Topic) -> Result<u64> {
-    Ok(u64::try_from(file.end(topic).context("cannot read the log")?).unwrap_or(0))
+/// What the log still holds of events.
+#[derive(Debug, Default)]
+struct Events {
+    kept: u64,
+    seeded_diets: u64,
 }
 
-/// Offset of the first event that the log still holds.
-fn first(file: &Embedded) -> Result<Option<i64>> {
-    let records = file.records(Topic::EVENTS, 0, 1).context("cannot read the log")?;
-    Ok(records.first().map(|record| record.offset))
+fn read_events(sides: &Sides) -> Result<Events> {
+    let mut events = Events::default();
+    sides.each_record(Topic::EVENTS, EVENTS_MAX, &mut |record| {
+        events.kept += 1;
+        events.seeded_diets += u64::from(record.headers.id.starts_with(replay::SEEDED));
+        Ok(())
+    })?;
+    Ok(events)
 }
 
-fn seeded_diets(file: &Embedded) -> Result<u64> {
-    let (mut next, mut count) = (0, 0);
-    loop {
-        let records = file.records(Topic::EVENTS, next, EVENTS_MAX).context("cannot read the log")?;
-        let Some(last) = records.last() else { return Ok(count) };
-        next = last.offset + 1;
-        count += records.iter().filter(|record| record.headers.id.starts_with(replay::SEEDED)).count() as u64;
-    }
-}
-
-fn dead_letters(file: &Embedded) -> Result<BTreeMap<String, u64>> {
+fn dead_letters(sides: &Sides) -> Result<BTreeMap<String, u64>> {
     let mut by_reason = BTreeMap::new();
-    for ((_, kind), count) in file.dead_letter_counts().context("cannot read dead letters")? {
+    for ((_, kind), count) in sides.log.dead_letter_counts().context("cannot read dead letters")? {
         *by_reason.entry(kind).or_default() += count;
     }
     Ok(by_reason)

@@ -1,7 +1,8 @@
 //! The job while it runs: what it shows, what it hears, and when it ends.
 //!
 //! The first signal drains: no new event is taken, and what was taken is worked off through every stage. The second one stops after what
-//! is in hand, the third at once; what is left then is done by the next start.
+//! is in hand, the third at once; what is left then is done by the next start. A process that runs some of the stages stops at the first
+//! signal after what is in hand: others go on, and it is not alone with what waits.
 
 use std::{
     process,
@@ -27,8 +28,6 @@ use crate::{
     web::Life,
 };
 
-/// How often figures are read and shown.
-const READ_EVERY: Duration = Duration::from_millis(500);
 /// Exit code of a process that was told three times to end.
 const INTERRUPTED: i32 = 130;
 /// Signals that the waiting thread answers; one more ends the process at once.
@@ -86,6 +85,8 @@ pub(crate) struct Running {
     pub(crate) clock: Arc<dyn Clock>,
     /// Asks the stages to finish.
     pub(crate) shutdown: Shutdown,
+    /// Whether the first wish to end works off what waits; else, as others go on with it, it stops after what is in hand.
+    pub(crate) drains: bool,
     /// Whether somebody asked to end.
     pub(crate) draining: bool,
 }
@@ -98,7 +99,7 @@ impl Running {
         let start = self.clock.monotonic();
         let result = loop {
             let up_for = self.clock.monotonic().saturating_sub(start);
-            match heard.recv_timeout(READ_EVERY) {
+            match heard.recv_timeout(self.desk.sides.read_every) {
                 Ok(event) => {
                     if let Some(result) = self.hear(event, up_for) {
                         break result;
@@ -142,8 +143,8 @@ impl Running {
                 self.feeder.iter_mut().for_each(|feeder| feeder.ended = true);
                 None
             }
-            Event::Signal if self.draining => {
-                say("stopping after what is in hand; the next start does the rest (once more stops at once)");
+            Event::Signal if self.draining || !self.drains => {
+                say("stopping after what is in hand; the rest is done by others or the next start (once more stops at once)");
                 Some(Ok(()))
             }
             Event::Signal => {

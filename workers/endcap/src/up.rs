@@ -1,4 +1,4 @@
-//! `endcap up`: the main job in one process.
+//! `endcap up`: the main job in one process; `endcap run`: some of its stages, beside other processes that run the rest.
 //!
 //! Life of the process: configuration → data directory → web (health alone) → models → market → stages → feeder → wait → drain → report.
 
@@ -15,43 +15,65 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use endcap_inference::{ChooseKeywords, ChosenKeywords, Embed, Embedding, Model, Pair, Relevance, WriteThemes, WrittenThemes};
 use endcap_market::DEMO_SEED;
-use endcap_runtime::{
-    Clock, Clocks, Embedded, EmbeddedConfig, Shutdown, StageStats, SystemClock,
-    embedded::{Producer, Retention},
-    metric,
-};
+use endcap_runtime::{Broker, Clock, Clocks, Shutdown, StageStats, SystemClock, metric};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::sync::watch;
 
 use crate::{
     cli::UpArgs,
     config::{Config, Settings},
-    data::DataDir,
+    data::{DataDir, Use},
     desk::Desk,
     feed::{self, FeedState, Pace, Simulated, Source},
     figures::Figures,
     grounds,
     logging::Anonymiser,
     monitor::Monitor,
-    path::{Ended, Fleet, Ground, Path},
+    path::{Ended, Fleet, Ground, Path, StageName},
     progress,
     replay::Imported,
     report::{self, Began},
     running::{Event, Feeder, Running, listen_to_signals},
+    sides::Sides,
     web::{self, Access, Life},
 };
 
 /// Always 1; its label says which program this is.
 const BUILD_INFO: &str = "endcap_build_info";
 
-/// Runs the main job until it is drained, told to end, or broken. `load` brings the models.
+/// What a process does of the main job.
+#[derive(Debug, Clone, Copy)]
+pub enum Role<'a> {
+    /// All of it, with events fed in.
+    Everything(&'a UpArgs),
+    /// Some stages.
+    Stages(&'a [StageName]),
+}
+
+impl Role<'_> {
+    fn stages(&self) -> &[StageName] {
+        match self {
+            Role::Everything(_) => &StageName::ALL,
+            Role::Stages(stages) => stages,
+        }
+    }
+
+    fn data_use(&self) -> Use {
+        match self {
+            Role::Everything(_) => Use::Alone,
+            Role::Stages(_) => Use::Beside,
+        }
+    }
+}
+
+/// Does `role` until it is drained, told to end, or broken. `load` brings the models of the stages named.
 ///
 /// # Errors
 /// When it cannot start, a stage stops, or the report cannot be written; with the remedy.
-pub fn up<T, K, E, X>(
+pub fn work<T, K, E, X>(
     settings: Settings,
-    args: &UpArgs,
-    load: impl FnOnce(&Config, &DataDir) -> Result<Fleet<T, K, E, X>>,
+    role: Role<'_>,
+    load: impl FnOnce(&Config, &DataDir, &[StageName]) -> Result<Fleet<T, K, E, X>>,
 ) -> Result<()>
 where
     T: Model<Request = WriteThemes, Answer = WrittenThemes>,
@@ -60,8 +82,8 @@ where
     X: Model<Request = Pair, Answer = Relevance>,
 {
     let Settings { config, path: path_config } = settings;
-    check(args, &config)?;
-    let data = DataDir::open(&config.data)?;
+    check(role, &config)?;
+    let data = DataDir::open(&config.data, role.data_use())?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let prometheus = PrometheusBuilder::new().install_recorder().context("cannot keep metrics")?;
     metric::describe();
@@ -74,45 +96,45 @@ where
     let life = Arc::new(Life::default());
     progress::begin("loading the models");
     let web = start_web(listener, life.clone(), Access::new(config.token.clone()), web_ended, &events)?;
-    let fleet = load(&config, &data)?;
+    let fleet = load(&config, &data, role.stages())?;
     progress::begin("opening the market");
     let market = grounds::open(&config, &data, &fleet.encoder)?;
-    let file = open_file(&config, &data, clock.clone())?;
-    grounds::claim(&config, &file, &market)?;
+    let sides = Sides::open(&config, &clock)?;
+    grounds::claim(&config, &sides, &market)?;
     let shutdown = Shutdown::new();
     let ground =
-        Ground { file: file.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };
+        Ground { sides: sides.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };
     progress::begin("starting the stages");
-    let began = Began::note(&file, clock.now_ms())?;
-    let path = Path::start(fleet, path_config, &ground, &forward(&events))?;
-    let monitor = Monitor::new(file.clone(), path.stages.clone())?;
-    let feeder = start_feeder(&config, args, &ground, &clock, &events)?;
+    let began = Began::note(&sides, clock.now_ms())?;
+    let path = Path::start(role.stages(), fleet, &path_config, &ground, &forward(&events))?;
+    let monitor = Monitor::new(sides.clone(), path.stages.clone());
+    let feeder = match role {
+        Role::Everything(args) => start_feeder(&config, args, &ground, &clock, &events)?,
+        Role::Stages(_) => None,
+    };
     let stages = path.stages.clone();
     let desk = Arc::new(desk(&ground, &clock, prometheus, stages.clone(), Anonymiser::of(data.path())?));
     listen_to_signals(&events)?;
     life.serve(desk.clone());
 
-    let exit_when_drained = args.exit_when_drained;
-    let running = Running { exit_when_drained, desk, life, monitor, feeder, clock, shutdown, draining: false };
+    let (exit_when_drained, drains, report) = match role {
+        Role::Everything(args) => (args.exit_when_drained, true, args.report.as_deref()),
+        Role::Stages(_) => (false, false, None),
+    };
+    let running = Running { exit_when_drained, drains, desk, life, monitor, feeder, clock, shutdown, draining: false };
     let result = running.wait(heard);
     let _ = end_web.send(true); // a server that has failed listens no more
     path.join();
     let _ = web.join(); // its failure was heard as an event
     result?;
-    match &args.report {
+    match report {
         Some(target) => {
-            report::write(&report::make(&file, &market, &began, &stages)?, target)?;
+            report::write(&report::make(&sides, &market, &began, &stages)?, target)?;
             println!("report: {}", target.display());
             Ok(())
         }
         None => Ok(()),
     }
-}
-
-fn open_file(config: &Config, data: &DataDir, clock: Arc<dyn Clock>) -> Result<Embedded> {
-    let retention = Retention { records_age: config.retention, results_age: config.retention, ..Retention::default() };
-    let path = data.file();
-    Ok(Embedded::open(&path, EmbeddedConfig { retention, ..EmbeddedConfig::default() }, clock)?)
 }
 
 fn desk(
@@ -123,7 +145,7 @@ fn desk(
     names: Anonymiser,
 ) -> Desk {
     Desk {
-        file: ground.file.clone(),
+        sides: ground.sides.clone(),
         market: ground.market.clone(),
         clock: clock.clone(),
         prometheus,
@@ -150,8 +172,8 @@ fn start_feeder(
     events: &Sender<Event>,
 ) -> Result<Option<Feeder>> {
     let pace = Pace { rate: config.rate, events: config.events.map(u64::from) };
-    let producer = ground.file.producer();
-    let Some(mut source) = source(config, args, pace, &producer, clock.as_ref())? else { return Ok(None) };
+    let log = ground.sides.log.clone();
+    let Some(mut source) = source(config, args, pace, &*log, clock.as_ref())? else { return Ok(None) };
     let state = Arc::new(FeedState::default());
     let end = Shutdown::new();
     let feeder = Feeder { state: state.clone(), words: source.describe(), end: end.clone(), ended: false };
@@ -159,14 +181,14 @@ fn start_feeder(
     thread::Builder::new()
         .name("feeder".to_owned())
         .spawn(move || {
-            let fed = unpanicked("the feeder", || feed::feed(source.as_mut(), &producer, pace, clock.as_ref(), &state, &end));
+            let fed = unpanicked("the feeder", || feed::feed(source.as_mut(), &*log, pace, clock.as_ref(), &state, &end));
             let _ = events.send(Event::Fed(fed)); // nobody listens when the process is already ending
         })
         .context("cannot start the feeder")?;
     Ok(Some(feeder))
 }
 
-fn source(config: &Config, args: &UpArgs, pace: Pace, producer: &Producer, clock: &dyn Clock) -> Result<Option<Box<dyn Source>>> {
+fn source(config: &Config, args: &UpArgs, pace: Pace, log: &dyn Broker, clock: &dyn Clock) -> Result<Option<Box<dyn Source>>> {
     if let Some(dir) = replayed(args, config)? {
         return Ok(Some(Box::new(Imported::open(dir, config.seed)?)));
     }
@@ -178,7 +200,7 @@ fn source(config: &Config, args: &UpArgs, pace: Pace, producer: &Producer, clock
         return Ok(None);
     }
     let market = Arc::new(endcap_market::Market::generate(DEMO_SEED));
-    Ok(Some(Box::new(Simulated::new(market, config.seed, config.shoppers, pace, producer, clock)?)))
+    Ok(Some(Box::new(Simulated::new(market, config.seed, config.shoppers, pace, log, clock)?)))
 }
 
 /// The market whose imported events are replayed, where that is wished for.
@@ -232,12 +254,13 @@ fn unpanicked(who: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
 ///
 /// # Errors
 /// With the remedy.
-fn check(args: &UpArgs, config: &Config) -> Result<()> {
+fn check(role: Role<'_>, config: &Config) -> Result<()> {
+    grounds::check(config)?;
+    let Role::Everything(args) = role else { return Ok(()) };
     if args.exit_when_drained && config.events.is_none() && !args.replay_events && config.shoppers > 0 && config.market.is_none()
     {
         bail!("--exit-when-drained would never come true: simulated shoppers do not end without --events");
     }
-    grounds::check(config)?;
     if let Some(market) = replayed(args, config)? {
         Imported::check(market)?;
     }

@@ -10,6 +10,7 @@ use axum::{
     body::Body,
     http::{HeaderMap, StatusCode, header},
 };
+use endcap_runtime::in_place_of;
 use endcap_schemas::ShopperEvent;
 use http_body_util::BodyExt;
 use serde::Serialize;
@@ -17,7 +18,6 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::error::ApiError;
-use crate::intake::in_place_of;
 
 /// What some programs put before UTF-8 text.
 pub const BOM: &[u8] = b"\xef\xbb\xbf";

@@ -1,0 +1,305 @@
+//! Four exactly-once hops without a model, beside Kafka Streams doing the same on the same broker: what the runtime costs by itself.
+//!
+//! `cargo run --release -p endcap-tests --bin hops -- --report FILE`. The broker's address comes from `ENDCAP_TEST_KAFKA`, the class path
+//! of Kafka Streams from `ENDCAP_TEST_STREAMS` (`tests/services/services` prints both); javac and java stand on the PATH. Each round fills
+//! the first topic, starts the process that is measured, and counts what comes out of the last one, from the first record to the last;
+//! then single records go through the idle path. Rounds of both sides alternate. Kafka Streams runs with its defaults (it commits every
+//! 100 ms, which decides how long a single record takes), with zstd like ours, and with a thread per core.
+
+mod stages;
+mod worker;
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, Subcommand};
+use endcap_log_kafka::{Kafka, KafkaConfig, KafkaSettings, TopicSettings, Topics};
+use endcap_runtime::{Broker, Embedded, EmbeddedConfig, Headers, Log, Outgoing, Store, SystemClock};
+use endcap_schemas::{UserKey, topics::Topic, wire};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::stages::First;
+
+/// The hops' topics in order.
+const TOPICS: [Topic; 5] = [Topic::EVENTS, Topic::CONTEXTS, Topic::THEMES, Topic::KEYWORDS, Topic::DEDUPED];
+/// Records of one append while the first topic is filled.
+const FILL: usize = 5_000;
+/// Records that go through the idle path one by one.
+const SINGLES: usize = 100;
+/// Longest wait for the next record.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Quiet before each single record.
+const QUIET: Duration = Duration::from_millis(100);
+/// Threads of Kafka Streams: one for each core of the smallest machine that this is meant for.
+const STREAMS_THREADS: &str = "2";
+
+#[derive(Parser)]
+struct Args {
+    /// What this process is; the bench itself where nothing is named.
+    #[command(subcommand)]
+    role: Option<Role>,
+    /// Where the figures go.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Records of a round.
+    #[arg(long, default_value_t = 200_000)]
+    records: usize,
+    /// Bytes of a record's payload.
+    #[arg(long, default_value_t = 500)]
+    bytes: usize,
+    /// Partitions of every topic.
+    #[arg(long, default_value_t = 4)]
+    partitions: u16,
+    /// Rounds of each side.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Runs the four stages until standard input ends.
+    Worker {
+        /// The broker.
+        broker: String,
+        /// Where the topics are.
+        namespace: String,
+    },
+}
+
+/// A namespace on a broker.
+pub(crate) struct Place {
+    broker: String,
+    namespace: String,
+}
+
+impl Place {
+    fn config(&self, instance: &str) -> Result<KafkaConfig> {
+        Ok(KafkaConfig::try_from(KafkaSettings {
+            brokers: vec![self.broker.clone()],
+            namespace: self.namespace.clone(),
+            instance: instance.to_owned(),
+            ahead_records_max: 10_000,
+            waiting_max: u64::MAX,
+            ..KafkaSettings::default()
+        })?)
+    }
+
+    pub(crate) fn kafka(&self, instance: &str, store: Arc<dyn Store>) -> Result<Kafka> {
+        Ok(Kafka::connect(self.config(instance)?, Arc::new(SystemClock::default()), store)?)
+    }
+
+    fn topics(&self) -> Vec<String> {
+        TOPICS.iter().map(|topic| format!("{}.{topic}", self.namespace)).collect()
+    }
+}
+
+/// Figures of one round.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Round {
+    records_per_second: f64,
+    memory_bytes: u64,
+    single_ms_p50: f64,
+    single_ms_p99: f64,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    match &args.role {
+        Some(Role::Worker { broker, namespace }) => worker::work(&Place { broker: broker.clone(), namespace: namespace.clone() }),
+        None => bench(&args),
+    }
+}
+
+fn bench(args: &Args) -> Result<()> {
+    let from_env = |name: &str| env::var(name).with_context(|| format!("{name} is not set: `tests/services/services` prints it"));
+    let (broker, streams) = (from_env("ENDCAP_TEST_KAFKA")?, from_env("ENDCAP_TEST_STREAMS")?);
+    let dir = tempfile::tempdir()?;
+    let classes = compile(&streams, dir.path())?;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 1..=args.rounds {
+        for is_ours in [true, false] {
+            let side = if is_ours { "endcap" } else { "streams" };
+            let place = Place { broker: broker.clone(), namespace: format!("hops-{}-{round}-{side}", std::process::id()) };
+            let command = if is_ours { worker_command(&place)? } else { streams_command(&place, &classes, dir.path()) };
+            let figures =
+                measure(args, &place, command, dir.path()).with_context(|| format!("round {round} of {side} failed"))?;
+            println!("round {round} {side}: {}", serde_json::to_string(&figures)?);
+            if is_ours { ours.push(figures) } else { theirs.push(figures) }
+        }
+    }
+    let (endcap, kafka_streams) = (median(&ours), median(&theirs));
+    let report = json!({
+        "records": args.records,
+        "payload_bytes": args.bytes,
+        "partitions": args.partitions,
+        "endcap": endcap,
+        "kafka_streams": kafka_streams,
+        "throughput_ratio": endcap.records_per_second / kafka_streams.records_per_second,
+        "memory_ratio": endcap.memory_bytes as f64 / kafka_streams.memory_bytes as f64,
+        "rounds": { "endcap": ours, "kafka_streams": theirs },
+    });
+    let text = serde_json::to_string_pretty(&report)?;
+    println!("{text}");
+    args.report.as_ref().map_or(Ok(()), |path| fs::write(path, text).with_context(|| format!("cannot write {}", path.display())))
+}
+
+fn worker_command(place: &Place) -> Result<Command> {
+    let mut command = Command::new(env::current_exe()?);
+    command.args(["worker", &place.broker, &place.namespace]);
+    Ok(command)
+}
+
+fn streams_command(place: &Place, class_path: &str, dir: &Path) -> Command {
+    let state = dir.join(&place.namespace);
+    let mut command = Command::new("java");
+    command.args(["-cp", class_path, "KafkaStreamsHops", &place.broker, &place.namespace]);
+    command.arg(state).arg(STREAMS_THREADS).args(place.topics());
+    command
+}
+
+/// Compiles the other side; answers its class path.
+fn compile(streams: &str, dir: &Path) -> Result<String> {
+    let source = dir.join("KafkaStreamsHops.java");
+    fs::write(&source, include_str!("KafkaStreamsHops.java"))?;
+    let status = Command::new("javac").args(["-cp", streams, "-d"]).arg(dir).arg(&source).status();
+    ensure!(status.context("cannot run javac: Java 17 or later is needed")?.success(), "javac failed");
+    Ok(format!("{streams}:{}", dir.display()))
+}
+
+/// Fills the first topic, lets `command` hand everything on, and times it.
+fn measure(args: &Args, place: &Place, command: Command, dir: &Path) -> Result<Round> {
+    let settings = TopicSettings { partitions: args.partitions, replication: 1, min_in_sync: 1, ..TopicSettings::default() };
+    Topics::connect(&place.config("bench")?, &settings)?.apply()?;
+    let store = Embedded::open(dir.join("bench-store"), EmbeddedConfig::default(), Arc::new(SystemClock::default()))?;
+    let kafka = place.kafka("bench", Arc::new(store))?;
+    let records: Vec<Outgoing> = (0..args.records).map(|n| parcel(n, args.bytes)).collect::<Result<_>>()?;
+    records.chunks(FILL).try_for_each(|chunk| kafka.append(chunk, None))?;
+    let mut out = Broker::consumer(&kafka, "bench", Topic::DEDUPED)?;
+
+    let mut running = Running::start(command)?;
+    let records_per_second = throughput(&mut *out, args.records)?;
+    let mut singles = (0..SINGLES).map(|n| single(&kafka, &mut *out, n, args.bytes)).collect::<Result<Vec<f64>>>()?;
+    let memory_bytes = running.peak_memory()?;
+    running.end()?;
+    singles.sort_by(f64::total_cmp);
+    let at = |share: f64| singles[((singles.len() - 1) as f64 * share).round() as usize];
+    Ok(Round { records_per_second, memory_bytes, single_ms_p50: at(0.5), single_ms_p99: at(0.99) })
+}
+
+fn parcel(n: usize, bytes: usize) -> Result<Outgoing> {
+    let user = format!("shopper-{}", n % 10_007);
+    let payload = noise(n, bytes);
+    let headers = Headers::root(format!("p{n}"), Topic::EVENTS, 1_700_000_000_000);
+    let value = wire::encode(&First { user: user.clone(), payload })?;
+    Ok(Outgoing { topic: Topic::EVENTS, key: UserKey::of(user), headers, value })
+}
+
+/// Text that hardly compresses: both sides write with zstd.
+fn noise(seed: usize, bytes: usize) -> String {
+    let mut state = seed as u64 ^ 0x9E37_79B9_7F4A_7C15;
+    let letter = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b'!' + (state % 90) as u8)
+    };
+    (0..bytes).map(letter).collect()
+}
+
+/// Records a second between the first and the last of `count`. What came with the first is not counted: nobody knows when it started.
+fn throughput(out: &mut dyn Log, count: usize) -> Result<f64> {
+    let mut seen = next(out)?;
+    let (start, first) = (Instant::now(), seen);
+    while seen < count {
+        seen += next(out)?;
+    }
+    ensure!(seen == count, "{count} records went in, {seen} came out");
+    Ok((seen - first) as f64 / start.elapsed().as_secs_f64())
+}
+
+/// How long one record takes through the idle path, ms.
+fn single(kafka: &Kafka, out: &mut dyn Log, n: usize, bytes: usize) -> Result<f64> {
+    ensure!(out.poll(1, QUIET)?.is_empty(), "a record came out twice");
+    let record = parcel(n, bytes)?;
+    kafka.append(&[record], None)?;
+    let start = Instant::now();
+    next(out)?;
+    Ok(start.elapsed().as_secs_f64() * 1_000.0)
+}
+
+/// How many records come next.
+fn next(out: &mut dyn Log) -> Result<usize> {
+    let start = Instant::now();
+    loop {
+        let polled = out.poll(10_000, Duration::from_millis(200))?.len();
+        if polled > 0 {
+            return Ok(polled);
+        }
+        if start.elapsed() > PATIENCE {
+            bail!("nothing comes out any more");
+        }
+    }
+}
+
+/// The process that is measured. Killed when dropped.
+struct Running(Child);
+
+impl Running {
+    /// Starts it and waits until it says that it runs.
+    fn start(mut command: Command) -> Result<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start the process")?;
+        let mut said = BufReader::new(child.stdout.take().context("standard output is piped")?);
+        let running = Self(child);
+        let mut line = String::new();
+        said.read_line(&mut line)?;
+        ensure!(line.trim() == "running", "the process said {line:?} instead of running");
+        // What else it says is of no use, but somebody must take it.
+        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        Ok(running)
+    }
+
+    /// Most memory that it ever held, bytes.
+    fn peak_memory(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the system tells no peak of memory")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1_024)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        drop(self.0.stdin.take());
+        let status = self.0.wait()?;
+        ensure!(status.success(), "the process ended with {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended already needs no ending.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The median of each figure.
+fn median(rounds: &[Round]) -> Round {
+    let of = |figure: fn(&Round) -> f64| {
+        let mut values: Vec<f64> = rounds.iter().map(figure).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    Round {
+        records_per_second: of(|round| round.records_per_second),
+        memory_bytes: of(|round| round.memory_bytes as f64) as u64,
+        single_ms_p50: of(|round| round.single_ms_p50),
+        single_ms_p99: of(|round| round.single_ms_p99),
+    }
+}

@@ -1,0 +1,125 @@
+//! The path on a real Kafka and a real CQL server: declared, run by several processes, looked into and erased through the program alone. Where
+//! `tests/services` has not been started, it says that it is skipped.
+
+use std::{collections::BTreeSet, env, fs, path::Path};
+
+use endcap_tests::{Endcap, Run};
+use serde_json::{Value, json};
+
+use crate::program::{PROGRAM, Place, place, purchase};
+
+/// The configuration of a namespace and a keyspace of their own; `None` where no servers are known.
+fn config(dir: &Path) -> Option<String> {
+    let of = |name: &str| env::var(name).ok();
+    let servers = of("ENDCAP_TEST_KAFKA").zip(of("ENDCAP_TEST_CQL"));
+    assert!(
+        servers.is_some() || of("ENDCAP_REQUIRE_SERVICES").is_none_or(|required| required != "1"),
+        "ENDCAP_REQUIRE_SERVICES=1, and no ENDCAP_TEST_KAFKA and ENDCAP_TEST_CQL: start them with tests/services/services up"
+    );
+    let Some((kafka, cql)) = servers else {
+        println!("skipped: no ENDCAP_TEST_KAFKA and ENDCAP_TEST_CQL; see tests/services");
+        return None;
+    };
+    let own = format!("e2e{}", std::process::id());
+    let text = format!(
+        "shoppers = 0\ndebounce = \"0s\"\n[kafka]\nbrokers = [\"{kafka}\"]\nnamespace = \"{own}\"\n[topics]\npartitions = 4\n\
+         replication = 1\nmin_in_sync = 1\n[scylla]\ncontact_points = [\"{cql}\"]\nkeyspace = \"{own}\"\nreplication = 1\n\
+         user = \"{}\"\npassword = \"{}\"\n",
+        of("ENDCAP_TEST_CQL_USER").unwrap_or_else(|| "cassandra".to_owned()),
+        of("ENDCAP_TEST_CQL_PASSWORD").unwrap_or_else(|| "cassandra".to_owned()),
+    );
+    let path = dir.join("endcap.toml");
+    fs::write(&path, text).expect("a file");
+    Some(path.display().to_string())
+}
+
+/// The program without a data directory of its own.
+fn ask(args: &[&str]) -> (Option<i32>, String) {
+    let output = Run::new(PROGRAM, Path::new("")).plain(args).expect("the program runs");
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
+fn succeed(args: &[&str]) -> String {
+    let (code, said) = ask(args);
+    assert_eq!(code, Some(0), "{args:?}: {said}");
+    said
+}
+
+/// A process of the fleet with a data directory of its own, as if it stood on a machine of its own.
+fn start(place: &Place, name: &str, stages: &[&str], config: &str) -> Endcap {
+    let program = Run::new(PROGRAM, &place.dir.path().join(name));
+    program.stages(stages, &["--models", &place.models, "--config", config]).expect("a running endcap")
+}
+
+fn titles(endcap: &Endcap, shopper: &str) -> Vec<String> {
+    let path = format!("/v1/pages/{shopper}");
+    let placements = endcap.wait_for(&path, |page| page["placements"].as_array().cloned()).expect("a page");
+    placements.iter().map(|placement| placement["title"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn a_fleet_on_real_servers_makes_the_pages_of_one_process() {
+    let place = place();
+    let Some(config) = config(place.dir.path()) else { return };
+    let with = |args: &[&'static str]| {
+        [args, &["--config", config.as_str()]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run = |args: &[&'static str]| {
+        let args = with(args);
+        succeed(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let early = Run::new(PROGRAM, &place.dir.path().join("early"));
+    let refused = early.output(&["run", "context"], &["--models", &place.models, "--config", &config]).expect("the program runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("endcap store migrate"), "nothing is made in passing: {said}");
+    assert!(run(&["store", "plan"]).contains("made, with schema version"));
+    run(&["store", "migrate"]);
+    assert!(run(&["store", "migrate"]).contains("nothing to do"));
+    assert!(run(&["topics", "plan"]).contains("steps to do"));
+    run(&["topics", "apply"]);
+    assert!(run(&["topics", "plan"]).contains("as they should be"));
+
+    let front = start(&place, "front", &["context", "themes"], &config);
+    let twin = start(&place, "twin", &["context"], &config);
+    let back = start(&place, "back", &["keywords", "dedup", "aiqa"], &config);
+    let shoppers: Vec<String> = (0..8).map(|n| format!("shopper-{n}")).collect();
+    let mut events: Vec<Value> =
+        (0..24).map(|n| purchase(&format!("e{n}"), &shoppers[n % 8], &format!("d0000{}", 1 + n % 9))).collect();
+    events.push(purchase("unknown", "shopper-0", "no-such-product"));
+    let (status, answer) = twin.post("/v1/events", json!(events).to_string()).unwrap();
+    assert_eq!((status, &answer["accepted"]), (200, &json!(25)), "{answer}");
+
+    let alone =
+        place.program().up(&["--models", &place.models, "--shoppers", "0", "--debounce", "0s"]).expect("a running endcap");
+    alone.post("/v1/events", json!(events).to_string()).unwrap();
+    for endcap in [&front, &alone] {
+        endcap.wait_for("/v1/dead-letters", |answer| (answer["total"] == 1).then_some(())).expect("the dead letter");
+    }
+    for shopper in &shoppers {
+        // The last event decides; earlier pages may be read before it.
+        let last = titles(&alone, shopper);
+        let path = format!("/v1/pages/{shopper}");
+        let same = |page: &Value| {
+            let found: Vec<&str> =
+                page["placements"].as_array()?.iter().filter_map(|placement| placement["title"].as_str()).collect();
+            (found == last).then_some(())
+        };
+        back.wait_for(&path, same).unwrap_or_else(|error| panic!("{shopper} has another page than in one process: {error}"));
+    }
+
+    let listed = run(&["dlq", "ls", "--json"]);
+    let letter: Value = serde_json::from_str(listed.lines().next().expect("a dead letter")).expect("JSON");
+    assert_eq!((&letter["reason"], &letter["user"]), (&json!("unknown_product"), &json!("default/shopper-0")));
+    assert!(run(&["dlq", "redrive", "--reason", "unknown_product"]).contains("1 sent again"));
+    front.wait_for("/v1/dead-letters", |answer| (answer["total"] == 1).then_some(())).expect("the letter comes again");
+
+    let erased = run(&["erase", "shopper-3", "--verify"]);
+    assert!(erased.contains("no row is left in the store"), "{erased}");
+    assert_eq!(back.get("/v1/pages/shopper-3").unwrap().0, 404);
+
+    let names: BTreeSet<String> =
+        back.get("/v1/pages/shopper-1").unwrap().1["versions"].as_object().expect("versions").keys().cloned().collect();
+    assert!(["themes", "keywords", "encoder", "cross-encoder"].iter().all(|name| names.contains(*name)), "{names:?}");
+    front.interrupt().unwrap();
+    front.wait().expect("a process that is told to end ends well");
+}

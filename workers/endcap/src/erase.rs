@@ -1,0 +1,111 @@
+//! `endcap erase USER`: has everything removed that is derived of a shopper and, where asked, proves it.
+//!
+//! The wish goes into the log as an event, behind everything that the shopper did before. The context stage carries it out, and every stage
+//! drops what still travels of the life before.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use endcap_runtime::{Clock, DeadLetterFilter, Erasure, Shutdown, SystemClock};
+use endcap_schemas::{EventKind, ShopperEvent, UserKey, topics::Topic};
+
+use crate::{cli::EraseArgs, config::Config, intake::outgoing_of, names, sides::Sides};
+
+/// How often the store is looked at while the stages work.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Asks for the erasure; with `--verify` waits for it and looks for what is left.
+///
+/// # Errors
+/// When log or store do not answer, the erasure is not carried out in time, or something is left.
+pub fn command(args: &EraseArgs, config: &Config) -> Result<()> {
+    let (sides, clock) = (Sides::open_existing(config)?, SystemClock::default());
+    let ends = sides.log.ends(Topic::EVENTS).context("cannot read the log")?;
+    let event = erasure_of(&args.user, clock.now_ms());
+    event.check().with_context(|| format!("cannot erase {}", args.user))?;
+    sides.log.admit(&[outgoing_of(&event)?], &[]).context("cannot append the erasure")?;
+    let name = names::short(&args.user);
+    println!("the erasure of {name} is in the log");
+    if !args.verify {
+        return Ok(());
+    }
+    wait(&sides, &args.user, &ends, &clock, args.within)?;
+    let left = Left::of(&sides, &args.user)?;
+    println!("{left}");
+    if left.is_nothing() { Ok(()) } else { bail!("something is left of {name}: erase again") }
+}
+
+fn erasure_of(user: &UserKey, at_ms: i64) -> ShopperEvent {
+    ShopperEvent {
+        id: format!("erase-{at_ms}"),
+        tenant: user.tenant.clone(),
+        user: user.user.clone(),
+        at_ms,
+        kind: EventKind::Erase,
+        lines: Vec::new(),
+        preference: None,
+        personalise: None,
+    }
+}
+
+/// Waits until the store knows an erasure that was asked for behind `ends`.
+fn wait(sides: &Sides, user: &UserKey, ends: &BTreeMap<i32, i64>, clock: &dyn Clock, within: Duration) -> Result<()> {
+    let (start, patience) = (clock.monotonic(), Shutdown::new());
+    let is_behind = |(partition, offset)| offset >= ends.get(&partition).copied().unwrap_or(0);
+    loop {
+        let erasure: Option<Erasure> = sides.store.erasure(user).context("cannot read the store")?;
+        if erasure.and_then(|erasure| erasure.at).is_some_and(is_behind) {
+            return Ok(());
+        }
+        if clock.monotonic().saturating_sub(start) > within {
+            bail!(
+                "the context stage has not come to the erasure within {}: it stays in the log; is `endcap up` or `endcap run context` running?",
+                humantime::format_duration(within)
+            );
+        }
+        patience.wait(LOOK_EVERY);
+    }
+}
+
+/// What is left of a shopper's life before the erasure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Left {
+    /// Rows by table.
+    rows: BTreeMap<&'static str, usize>,
+    /// Dead letters, and how many of them still say something.
+    letters: usize,
+    unmasked: usize,
+}
+
+impl Left {
+    fn of(sides: &Sides, user: &UserKey) -> Result<Self> {
+        let erasure = sides.store.erasure(user).context("cannot read the store")?;
+        let until = erasure.map(|erasure| erasure.stamp);
+        let mut rows = BTreeMap::new();
+        for row in sides.store.remains(user).context("cannot prove the erasure")? {
+            // Rows beyond it are a new life's.
+            if row.stamp <= until {
+                *rows.entry(row.table).or_default() += 1;
+            }
+        }
+        let filter = DeadLetterFilter { user: Some(user.clone()), limit: usize::MAX, ..DeadLetterFilter::default() };
+        let letters = sides.log.dead_letters(&filter).context("cannot read dead letters")?;
+        let unmasked = letters.iter().filter(|letter| !letter.masked).count();
+        Ok(Self { rows, letters: letters.len(), unmasked })
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.rows.is_empty() && self.unmasked == 0
+    }
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.rows.is_empty() {
+            true => write!(f, "no row is left in the store")?,
+            false => write!(f, "LEFT in the store: {:?}", self.rows)?,
+        }
+        let (masked, letters) = (self.letters - self.unmasked, self.letters);
+        write!(f, "; {masked} of {letters} dead letters are masked; records of the log end with its retention")
+    }
+}
