@@ -104,6 +104,8 @@ impl RunReport {
 }
 
 const WARM_UP_STEPS: u64 = 100;
+/// Said before held-out data is gone through, which takes a minute and hears nobody.
+const MEASURING: &str = "measuring on held-out data; a wish to end is heard afterwards";
 /// Times that a score took until the next one.
 const SCORE_RARITY: u32 = 9;
 /// The rate at the end, as a share of the highest.
@@ -166,6 +168,7 @@ pub(crate) fn train<T: Task>(
             return Err(TrainError::Stopped);
         }
         if position.elapsed >= progress.next {
+            (around.say)(MEASURING);
             let scores = task.scores(&params.weights()?)?;
             (around.say)(&progress.line(&position, &scores));
             let took = (around.clock)() - last;
@@ -183,6 +186,7 @@ pub(crate) fn train<T: Task>(
     let scores = match scored.filter(|(step, _)| *step == position.step) {
         Some((_, scores)) => scores,
         None => {
+            (around.say)(MEASURING);
             let scores = task.scores(&params.weights()?)?;
             (around.say)(&progress.line(&position, &scores));
             scores

@@ -80,7 +80,7 @@ pub struct Report {
     pub placements_published: u64,
     /// Share of those placements that the merchandiser made in the model's place.
     pub fallback_share: f64,
-    /// Keywords of stored pages that were not among their theme's candidates, or (where the answer came from the cache) not in the corpus.
+    /// Keywords of stored pages that were not among their theme's candidates, or (where none are known) not in the corpus.
     pub keywords_outside_candidates: u64,
     /// Products and keywords of published pages that violate the household's diets.
     pub dietary_contradictions: u64,
@@ -319,7 +319,7 @@ fn read_stored(sides: &Sides, market: &Snapshot) -> Result<Stored> {
 }
 
 /// Keywords of a page that its theme's candidates do not have. Placements of the floor have keywords by the merchandiser's own rules
-/// and are compared with the corpus, as are answers from the cache, whose candidates are not looked up again.
+/// and are compared with the corpus, as are answers that an earlier release remembered without their candidates.
 fn keywords_outside(sides: &Sides, market: &Snapshot, user: &UserKey, published: &PagePublished) -> Result<u64> {
     let results = sides.store.results(user).context("cannot read stage results")?;
     let told = results.iter().find(|result| result.stage == "keywords").map(StageStory::of).transpose()?;

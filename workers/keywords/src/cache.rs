@@ -1,6 +1,9 @@
 //! What a question is known by: everything that its answer depends on, and nobody's name.
 
-use endcap_inference::prompts::{self, plain};
+use endcap_inference::{
+    Candidates,
+    prompts::{self, plain},
+};
 use endcap_schemas::{Brief, Keyword, Theme};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +28,9 @@ pub struct Versions<'a> {
 pub struct Remembered {
     /// The keywords in order.
     pub keywords: Vec<Keyword>,
+    /// What they were chosen from, for `explain`; empty in answers of earlier releases.
+    #[serde(default)]
+    pub candidates: Vec<Candidates>,
 }
 
 /// The key of a theme's question: equal keys ask the same prompt over the same candidates under the same limits.

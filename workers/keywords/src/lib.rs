@@ -99,9 +99,10 @@ where
     fn recall(&self, questions: &mut [Question<'_>]) -> Result<(), StageError> {
         let keys: Vec<[u8; 32]> = questions.iter().map(|question| question.key).collect();
         for (question, cached) in questions.iter_mut().zip(self.store.cached(CACHE, &keys)?) {
-            question.answered = cached
-                .and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok())
-                .map(|known| Answered::cached(known.keywords));
+            if let Some(known) = cached.and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok()) {
+                question.list.groups = known.candidates;
+                question.answered = Some(Answered::cached(known.keywords));
+            }
         }
         Ok(())
     }
@@ -152,7 +153,7 @@ where
             let question = &mut questions[i];
             let answered = answer(question.page, question.theme, &question.list, chosen, &self.config, &rules.merchandiser);
             if answered.source == Source::Model {
-                let known = Remembered { keywords: answered.keywords.clone() };
+                let known = Remembered { keywords: answered.keywords.clone(), candidates: question.list.groups.clone() };
                 remembered.push((question.key, serde_json::to_vec(&known).expect("keywords are JSON")));
             }
             question.answered = Some(answered);

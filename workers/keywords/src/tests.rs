@@ -317,6 +317,16 @@ fn questions_of_all_shoppers_are_asked_once_and_remembered() {
     assert_eq!(bench.asked.lock().unwrap().len(), 2, "nothing is asked twice");
     assert_eq!(again[0].0.drafts, first[0].0.drafts, "a remembered answer is the computed one");
     assert_eq!((again[0].1["keywords.cache_hits"], again[0].1["keywords.tokens_prefilled"]), (2, 0));
+    assert_eq!((again[0].1["keywords.considered"], again[0].1["keywords.candidates"]), (0, 0), "nothing was looked up");
+    let candidates = |bench: &mut Bench| {
+        let input = Input { value: tea_page("dora"), partition: 0, offset: 0, appended_ms: 2 };
+        match bench.stage.process(&[input]).unwrap().remove(0) {
+            Verdict::Passed(passed) => passed.explanation["themes"][0]["candidates"].clone(),
+            other => panic!("passed on: {other:?}"),
+        }
+    };
+    let (remembered, computed) = (candidates(&mut bench), candidates(&mut Bench::new(false)));
+    assert!(remembered == computed && remembered[0]["terms"].as_array().is_some_and(|terms| !terms.is_empty()), "{remembered}");
 }
 
 #[test]
