@@ -27,7 +27,7 @@ fn a_keyspace_is_made_by_a_migration_alone_and_a_second_one_does_nothing() {
     let keyspace = Keyspace::named(&server);
     let config = keyspace.config(json!({}));
     let planned = plan(&config).unwrap();
-    assert_eq!((planned.found, planned.statements.len()), (None, 8), "{planned}");
+    assert_eq!((planned.found, planned.statements.len()), (None, 9), "{planned}");
     assert!(planned.statements[0].starts_with("CREATE KEYSPACE"), "{planned}");
     let error = refused(&config);
     assert!(error.contains("is not there") && error.contains("run `endcap store migrate`"), "{error}");
