@@ -81,7 +81,8 @@ impl Sides {
             Some(kafka) => Arc::new(Kafka::connect(kafka, clock.clone(), store.clone())?),
             None => Arc::new(in_file()),
         };
-        let read_every = if file.is_some() { READ_FILE_EVERY } else { READ_SERVERS_EVERY };
+        // A log on servers has its store there too.
+        let read_every = if config.scylla.is_some() { READ_SERVERS_EVERY } else { READ_FILE_EVERY };
         Ok(Self { log, store, read_every })
     }
 
