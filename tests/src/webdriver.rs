@@ -4,7 +4,7 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What the driver prints when it listens.
 const LISTENS: &str = "was started successfully on port ";
+/// What the driver says of an element that the page has replaced.
+const REDRAWN: &str = "stale element reference";
 
 /// Why there is no browser, or why it did not do what it was asked.
 #[derive(Debug)]
@@ -68,7 +70,8 @@ impl Browser {
             browser.command("/session", json!({ "capabilities": { "alwaysMatch": capabilities(profile, width, height) } }))?;
         let id = answer["sessionId"].as_str().ok_or_else(|| failed("no session"))?;
         browser.session = format!("{}/session/{id}", browser.session);
-        browser.command("/timeouts", json!({ "script": PATIENCE.as_millis() as u64 }))?;
+        let patience_ms = PATIENCE.as_millis() as u64;
+        browser.command("/timeouts", json!({ "script": patience_ms, "implicit": patience_ms }))?;
         Ok(browser)
     }
 
@@ -104,23 +107,32 @@ impl Browser {
     /// Clicks, with the mouse, on the first element that `selector` finds.
     ///
     /// # Errors
-    /// When there is none, or it cannot be clicked.
+    /// When none comes in time, or it cannot be clicked.
     pub fn click(&self, selector: &str) -> Result<(), BrowserError> {
-        let found = self.command("/element", json!({ "using": "css selector", "value": selector }))?;
-        let id = found.as_object().and_then(|element| element.values().next()).and_then(Value::as_str);
-        let id = id.ok_or_else(|| failed(format!("no `{selector}`")))?;
-        self.command(&format!("/element/{id}/click"), json!({})).map(|_| ())
+        self.with_element(selector, "click", &json!({}))
     }
 
     /// Types `text` into the first element that `selector` finds.
     ///
     /// # Errors
-    /// When there is none, or it takes no text.
+    /// When none comes in time, or it takes no text.
     pub fn write(&self, selector: &str, text: &str) -> Result<(), BrowserError> {
-        let found = self.command("/element", json!({ "using": "css selector", "value": selector }))?;
-        let id = found.as_object().and_then(|element| element.values().next()).and_then(Value::as_str);
-        let id = id.ok_or_else(|| failed(format!("no `{selector}`")))?;
-        self.command(&format!("/element/{id}/value"), json!({ "text": text })).map(|_| ())
+        self.with_element(selector, "value", &json!({ "text": text }))
+    }
+
+    /// Does `action` with the first element that `selector` finds. A page that draws itself anew between the two steps has another element
+    /// in its place: that one is meant.
+    fn with_element(&self, selector: &str, action: &str, body: &Value) -> Result<(), BrowserError> {
+        let began = Instant::now();
+        loop {
+            let found = self.command("/element", json!({ "using": "css selector", "value": selector }))?;
+            let id = found.as_object().and_then(|element| element.values().next()).and_then(Value::as_str);
+            let id = id.ok_or_else(|| failed(format!("no `{selector}`")))?;
+            match self.command(&format!("/element/{id}/{action}"), body.clone()) {
+                Err(BrowserError::Failed(cause)) if cause.contains(REDRAWN) && began.elapsed() < PATIENCE => {}
+                answer => return answer.map(|_| ()),
+            }
+        }
     }
 
     /// What the window shows, as base64 of a PNG.
