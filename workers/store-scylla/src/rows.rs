@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use endcap_runtime::{Erasure, StageResult, Stamp, StoreError, Write};
-use endcap_schemas::UserKey;
+use endcap_schemas::{PagePublished, UserKey, wire};
 
 /// Which row of a user.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +84,12 @@ impl Rows {
             values.insert(place, value);
         }
     }
+}
+
+/// Titles of a page's placements, for people who look at the table; `None` for bytes that are no page of this release.
+pub(crate) fn titles(page: &[u8]) -> Option<Vec<String>> {
+    let published = wire::decode::<PagePublished>(page).ok()?;
+    Some(published.page.placements.into_iter().map(|placement| placement.theme.title).collect())
 }
 
 /// Where in the log an erasure was asked for, as bytes that compare as the numbers do; nowhere is before everywhere.

@@ -19,7 +19,7 @@ use crate::{
     config::{Lifetimes, ScyllaConfig},
     connect::{OpenError, connect, told},
     migrate::version_of,
-    rows::{Place, Rows, Value, place_bytes, place_of},
+    rows::{Place, Rows, Value, place_bytes, place_of, titles},
     schema::KNOWN,
     statements::Statements,
     versions::{VersionKey, Versions, key, newest, surplus},
@@ -167,7 +167,8 @@ impl Shared {
             }
             Place::Page => {
                 let size = i32::try_from(bytes.map_or(0, <[u8]>::len)).expect("a page has at most 64 KB");
-                let values = (stamp, ttl_s(self.ttl.pages), stamp, written, size, versions, tenant, user, SURFACE);
+                let titles = bytes.and_then(titles);
+                let values = (stamp, ttl_s(self.ttl.pages), stamp, written, size, titles, versions, tenant, user, SURFACE);
                 self.write(&self.statements.put_page, values).await
             }
             Place::Result(stage) => {
