@@ -264,20 +264,56 @@ fn an_earlier_version_is_read_by_its_own_schema() {
     assert!(wire::check_backward(LATER, EARLIER).is_err(), "a field without default cannot be made up");
 }
 
-fn reads_its_past<M: Message>() {
-    for past in M::PAST {
-        wire::check_backward(past, M::SCHEMA).unwrap_or_else(|error| panic!("{}: {error}", M::TOPIC));
-    }
+/// The first pair of versions, counted from 1, of which the later one cannot read the earlier one: what BACKWARD_TRANSITIVE forbids.
+fn first_break(versions: &[&str]) -> Option<(usize, usize)> {
+    let pairs = (0..versions.len()).flat_map(|later| (0..later).map(move |earlier| (earlier, later)));
+    let mut broken = pairs.filter(|(earlier, later)| wire::check_backward(versions[*earlier], versions[*later]).is_err());
+    broken.next().map(|(earlier, later)| (earlier + 1, later + 1))
 }
 
 #[test]
-fn every_schema_reads_all_its_earlier_versions() {
-    reads_its_past::<ShopperEvent>();
-    reads_its_past::<ContextChanged>();
-    reads_its_past::<ThemesWritten>();
-    reads_its_past::<KeywordsChosen>();
-    reads_its_past::<ThemesDeduped>();
-    reads_its_past::<PagePublished>();
+fn every_version_of_every_schema_reads_all_earlier_ones() {
+    for topic in Topic::PATH {
+        assert_eq!(first_break(&wire::schemas_of(topic)), None, "{topic}");
+    }
+    let without_default = LATER.replace(r#", "default": null"#, "").replace("personalise", "consent");
+    assert_eq!(first_break(&[EARLIER, LATER, &without_default]), Some((1, 3)), "a field without default breaks with the first");
+}
+
+/// What a file's name says of it: topic and version.
+fn named(path: &std::path::Path) -> Option<(String, usize)> {
+    let (topic, version) = path.file_stem()?.to_str()?.rsplit_once('.')?;
+    Some((topic.to_owned(), version.parse().ok()?))
+}
+
+fn files(folder: &str, kind: &str) -> Vec<(String, usize)> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut names: Vec<_> =
+        paths.filter(|path| path.extension().is_some_and(|end| end == kind)).filter_map(|p| named(&p)).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_version_has_its_schema_and_one_sample_that_it_wrote_and_no_file_is_left_over() {
+    let mut versions: Vec<_> = Topic::PATH
+        .into_iter()
+        .flat_map(|topic| (1..=wire::schemas_of(topic).len()).map(move |version| (topic.name().to_owned(), version)))
+        .collect();
+    versions.sort();
+    assert_eq!((files("samples", "bin"), files("samples", "json")), (versions.clone(), versions.clone()));
+    let is_past = |(topic, version): &(String, usize)| versions.contains(&(topic.clone(), version + 1));
+    let past: Vec<_> = versions.iter().filter(|version| is_past(version)).cloned().collect();
+    assert_eq!(files("avro/past", "avsc"), past, "the newest version lies in avro/ itself");
+    for topic in Topic::PATH {
+        for (place, schema) in wire::schemas_of(topic).into_iter().enumerate() {
+            let path = format!("{}/samples/{topic}.{}.bin", env!("CARGO_MANIFEST_DIR"), place + 1);
+            let sample = fs::read(&path).unwrap();
+            let (fingerprint, _) = wire::parts_of(&sample).expect("single-object encoding");
+            assert_eq!(Ok(fingerprint), wire::fingerprint_of_schema(schema), "{path} was written by another version");
+        }
+    }
 }
 
 // One sample per version of each topic's schema: `<topic>.<version>.bin` as it was once written, and `.json` with what it says. They are

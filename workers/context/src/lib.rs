@@ -7,9 +7,12 @@ mod config;
 mod fold;
 mod state;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use endcap_runtime::{DropReason, Input, Passed, Settled, Stage, StageError, Store, Verdict, Write};
+use endcap_runtime::{DropReason, Erasure, Input, Passed, Settled, Stage, StageError, Store, Verdict, Write};
 use endcap_schemas::{ContextChanged, Product, ShopperEvent, UserKey};
 use serde_json::{Value, json};
 
@@ -36,17 +39,24 @@ impl ContextStage {
         Self { config, generation, store, product }
     }
 
-    fn known(&self, user: &UserKey) -> Result<Known, StageError> {
-        let state = match self.store.state(user)? {
-            Some(bytes) => Some(FoldState::decode(&bytes).map_err(state_error)?),
-            None => None,
-        };
-        let erasure = if state.is_none() { self.store.erasure(user)? } else { None };
-        Ok(Known {
-            state,
-            erased_until_ms: erasure.map(|erasure| erasure.stamp.0.div_euclid(1_000)),
-            erased_at: erasure.and_then(|erasure| erasure.at),
-        })
+    /// What is known of every shopper of a batch: all states are read together, then the erasures of those who have none.
+    fn known(&self, batch: &[Input<ShopperEvent>]) -> Result<HashMap<UserKey, Known>, StageError> {
+        let events = batch.iter().map(|input| &input.value).filter(|event| well_formed(event).is_ok());
+        let users = Vec::from_iter(events.map(ShopperEvent::key).collect::<BTreeSet<_>>());
+        let states = self.store.states(&users)?;
+        let (mut known, mut stateless) = (HashMap::with_capacity(users.len()), Vec::new());
+        for (user, state) in users.into_iter().zip(states) {
+            match state {
+                Some(bytes) => {
+                    let state = Some(FoldState::decode(&bytes).map_err(state_error)?);
+                    known.insert(user, Known { state, ..Known::default() });
+                }
+                None => stateless.push(user),
+            }
+        }
+        let erasures = self.store.erasures(&stateless)?;
+        known.extend(stateless.into_iter().zip(erasures).map(|(user, erasure)| (user, known_of(erasure))));
+        Ok(known)
     }
 
     /// The products of an event's lines, as far as the catalogue has them.
@@ -111,9 +121,9 @@ impl Stage for ContextStage {
     type Out = ContextChanged;
     const NAME: &'static str = "context";
 
-    /// Folds the batch in order; a user's state is read once per batch, and its later events see the earlier ones.
+    /// Folds the batch in order; states are read once per batch, and a user's later events see the earlier ones.
     fn process(&mut self, batch: &[Input<ShopperEvent>]) -> Result<Vec<Verdict<ContextChanged>>, StageError> {
-        let mut users: HashMap<UserKey, Known> = HashMap::new();
+        let mut users = self.known(batch)?;
         let mut verdicts = Vec::with_capacity(batch.len());
         for input in batch {
             let event = &input.value;
@@ -121,17 +131,22 @@ impl Stage for ContextStage {
                 verdicts.push(Verdict::Rejected(rejection));
                 continue;
             }
-            let user = event.key();
-            if !users.contains_key(&user) {
-                users.insert(user.clone(), self.known(&user)?);
-            }
-            let known = users.get_mut(&user).expect("inserted above");
+            let known = users.get_mut(&event.key()).expect("every shopper of the batch is known");
             let at = Position { partition: input.partition, offset: input.offset, appended_ms: input.appended_ms };
             let products = self.products(event)?;
             let folded = fold(known, event, at, &self.config, |id| products.get(id).cloned());
             verdicts.push(self.apply(folded, known, event, at));
         }
         Ok(verdicts)
+    }
+}
+
+/// What is known of a shopper without a state.
+fn known_of(erasure: Option<Erasure>) -> Known {
+    Known {
+        state: None,
+        erased_until_ms: erasure.map(|erasure| erasure.stamp.0.div_euclid(1_000)),
+        erased_at: erasure.and_then(|erasure| erasure.at),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The log as a whole: the Kafka side of [`Broker`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,7 +10,7 @@ use endcap_runtime::{
     Broker, Clock, DeadLetter, DeadLetterFilter, DeadLetterId, GroupState, Log, LogError, Outgoing, Received, Store,
     StoredDeadLetter, Tally,
 };
-use endcap_schemas::topics::Topic;
+use endcap_schemas::{UserKey, topics::Topic};
 
 use crate::{
     KafkaConfig, KafkaLog, client,
@@ -152,13 +152,18 @@ impl Shared {
         }
     }
 
-    /// The letter, masked where its user was erased since it happened, or since the log took it.
-    fn masked(&self, letter: StoredDeadLetter) -> Result<StoredDeadLetter, LogError> {
-        let user = letter.key.parse().unwrap_or_else(|never| match never {});
-        let erasure = self.store.erasure(&user).map_err(|error| LogError::Unavailable(error.to_string()))?;
-        let since_ms = letter.headers.time_ms.min(letter.appended_ms);
-        let is_erased = erasure.is_some_and(|erasure| erasure.stamp.0 >= since_ms.saturating_mul(1_000));
-        Ok(if is_erased { letter.mask() } else { letter })
+    /// The letters, masked where their users were erased since they happened, or since the log took them.
+    fn masked(&self, letters: Vec<StoredDeadLetter>) -> Result<Vec<StoredDeadLetter>, LogError> {
+        let user = |letter: &StoredDeadLetter| -> UserKey { letter.key.parse().unwrap_or_else(|never| match never {}) };
+        let users = Vec::from_iter(letters.iter().map(user).collect::<BTreeSet<_>>());
+        let erasures = self.store.erasures(&users).map_err(|error| LogError::Unavailable(error.to_string()))?;
+        let erased: BTreeMap<_, _> = users.into_iter().zip(erasures).collect();
+        let masked = letters.into_iter().map(|letter| {
+            let since_ms = letter.headers.time_ms.min(letter.appended_ms);
+            let is_erased = erased[&user(&letter)].is_some_and(|erasure| erasure.stamp.0 >= since_ms.saturating_mul(1_000));
+            if is_erased { letter.mask() } else { letter }
+        });
+        Ok(masked.collect())
     }
 
     /// Letters that are to be sent again, in the order of `ids`, each once.
@@ -185,7 +190,7 @@ impl Shared {
             return Ok(None);
         }
         let found = dead_letters::find(&letters, &reader, &self.names, spot)?;
-        found.map(|letter| self.masked(letter)).transpose()
+        Ok(self.masked(found.into_iter().collect())?.pop())
     }
 }
 
@@ -202,6 +207,10 @@ impl Broker for Kafka {
     fn admit(&self, records: &[Outgoing], refused: &[DeadLetter]) -> Result<(), LogError> {
         self.shared.check_room()?;
         self.shared.at_door(|ingest, around| ingest.admit(around, records, refused, &*self.shared.clock))
+    }
+
+    fn insist(&self, records: &[Outgoing]) -> Result<(), LogError> {
+        self.shared.at_door(|ingest, around| ingest.admit(around, records, &[], &*self.shared.clock))
     }
 
     fn progress(&self, name: &str) -> Result<Option<String>, LogError> {
@@ -234,7 +243,7 @@ impl Broker for Kafka {
             letters.refresh(&reader, &self.shared.names)?;
             letters.list(filter, notes.redriven.refresh(&reader)?)
         };
-        listed.into_iter().map(|letter| self.shared.masked(letter)).collect()
+        self.shared.masked(listed)
     }
 
     fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<StoredDeadLetter>, LogError> {

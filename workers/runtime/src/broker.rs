@@ -31,6 +31,12 @@ pub trait Broker: Send + Sync {
     /// As [`Broker::append`]; then nothing was kept.
     fn admit(&self, records: &[Outgoing], refused: &[DeadLetter]) -> Result<(), LogError>;
 
+    /// Takes `records` as [`Broker::admit`] does, and also while the log is full: for what may not wait behind a backlog, such as erasures.
+    ///
+    /// # Errors
+    /// [`LogError`] when the log does not answer; then nothing was kept.
+    fn insist(&self, records: &[Outgoing]) -> Result<(), LogError>;
+
     /// How far the source `name` was read, as the last append noted it.
     ///
     /// # Errors

@@ -7,12 +7,16 @@ use std::{collections::BTreeMap, time::Duration};
 use endcap_schemas::{UserKey, topics::Topic};
 
 use crate::{
-    Broker, Commit, DeadLetter, DeadLetterFilter, DeadLetterId, DropReason, Erasure, Headers, Log, LogError, Outgoing, Received,
-    StageResult, Stamp, Store, StoreOverview, StoredDeadLetter, StoredPage, Write,
+    Broker, Commit, DeadLetter, DeadLetterFilter, DeadLetterId, DropReason, Erasure, Headers, Log, LogError, Outgoing,
+    PAGE_MAX_BYTES, ROW_MAX_BYTES, Received, StageResult, Stamp, Store, StoreError, StoreOverview, StoredDeadLetter, StoredPage,
+    Write,
 };
 
 /// Longest that a check waits for a record that must come.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// So many records fill any log under test.
+const FILLING_MAX: usize = 5_000;
 
 /// A log with nothing in it, as [`check_log`] sees it.
 pub trait LogUnderTest {
@@ -42,6 +46,11 @@ pub fn check_broker<L: LogUnderTest>(make: impl Fn() -> L) {
     what_was_refused_is_kept_and_counted_beside_what_was_taken(&make());
     groups_and_ends_tell_how_far_the_work_is(&make());
     dead_letters_are_listed_shown_and_sent_again(&make());
+}
+
+/// Checks that a full log takes nothing but what insists, on a log that `make` gives empty and that takes few records until they are read.
+pub fn check_full<L: LogUnderTest>(make: impl Fn() -> L) {
+    an_erasure_enters_a_full_log(&make());
 }
 
 /// A record for `user` with value `value`.
@@ -248,6 +257,26 @@ fn what_was_refused_is_kept_and_counted_beside_what_was_taken(log: &impl LogUnde
     assert_eq!(values(&poll_all(&mut *log.consumer("g", Topic::EVENTS), 1)), [b"1"]);
 }
 
+fn an_erasure_enters_a_full_log(log: &impl LogUnderTest) {
+    let broker = log.broker();
+    let mut consumer = broker.consumer("endcap.context.live", Topic::EVENTS).expect("a consumer");
+    // A log may look at its room from time to time only.
+    let mut taken = 0;
+    let refused = loop {
+        match broker.admit(&[record(Topic::EVENTS, "anna", format!("{taken}").as_bytes())], &[]) {
+            Ok(()) if taken < FILLING_MAX => taken += 1,
+            answer => break answer,
+        }
+    };
+    assert!(matches!(refused, Err(LogError::Full { .. })), "{refused:?} after {taken} records");
+    broker.insist(&[record(Topic::EVENTS, "bert", b"erase")]).expect("what insists is taken");
+    let again = broker.append(&[record(Topic::EVENTS, "anna", b"more")], None);
+    assert!(matches!(again, Err(LogError::Full { .. })), "{again:?}");
+    let got = poll_all(&mut *consumer, taken + 1);
+    assert!(values(&got).contains(&&b"erase"[..]), "it came in");
+    assert_eq!(broker.tallies().expect("tallies are read")[crate::INGEST].passed, taken as u64 + 1, "and is counted");
+}
+
 fn groups_and_ends_tell_how_far_the_work_is(log: &impl LogUnderTest) {
     let broker = log.broker();
     let waiting = |group: &str| -> Option<u64> {
@@ -311,6 +340,8 @@ pub fn check_store<S: Store>(make: impl Fn() -> S) {
     one_call_may_erase_and_begin_anew(&make());
     results_are_the_latest_of_each_stage_in_path_order(&make());
     caches_answer_in_order(&make());
+    many_users_are_told_in_their_order(&make());
+    what_is_too_large_is_refused_as_a_whole_and_the_largest_is_taken(&make());
 }
 
 /// Checks that a store ends in the same rows whatever the order and repetition of `writes`: `orders` holds lists of places in `writes`,
@@ -464,6 +495,43 @@ fn caches_answer_in_order(store: &impl Store) {
     let got = store.cached("c", &[[2; 32], [3; 32], [1; 32]]).expect("a read is answered");
     assert_eq!(got, [Some(b"two".to_vec()), None, Some(b"uno".to_vec())]);
     assert_eq!(store.cached("d", &[[1; 32]]).expect("a read is answered"), [None], "caches are apart");
+}
+
+fn many_users_are_told_in_their_order(store: &impl Store) {
+    let count = 150_i64; // more than are under way at once
+    let name = |n: i64| format!("u{n}");
+    let writes: Vec<Write> = (0..count).filter(|n| n % 3 == 0).map(|n| state(&name(n), 5, name(n).as_bytes())).collect();
+    store.put_all(&writes, &[]).expect("writes are taken");
+    let erase = |n| Write::Erase { user: UserKey::of(name(n)), stamp: Stamp(10 + n), at: Some((0, n)) };
+    store.put_all(&(0..count).filter(|n| n % 5 == 0).map(erase).collect::<Vec<_>>(), &[]).expect("erasures are taken");
+    let users: Vec<UserKey> = (0..count).rev().chain([3, 3]).map(|n| UserKey::of(name(n))).collect();
+    let (states, erasures) = (store.states(&users), store.erasures(&users));
+    let (states, erasures) = (states.expect("a read is answered"), erasures.expect("a read is answered"));
+    assert_eq!((states.len(), erasures.len()), (users.len(), users.len()), "one answer for each, also of one named twice");
+    for ((n, state), erasure) in (0..count).rev().chain([3, 3]).zip(states).zip(erasures) {
+        let (is_kept, is_erased) = (n % 3 == 0 && n % 5 != 0, n % 5 == 0);
+        assert_eq!(state, is_kept.then(|| name(n).into_bytes()), "{n}");
+        assert_eq!(erasure, is_erased.then(|| Erasure { stamp: Stamp(10 + n), at: Some((0, n)) }), "{n}");
+    }
+    assert!(store.states(&[]).expect("a read is answered").is_empty() && store.erasures(&[]).expect("an answer").is_empty());
+}
+
+fn what_is_too_large_is_refused_as_a_whole_and_the_largest_is_taken(store: &impl Store) {
+    let (anna, largest) = (UserKey::of("anna"), vec![7; PAGE_MAX_BYTES]);
+    store.put_all(&[page("anna", 7, Some(&largest))], &[]).expect("the largest page is taken");
+    let longer = [&largest[..], &[7]].concat();
+    let explained = StageResult { explanation: "x".repeat(ROW_MAX_BYTES + 1), ..result("anna", "themes", 8) };
+    let beyond: [(&[Write], &[StageResult], &str); 3] = [
+        (&[state("anna", 8, b"s"), page("anna", 8, Some(&longer))], &[], "page has 65537 bytes, at most 65536 are stored"),
+        (&[state("anna", 8, &vec![7; ROW_MAX_BYTES + 1])], &[], "state has 1048577 bytes, at most 1048576"),
+        (&[state("anna", 8, b"s")], &[explained], "explanation has 1048577 bytes"),
+    ];
+    for (writes, results, says) in beyond {
+        let refused = store.put_all(writes, results).expect_err("what is too large is refused");
+        assert!(matches!(refused, StoreError::TooLarge(_)) && refused.to_string().contains(says), "{refused}");
+    }
+    assert_eq!(store.page(&anna).expect("a read is answered").and_then(|page| page.page), Some(largest));
+    assert_eq!(store.state(&anna).expect("a read is answered"), None, "nothing of a call that was refused is written");
 }
 
 /// Checks the contract of [`StoreOverview`] on stores that `make` gives, each empty.

@@ -27,5 +27,5 @@ pub use run::{BreakerConfig, LoopConfig, StageEnv, StageStopped, run_stage};
 pub use secret::Secret;
 pub use shutdown::Shutdown;
 pub use stage::{DropReason, Input, Passed, Rejection, Settled, Stage, StageError, Stamp, Verdict, Write};
-pub use store::{Erasure, StageResult, Store, StoreError, StoredPage};
+pub use store::{Erasure, PAGE_MAX_BYTES, ROW_MAX_BYTES, StageResult, Store, StoreError, StoredPage, TooLarge, check_sizes};
 pub use tally::{Phase, StageSnapshot, StageStats, Tally};

@@ -206,6 +206,7 @@ impl From<StoreError> for StageError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(cause) => StageError::Unavailable("store", cause),
+            StoreError::TooLarge(_) => StageError::Failed(error.to_string()),
             // No record is to blame for it, and the next one would meet it too.
             StoreError::Corrupt(_) => StageError::Broken(error.to_string()),
         }

@@ -3,12 +3,7 @@
 use std::collections::BTreeMap;
 
 use endcap_runtime::{Erasure, StageResult, Stamp, StoreError, Write};
-use endcap_schemas::UserKey;
-
-/// Largest page, in bytes.
-pub(crate) const PAGE_MAX_BYTES: usize = 64 * 1024;
-/// Largest state or explanation, in bytes.
-pub(crate) const VALUE_MAX_BYTES: usize = 1024 * 1024;
+use endcap_schemas::{PagePublished, UserKey, wire};
 
 /// Which row of a user.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,28 +44,25 @@ pub(crate) struct Rows {
 
 impl Rows {
     /// Of `writes` and `results`.
-    ///
-    /// # Errors
-    /// [`StoreError::Corrupt`] for a value that is too large: no retry would help.
-    pub(crate) fn of(writes: &[Write], results: &[StageResult]) -> Result<Self, StoreError> {
+    pub(crate) fn of(writes: &[Write], results: &[StageResult]) -> Self {
         let mut rows = Self::default();
         for write in writes {
             match write {
                 Write::State { user, stamp, state } => {
                     let value = Value { stamp: *stamp, bytes: Some(state.clone()), at_ms: 0 };
-                    rows.put(user, Place::State, value)?;
+                    rows.put(user, Place::State, value);
                 }
                 Write::Page { user, stamp, page } => {
-                    rows.put(user, Place::Page, Value { stamp: *stamp, bytes: page.clone(), at_ms: 0 })?;
+                    rows.put(user, Place::Page, Value { stamp: *stamp, bytes: page.clone(), at_ms: 0 });
                 }
                 Write::Erase { user, stamp, at } => rows.erase(user, Erasure { stamp: *stamp, at: *at }),
             }
         }
         for StageResult { user, stage, stamp, explanation, at_ms } in results {
             let value = Value { stamp: *stamp, bytes: Some(explanation.clone().into_bytes()), at_ms: *at_ms };
-            rows.put(user, Place::Result(stage.clone()), value)?;
+            rows.put(user, Place::Result(stage.clone()), value);
         }
-        Ok(rows)
+        rows
     }
 
     /// Leaves out what its user's erasure covers, by this call or, as `erased` tells, by earlier ones.
@@ -86,27 +78,18 @@ impl Rows {
         *kept = (*kept).max(erasure);
     }
 
-    fn put(&mut self, user: &UserKey, place: Place, value: Value) -> Result<(), StoreError> {
-        check_size(user, &place, &value)?;
+    fn put(&mut self, user: &UserKey, place: Place, value: Value) {
         let values = self.values.entry(user.clone()).or_default();
         if values.get(&place).is_none_or(|kept| kept.rank() < value.rank()) {
             values.insert(place, value);
         }
-        Ok(())
     }
 }
 
-fn check_size(user: &UserKey, place: &Place, value: &Value) -> Result<(), StoreError> {
-    let got = value.bytes.as_ref().map_or(0, Vec::len);
-    let (what, most, remedy) = match place {
-        Place::Page => ("page".to_owned(), PAGE_MAX_BYTES, "configure fewer or shorter placements"),
-        Place::State => ("state".to_owned(), VALUE_MAX_BYTES, "let the context stage remember less"),
-        Place::Result(stage) => (format!("result of stage {stage}"), VALUE_MAX_BYTES, "shorten what the stage explains"),
-    };
-    if got <= most {
-        return Ok(());
-    }
-    Err(StoreError::Corrupt(format!("{what} of `{user}` has {got} bytes, at most {most} are stored: {remedy}")))
+/// Titles of a page's placements, for people who look at the table; `None` for bytes that are no page of this release.
+pub(crate) fn titles(page: &[u8]) -> Option<Vec<String>> {
+    let published = wire::decode::<PagePublished>(page).ok()?;
+    Some(published.page.placements.into_iter().map(|placement| placement.theme.title).collect())
 }
 
 /// Where in the log an erasure was asked for, as bytes that compare as the numbers do; nowhere is before everywhere.
@@ -150,7 +133,7 @@ mod tests {
     #[test]
     fn of_each_row_the_greatest_write_is_left() {
         let check = |writes: &[Write], stamp: i64, bytes: Option<&[u8]>| {
-            let rows = Rows::of(writes, &[]).unwrap();
+            let rows = Rows::of(writes, &[]);
             let value = &rows.values[&anna()][&Place::Page];
             assert_eq!((value.stamp.0, value.bytes.as_deref()), (stamp, bytes), "{writes:?}");
         };
@@ -163,22 +146,15 @@ mod tests {
     #[test]
     fn what_an_erasure_covers_is_left_out() {
         let writes = [erase(9, Some((1, 1))), page(10, None), erase(10, None), erase(10, Some((0, 3)))];
-        let mut rows = Rows::of(&writes, &[]).unwrap();
+        let mut rows = Rows::of(&writes, &[]);
         assert_eq!(rows.erasures[&anna()], Erasure { stamp: Stamp(10), at: Some((0, 3)) });
         rows.less(&BTreeMap::new());
         assert!(rows.values[&anna()].is_empty(), "by the same call");
-        let mut rows = Rows::of(&[page(10, None)], &[]).unwrap();
+        let mut rows = Rows::of(&[page(10, None)], &[]);
         rows.less(&BTreeMap::from([(anna(), Erasure { stamp: Stamp(9), at: None })]));
         assert_eq!(rows.values[&anna()].len(), 1, "a new life");
         rows.less(&BTreeMap::from([(anna(), Erasure { stamp: Stamp(10), at: None })]));
         assert!(rows.values[&anna()].is_empty(), "by an earlier call");
-    }
-
-    #[test]
-    fn a_value_that_is_too_large_is_named_with_its_limit() {
-        Rows::of(&[page(1, Some(&vec![0; PAGE_MAX_BYTES]))], &[]).unwrap();
-        let error = Rows::of(&[page(1, Some(&vec![0; PAGE_MAX_BYTES + 1]))], &[]).unwrap_err().to_string();
-        assert!(error.contains("page of `default/anna` has 65537 bytes, at most 65536 are stored"), "{error}");
     }
 
     #[test]

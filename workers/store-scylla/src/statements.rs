@@ -105,7 +105,7 @@ impl Statements {
             |table: &str, row: &str| format!("UPDATE {table} USING TIMESTAMP ? SET versions = versions - ? WHERE {user}{row}");
         let (surface, stage) = (" AND surface = ?", " AND stage = ?");
         Ok(Self {
-            put_page: maker.make(write, &put("pages", surface, "written = ?, bytes = ?, ")).await?,
+            put_page: maker.make(write, &put("pages", surface, "written = ?, bytes = ?, titles = ?, ")).await?,
             put_state: maker.make(write, &put("states", "", "")).await?,
             put_result: maker.make(write, &put("results", stage, "")).await?,
             put_erasure: maker

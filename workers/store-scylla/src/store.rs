@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
-use endcap_runtime::{Clock, Erasure, StageResult, Stamp, Store, StoreError, StoredPage, Write};
+use endcap_runtime::{Clock, Erasure, StageResult, Stamp, Store, StoreError, StoredPage, Write, check_sizes};
 use endcap_schemas::UserKey;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use scylla::{
@@ -19,7 +19,7 @@ use crate::{
     config::{Lifetimes, ScyllaConfig},
     connect::{OpenError, connect, told},
     migrate::version_of,
-    rows::{Place, Rows, Value, place_bytes, place_of},
+    rows::{Place, Rows, Value, place_bytes, place_of, titles},
     schema::KNOWN,
     statements::Statements,
     versions::{VersionKey, Versions, key, newest, surplus},
@@ -72,13 +72,14 @@ impl ScyllaStore {
 
 impl Store for ScyllaStore {
     fn put_all(&self, writes: &[Write], results: &[StageResult]) -> Result<(), StoreError> {
-        let rows = Rows::of(writes, results)?;
+        check_sizes(writes, results)?;
+        let rows = Rows::of(writes, results);
         self.run(|shared| async move { shared.put(rows).await })
     }
 
-    fn state(&self, user: &UserKey) -> Result<Option<Vec<u8>>, StoreError> {
-        let user = user.clone();
-        self.run(|shared| async move { shared.state(&user).await })
+    fn states(&self, users: &[UserKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let users = users.to_vec();
+        self.run(|shared| async move { shared.all(users.iter().map(|user| shared.state(user)).collect()).await })
     }
 
     fn page(&self, user: &UserKey) -> Result<Option<StoredPage>, StoreError> {
@@ -91,9 +92,9 @@ impl Store for ScyllaStore {
         self.run(|shared| async move { shared.results(&user).await })
     }
 
-    fn erasure(&self, user: &UserKey) -> Result<Option<Erasure>, StoreError> {
-        let user = user.clone();
-        self.run(|shared| async move { shared.erasure(&user).await })
+    fn erasures(&self, users: &[UserKey]) -> Result<Vec<Option<Erasure>>, StoreError> {
+        let users = users.to_vec();
+        self.run(|shared| async move { shared.erasures(users.iter()).await })
     }
 
     fn cached(&self, cache: &'static str, keys: &[[u8; 32]]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
@@ -138,8 +139,7 @@ impl Shared {
     async fn put(&self, mut rows: Rows) -> Result<(), StoreError> {
         let erasing: Vec<_> = rows.erasures.iter().map(|(user, erasure)| self.erase(user, *erasure)).collect();
         self.all(erasing).await?;
-        let asking: Vec<_> = rows.values.keys().map(|user| self.erasure(user)).collect();
-        let known = self.all(asking).await?;
+        let known = self.erasures(rows.values.keys()).await?;
         let users = rows.values.keys().cloned().zip(known);
         let erased: BTreeMap<_, _> = users.filter_map(|(user, erasure)| Some((user, erasure?))).collect();
         rows.less(&erased);
@@ -167,7 +167,8 @@ impl Shared {
             }
             Place::Page => {
                 let size = i32::try_from(bytes.map_or(0, <[u8]>::len)).expect("a page has at most 64 KB");
-                let values = (stamp, ttl_s(self.ttl.pages), stamp, written, size, versions, tenant, user, SURFACE);
+                let titles = bytes.and_then(titles);
+                let values = (stamp, ttl_s(self.ttl.pages), stamp, written, size, titles, versions, tenant, user, SURFACE);
                 self.write(&self.statements.put_page, values).await
             }
             Place::Result(stage) => {
@@ -190,7 +191,11 @@ impl Shared {
         Ok(())
     }
 
-    pub(crate) async fn erasure(&self, user: &UserKey) -> Result<Option<Erasure>, StoreError> {
+    async fn erasures(&self, users: impl Iterator<Item = &UserKey>) -> Result<Vec<Option<Erasure>>, StoreError> {
+        self.all(users.map(|user| self.erasure(user)).collect()).await
+    }
+
+    async fn erasure(&self, user: &UserKey) -> Result<Option<Erasure>, StoreError> {
         let rows = self.read(&self.statements.erasure, (&user.tenant, &user.user)).await?;
         let row = rows.maybe_first_row::<(Option<i64>, Option<Vec<u8>>)>().map_err(first_row)?;
         let Some((Some(stamp), place)) = row else { return Ok(None) };

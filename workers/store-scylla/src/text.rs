@@ -82,7 +82,7 @@ impl Default for TimeoutsText {
     fn default() -> Self {
         let text = str::to_owned;
         // After 20 ms another replica is asked. To give up after 20 ms would turn a pause of one server into errors: with one server on two
-        // crowded cores, reads of pages took 20 ms at the median, 76 ms beside writes, 500 ms at most (`examples/page_reads.rs`).
+        // crowded cores, reads of pages took 20 ms at the median, 76 ms beside writes, 500 ms at most (`tests/src/bin/page_reads.rs`).
         Self {
             connect: text("5s"),
             read: text("500ms"),

@@ -1,12 +1,13 @@
 //! The contracts of the borders, run against a real broker with several partitions.
 
+use endcap_log_kafka::KafkaSettings;
 use endcap_runtime::{
     Broker, Log,
-    contract::{LogUnderTest, check_broker, check_log},
+    contract::{LogUnderTest, check_broker, check_full, check_log},
 };
 use endcap_schemas::topics::Topic;
 
-use crate::server::{Server, address, unique};
+use crate::server::{Server, address, settings, unique};
 
 impl LogUnderTest for Server {
     fn consumer(&self, group: &str, topic: Topic) -> Box<dyn Log> {
@@ -31,7 +32,8 @@ fn the_kafka_log_keeps_its_contract() {
 
 #[test]
 fn the_kafka_broker_keeps_its_contract() {
-    if address("ENDCAP_TEST_KAFKA").is_some() {
+    if let Some(broker) = address("ENDCAP_TEST_KAFKA") {
         check_broker(fresh);
+        check_full(|| Server::with(KafkaSettings { waiting_max: 3, ..settings(&broker) }, 3));
     }
 }

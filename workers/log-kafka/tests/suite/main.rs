@@ -11,5 +11,6 @@ mod outage;
 mod registry;
 mod server;
 mod tallies;
+mod tools;
 mod topics;
 mod toy;

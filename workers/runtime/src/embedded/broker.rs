@@ -22,6 +22,10 @@ impl Broker for Embedded {
         self.producer().admit(records, refused)
     }
 
+    fn insist(&self, records: &[Outgoing]) -> Result<(), LogError> {
+        self.producer().insist(records)
+    }
+
     fn progress(&self, name: &str) -> Result<Option<String>, LogError> {
         self.producer().progress(name)
     }

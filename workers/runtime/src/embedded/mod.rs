@@ -245,14 +245,27 @@ impl Producer {
     /// # Errors
     /// [`LogError::Full`] as [`Producer::append`]; [`LogError`] when the file does not answer. Then nothing was kept.
     pub fn admit(&self, records: &[Outgoing], refused: &[DeadLetter]) -> Result<(), LogError> {
-        let mut tally = Tally::default();
-        records.iter().for_each(|_| tally.pass());
-        refused.iter().for_each(|letter| tally.dead_letter(&letter.kind));
+        let tally = entering(records, refused);
         self.write(|transaction, now_ms| {
             refused.iter().try_for_each(|letter| dead_letters::bury(transaction, letter, now_ms))?;
             consumer::count(transaction, INGEST, &tally)?;
             append(transaction, records, now_ms).map(|_| ())
         })?;
+        metric::committed(INGEST, &tally);
+        Ok(())
+    }
+
+    /// Takes `records` as [`Producer::admit`] does, and also while the log is full.
+    ///
+    /// # Errors
+    /// [`LogError`] when the file does not answer; then nothing was kept.
+    pub fn insist(&self, records: &[Outgoing]) -> Result<(), LogError> {
+        let (tally, now_ms) = (entering(records, &[]), self.shared.clock.now_ms());
+        self.shared.write::<_, LogError>(|transaction| {
+            consumer::count(transaction, INGEST, &tally)?;
+            append(transaction, records, now_ms)
+        })?;
+        self.shared.wake.notify();
         metric::committed(INGEST, &tally);
         Ok(())
     }
@@ -281,6 +294,14 @@ impl Producer {
             connection.query_row("SELECT value FROM progress WHERE name = ?1", [name], |row| row.get(0)).optional()
         })
     }
+}
+
+/// What is counted of records that enter, and of those that were refused.
+fn entering(records: &[Outgoing], refused: &[DeadLetter]) -> Tally {
+    let mut tally = Tally::default();
+    records.iter().for_each(|_| tally.pass());
+    refused.iter().for_each(|letter| tally.dead_letter(&letter.kind));
+    tally
 }
 
 impl Shared {

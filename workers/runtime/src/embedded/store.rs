@@ -1,10 +1,10 @@
 //! The embedded side of [`Store`]: the same file, tables of its own.
 
 use endcap_schemas::UserKey;
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::Embedded;
-use crate::{Erasure, StageResult, Stamp, Store, StoreError, StoredPage, Write};
+use crate::{Erasure, StageResult, Stamp, Store, StoreError, StoredPage, Write, store::check_sizes};
 
 /// Stages in path order, for [`Store::results`]; others come after them, by time.
 const PATH: [&str; 5] = ["context", "themes", "keywords", "dedup", "aiqa"];
@@ -15,6 +15,7 @@ const NOWHERE: (i32, i64) = (-1, -1);
 
 impl Store for Embedded {
     fn put_all(&self, writes: &[Write], results: &[StageResult]) -> Result<(), StoreError> {
+        check_sizes(writes, results)?;
         let now_ms = self.shared.clock.now_ms();
         self.shared.write(|transaction| {
             writes.iter().try_for_each(|write| put(transaction, write, now_ms))?;
@@ -22,12 +23,10 @@ impl Store for Embedded {
         })
     }
 
-    fn state(&self, user: &UserKey) -> Result<Option<Vec<u8>>, StoreError> {
+    fn states(&self, users: &[UserKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         self.shared.read(|connection| {
-            connection
-                .prepare_cached("SELECT state FROM states WHERE user = ?1")?
-                .query_row([user.to_string()], |row| row.get(0))
-                .optional()
+            let mut statement = connection.prepare_cached("SELECT state FROM states WHERE user = ?1")?;
+            users.iter().map(|user| statement.query_row([user.to_string()], |row| row.get(0)).optional()).collect()
         })
     }
 
@@ -61,15 +60,14 @@ impl Store for Embedded {
         Ok(results)
     }
 
-    fn erasure(&self, user: &UserKey) -> Result<Option<Erasure>, StoreError> {
+    fn erasures(&self, users: &[UserKey]) -> Result<Vec<Option<Erasure>>, StoreError> {
         self.shared.read(|connection| {
-            connection
-                .prepare_cached("SELECT stamp, partition, \"offset\" FROM erased WHERE user = ?1")?
-                .query_row([user.to_string()], |row| {
-                    let at: (i32, i64) = (row.get(1)?, row.get(2)?);
-                    Ok(Erasure { stamp: Stamp(row.get(0)?), at: (at != NOWHERE).then_some(at) })
-                })
-                .optional()
+            let mut statement = connection.prepare_cached("SELECT stamp, partition, \"offset\" FROM erased WHERE user = ?1")?;
+            let erasure = |row: &Row<'_>| {
+                let at: (i32, i64) = (row.get(1)?, row.get(2)?);
+                Ok(Erasure { stamp: Stamp(row.get(0)?), at: (at != NOWHERE).then_some(at) })
+            };
+            users.iter().map(|user| statement.query_row([user.to_string()], erasure).optional()).collect()
         })
     }
 

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-/// When faults stop a stage. Only faults of ours count (bytes that cannot be read, records on which the stage fails), not what a stage
-/// rejects for cause: a sender must not be able to stop a stage.
+/// When faults stop a stage. Only faults of ours count (bytes that cannot be read, records on which the stage fails, outputs that neither
+/// wire nor store take), not what a stage rejects for cause: a sender must not be able to stop a stage.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BreakerConfig {
     /// So many in a row.

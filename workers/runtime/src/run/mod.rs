@@ -32,6 +32,8 @@ pub(crate) const WRONG_KEY: &str = "wrong_key";
 pub(crate) const STAGE_FAILED: &str = "stage_failed";
 /// Kind of a dead letter whose output does not fit the wire.
 pub(crate) const UNWRITABLE: &str = "unwritable_output";
+/// Kind of a dead letter of which a stage made more than a store takes.
+pub(crate) const TOO_LARGE: &str = "too_large";
 /// How often a dependency that falters is asked before the records are to blame.
 const FALTERS_MAX: usize = 6;
 /// How often the backlog is measured.

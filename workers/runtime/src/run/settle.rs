@@ -1,7 +1,7 @@
 //! From verdicts to one store write and one commit.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
@@ -9,10 +9,10 @@ use endcap_schemas::{Head, Message, UserKey, wire};
 use serde_json::{Value, json};
 use tracing::warn;
 
-use super::{Fate, Held, MALFORMED, Run, STAGE_FAILED, StageStopped, UNWRITABLE};
+use super::{Fate, Held, MALFORMED, Run, STAGE_FAILED, StageStopped, TOO_LARGE, UNWRITABLE};
 use crate::{
-    Commit, DeadLetter, DropReason, Input, LogError, Outgoing, Phase, Stage, StageResult, Stamp, StoreError, Tally, Verdict,
-    Write, metric, retry::Waits,
+    Commit, DeadLetter, DropReason, Input, LogError, Outgoing, Passed, Phase, ROW_MAX_BYTES, Stage, StageResult, Stamp,
+    StoreError, Tally, Verdict, Write, metric, retry::Waits,
 };
 
 /// Everything that a batch leaves behind.
@@ -45,21 +45,22 @@ struct Circumstances {
 impl<S: Stage> Run<'_, S> {
     /// Drops live records of users who were erased after them; answers false when somebody asked to finish while the store was down.
     pub(super) fn drop_erased(&mut self, batch: &mut [Held<S::In>]) -> Result<bool, StageStopped> {
+        let contexts = batch.iter().filter(|held| held.is_live()).filter_map(|held| held.context.as_ref());
+        let users: BTreeSet<UserKey> = contexts.map(|(user, _)| user.clone()).collect();
+        if users.is_empty() {
+            return Ok(true);
+        }
         let start = self.env.clocks.wall.monotonic();
-        let mut known: HashMap<UserKey, Option<Stamp>> = HashMap::new();
+        let (store, users) = (self.env.store.clone(), Vec::from_iter(users));
+        let Some(erasures) = self.insist_on_store(|| store.erasures(&users))? else { return Ok(false) };
+        self.spend(Phase::Store, start);
+        let erased: BTreeMap<_, _> =
+            users.iter().zip(erasures).filter_map(|(user, erasure)| Some((user, erasure?.stamp))).collect();
         for held in batch.iter_mut().filter(|held| held.is_live()) {
             let Some((user, stamp)) = &held.context else { continue };
-            if !known.contains_key(user) {
-                let store = self.env.store.clone();
-                let Some(erasure) = self.insist_on_store(|| store.erasure(user))? else { return Ok(false) };
-                known.insert(user.clone(), erasure.map(|erasure| erasure.stamp));
-            }
-            if known[user].is_some_and(|until| *stamp <= until) {
+            if erased.get(user).is_some_and(|until| stamp <= until) {
                 held.fate = Fate::Dropped(DropReason::Erased);
             }
-        }
-        if !known.is_empty() {
-            self.spend(Phase::Store, start);
         }
         Ok(true)
     }
@@ -235,9 +236,9 @@ impl Outcome {
         let partition = attempt.record.partition;
         match verdict {
             Verdict::Passed(passed) => {
-                let value = match wire::encode(&passed.out) {
+                let value = match written(&passed) {
                     Ok(value) => value,
-                    Err(error) => return self.bury(attempt, UNWRITABLE, error.to_string()),
+                    Err((kind, message)) => return self.fail(attempt, kind, message),
                 };
                 let user = passed.out.user();
                 let stamp = passed.out.head().map(stamp_of).or(stamp);
@@ -257,6 +258,9 @@ impl Outcome {
                 self.part(partition).commit.tally.drop_for(reason);
             }
             Verdict::Settled(settled) => {
+                if let Err(error) = settled.writes.iter().try_for_each(Write::check) {
+                    return self.fail(attempt, TOO_LARGE, error.to_string());
+                }
                 let stamp = stamp.or_else(|| settled.writes.iter().map(write_stamp).max());
                 self.explain(&attempt, &input.value.user(), stamp, "dropped", settled.reason.label(), settled.explanation);
                 self.writes.extend(settled.writes);
@@ -284,23 +288,33 @@ impl Outcome {
     ) {
         let (Some(stamp), false) = (stamp, explanation.is_null()) else { return };
         let Circumstances { stage, records, infer, now_ms } = *attempt.circumstances;
-        let text = json!({
-            "verdict": verdict,
-            "reason": reason,
-            "batch_records": records,
-            "infer_ms": infer.as_secs_f64() * 1_000.0,
-            "waited_ms": (now_ms - attempt.record.appended_ms - i64::try_from(infer.as_millis()).unwrap_or(0)).max(0),
-            "attempts": attempt.attempts,
-            "input": { "topic": attempt.record.topic.name(), "offset": attempt.record.offset, "ce_id": attempt.record.headers.id },
-            "explanation": explanation,
-        });
-        self.results.push(StageResult {
-            user: user.clone(),
-            stage: stage.to_owned(),
-            stamp,
-            explanation: text.to_string(),
-            at_ms: now_ms,
-        });
+        let told = |explanation: Value| {
+            let story = json!({
+                "verdict": verdict,
+                "reason": reason,
+                "batch_records": records,
+                "infer_ms": infer.as_secs_f64() * 1_000.0,
+                "waited_ms": (now_ms - attempt.record.appended_ms - i64::try_from(infer.as_millis()).unwrap_or(0)).max(0),
+                "attempts": attempt.attempts,
+                "input": { "topic": attempt.record.topic.name(), "offset": attempt.record.offset, "ce_id": attempt.record.headers.id },
+                "explanation": explanation,
+            });
+            story.to_string()
+        };
+        let mut explanation = told(explanation);
+        // What only explains is no reason to give a record up.
+        if explanation.len() > ROW_MAX_BYTES {
+            explanation = told(json!({ "left_out_bytes": explanation.len(), "stored_bytes_max": ROW_MAX_BYTES }));
+        }
+        self.results.push(StageResult { user: user.clone(), stage: stage.to_owned(), stamp, explanation, at_ms: now_ms });
+    }
+
+    /// Buries a record for a fault of ours, which counts for the breaker.
+    fn fail(&mut self, attempt: Attempted<'_>, kind: &str, message: String) {
+        if let Some(fault) = self.faults.last_mut() {
+            *fault = Some(message.clone());
+        }
+        self.bury(attempt, kind, message);
     }
 
     fn bury(&mut self, attempt: Attempted<'_>, kind: &str, message: String) {
@@ -323,6 +337,12 @@ impl Part {
             self.commit.tally.count(name, *amount);
         }
     }
+}
+
+/// The wire form of what is passed on, where a store takes its writes too; else the kind of the fault, and what it is.
+fn written<Out: Message>(passed: &Passed<Out>) -> Result<Vec<u8>, (&'static str, String)> {
+    passed.writes.iter().try_for_each(Write::check).map_err(|error| (TOO_LARGE, error.to_string()))?;
+    wire::encode(&passed.out).map_err(|error| (UNWRITABLE, error.to_string()))
 }
 
 fn stamp_of(head: &Head) -> Stamp {

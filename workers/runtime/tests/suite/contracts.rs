@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use endcap_runtime::{
     Broker, Embedded, EmbeddedConfig, Log, ManualClock, Stamp, Write,
-    contract::{LogUnderTest, check_any_order, check_broker, check_log, check_overview, check_rivals, check_store},
+    contract::{LogUnderTest, check_any_order, check_broker, check_full, check_log, check_overview, check_rivals, check_store},
 };
 use endcap_schemas::{UserKey, topics::Topic};
 use proptest::{collection::vec, prelude::*};
@@ -15,18 +15,22 @@ struct Fresh {
     dir: tempfile::TempDir,
 }
 
-fn open(dir: &tempfile::TempDir) -> Embedded {
-    Embedded::open(dir.path().join("endcap.db"), EmbeddedConfig::default(), Arc::new(ManualClock::at(5_000))).unwrap()
+fn open(dir: &tempfile::TempDir, config: EmbeddedConfig) -> Embedded {
+    Embedded::open(dir.path().join("endcap.db"), config, Arc::new(ManualClock::at(5_000))).unwrap()
+}
+
+fn fresh_with(config: EmbeddedConfig) -> Fresh {
+    let dir = tempfile::tempdir().unwrap();
+    Fresh { file: open(&dir, config), dir }
 }
 
 fn fresh() -> Fresh {
-    let dir = tempfile::tempdir().unwrap();
-    Fresh { file: open(&dir), dir }
+    fresh_with(EmbeddedConfig::default())
 }
 
 impl LogUnderTest for Fresh {
     fn consumer(&self, group: &str, topic: Topic) -> Box<dyn Log> {
-        Box::new(open(&self.dir).consumer(group, topic).unwrap())
+        Box::new(open(&self.dir, EmbeddedConfig::default()).consumer(group, topic).unwrap())
     }
 
     fn broker(&self) -> &dyn Broker {
@@ -43,6 +47,7 @@ fn the_embedded_log_keeps_its_contract() {
 #[test]
 fn the_embedded_broker_keeps_its_contract() {
     check_broker(fresh);
+    check_full(|| fresh_with(EmbeddedConfig { waiting_max: 3, ..EmbeddedConfig::default() }));
 }
 
 /// Gives fresh stores under `dir`.

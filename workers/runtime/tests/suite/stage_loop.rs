@@ -8,8 +8,8 @@ use std::{
 };
 
 use endcap_runtime::{
-    BreakerConfig, CAME_UNDER, Clocks, DropReason, Input, ManualClock, Rejection, Settled, Shutdown, StageError, StageStopped,
-    Stamp, Store, StoreError, Verdict, Write, embedded::DeadLetterFilter,
+    BreakerConfig, CAME_UNDER, Clocks, DropReason, Input, ManualClock, PAGE_MAX_BYTES, ROW_MAX_BYTES, Rejection, Settled,
+    Shutdown, StageError, StageStopped, Stamp, Store, StoreError, Verdict, Write, embedded::DeadLetterFilter,
 };
 use endcap_schemas::{ContextChanged, KeywordsChosen, Message, ShopperEvent, ThemesWritten, UserKey, topics::Topic};
 use serde_json::json;
@@ -151,6 +151,54 @@ fn a_culprit_is_found_and_its_neighbours_pass_in_order() {
         assert!(asked < 40, "halving takes few attempts: {asked}");
         assert!(bench.tally::<Compose>().is_balanced());
     }
+}
+
+/// A page of so many bytes for `input`, beside the hop.
+fn page_of(input: &Input<ContextChanged>, bytes: usize) -> Verdict<ThemesWritten> {
+    let Verdict::Passed(mut passed) = pass::<Compose>(&input.value) else { unreachable!("a toy passes") };
+    passed.writes = vec![Write::Page { user: input.value.user(), stamp: Stamp::of(NOW_MS, 1), page: Some(vec![7; bytes]) }];
+    Verdict::Passed(passed)
+}
+
+#[test]
+fn a_page_that_no_store_takes_is_a_dead_letter_and_its_neighbours_pass() {
+    let mut bench = Bench::new();
+    bench.append(&contexts(5));
+    bench.run(Toy::<Compose>::with(|batch| {
+        let bytes = |input: &Input<ContextChanged>| PAGE_MAX_BYTES + usize::from(input.value.head.user.user == "u2");
+        Ok(Some(batch.iter().map(|input| page_of(input, bytes(input))).collect()))
+    }));
+    assert_eq!(users::<ThemesWritten>(&bench), ["u0", "u1", "u3", "u4"]);
+    assert_eq!(kinds(&bench), [(2, "too_large".to_owned(), 1)]);
+    let page = |user: &str| bench.file.page(&UserKey::of(user)).unwrap().map(|page| page.page.map(|page| page.len()));
+    assert_eq!((page("u2"), page("u3")), (None, Some(Some(PAGE_MAX_BYTES))));
+    let letter = &bench.file.dead_letters(&DeadLetterFilter::default()).unwrap()[0];
+    let says = "page has 65537 bytes, at most 65536 are stored: configure fewer placements, or fewer products in each";
+    assert_eq!(letter.message, says);
+
+    bench.env.config.breaker = BreakerConfig { consecutive_max: 5, ..BreakerConfig::default() };
+    bench.append(&contexts(9));
+    let all = |batch: &[Input<ContextChanged>]| batch.iter().map(|input| page_of(input, PAGE_MAX_BYTES + 1)).collect();
+    let stopped = bench.run_ticking(Toy::<Compose>::with(move |batch| Ok(Some(all(batch)))), Duration::ZERO);
+    assert!(matches!(stopped, Err(StageStopped::Breaker { faults: 5, .. })), "when no page fits any more: {stopped:?}");
+}
+
+#[test]
+fn an_explanation_that_no_store_takes_is_left_out_and_its_record_passes() {
+    let mut bench = Bench::new();
+    bench.append(&contexts(2));
+    bench.run(Toy::<Compose>::with(|batch| {
+        let explained = |input: &Input<ContextChanged>| {
+            let Verdict::Passed(mut passed) = pass::<Compose>(&input.value) else { unreachable!("a toy passes") };
+            passed.explanation = json!({ "prompt": "x".repeat(ROW_MAX_BYTES) });
+            Verdict::Passed(passed)
+        };
+        Ok(Some(batch.iter().map(explained).collect()))
+    }));
+    assert_eq!(users::<ThemesWritten>(&bench), ["u0", "u1"]);
+    let told = bench.file.results(&UserKey::of("u0")).unwrap().pop().unwrap().explanation;
+    let story: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&story["verdict"], &story["explanation"]["stored_bytes_max"]), (&json!("passed"), &json!(ROW_MAX_BYTES)));
 }
 
 #[test]

@@ -288,8 +288,8 @@ impl Store for FlakyStore {
     fn put_all(&self, writes: &[Write], results: &[StageResult]) -> Result<(), StoreError> {
         self.up()?.put_all(writes, results)
     }
-    fn state(&self, user: &UserKey) -> Result<Option<Vec<u8>>, StoreError> {
-        self.up()?.state(user)
+    fn states(&self, users: &[UserKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.up()?.states(users)
     }
     fn page(&self, user: &UserKey) -> Result<Option<StoredPage>, StoreError> {
         self.up()?.page(user)
@@ -297,8 +297,8 @@ impl Store for FlakyStore {
     fn results(&self, user: &UserKey) -> Result<Vec<StageResult>, StoreError> {
         self.up()?.results(user)
     }
-    fn erasure(&self, user: &UserKey) -> Result<Option<Erasure>, StoreError> {
-        self.up()?.erasure(user)
+    fn erasures(&self, users: &[UserKey]) -> Result<Vec<Option<Erasure>>, StoreError> {
+        self.up()?.erasures(users)
     }
     fn cached(&self, cache: &'static str, keys: &[[u8; 32]]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         self.up()?.cached(cache, keys)

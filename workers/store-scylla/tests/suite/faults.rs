@@ -1,9 +1,7 @@
 //! A server that holds still, and one that is gone.
 
 use std::{
-    env,
-    process::Command,
-    thread,
+    env, thread,
     time::{Duration, Instant},
 };
 
@@ -11,7 +9,7 @@ use endcap_runtime::{Stamp, Store, StoreError, Write};
 use endcap_schemas::UserKey;
 use serde_json::json;
 
-use crate::real::{Keyspace, server_alone};
+use crate::real::{Keyspace, order, server_alone};
 
 /// Within this time a server that runs again is used again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -21,20 +19,15 @@ struct Paused(String);
 
 impl Paused {
     fn now(services: &str) -> Self {
-        order(services, "pause");
+        order(services, &["pause", "cql"]);
         Self(services.to_owned())
     }
 }
 
 impl Drop for Paused {
     fn drop(&mut self) {
-        order(&self.0, "resume");
+        order(&self.0, &["resume", "cql"]);
     }
-}
-
-fn order(services: &str, command: &str) {
-    let status = Command::new(services).args([command, "cql"]).status().expect("the services' script runs");
-    assert!(status.success(), "services {command} cql: {status}");
 }
 
 fn state(stamp: i64) -> Write {

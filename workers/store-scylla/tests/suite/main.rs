@@ -7,4 +7,5 @@ mod overview;
 mod real;
 mod rows;
 mod security;
+mod tools;
 mod twin;

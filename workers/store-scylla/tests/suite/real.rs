@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     env,
     hash::{BuildHasher, Hasher, RandomState},
+    process::Command,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -53,6 +54,12 @@ fn found() -> Option<Server> {
     }
     let login = |name| of(name).unwrap_or_else(|| "cassandra".to_owned());
     Some(Server { address: address?, user: login("ENDCAP_TEST_CQL_USER"), password: login("ENDCAP_TEST_CQL_PASSWORD") })
+}
+
+/// Has the services' script do something.
+pub(crate) fn order(services: &str, args: &[&str]) {
+    let status = Command::new(services).args(args).status().expect("the services' script runs");
+    assert!(status.success(), "services {args:?}: {status}");
 }
 
 /// A seed: the one in the environment, or a new one; printed.
@@ -185,8 +192,8 @@ impl Store for Apart<'_> {
             results.iter().map(|result| StageResult { user: self.inside(&result.user), ..result.clone() }).collect();
         self.store.put_all(&writes, &results)
     }
-    fn state(&self, user: &UserKey) -> Result<Option<Vec<u8>>, StoreError> {
-        self.store.state(&self.inside(user))
+    fn states(&self, users: &[UserKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.store.states(&users.iter().map(|user| self.inside(user)).collect::<Vec<_>>())
     }
     fn page(&self, user: &UserKey) -> Result<Option<StoredPage>, StoreError> {
         self.store.page(&self.inside(user))
@@ -195,8 +202,8 @@ impl Store for Apart<'_> {
         let results = self.store.results(&self.inside(user))?;
         Ok(results.into_iter().map(|result| StageResult { user: user.clone(), ..result }).collect())
     }
-    fn erasure(&self, user: &UserKey) -> Result<Option<Erasure>, StoreError> {
-        self.store.erasure(&self.inside(user))
+    fn erasures(&self, users: &[UserKey]) -> Result<Vec<Option<Erasure>>, StoreError> {
+        self.store.erasures(&users.iter().map(|user| self.inside(user)).collect::<Vec<_>>())
     }
     fn cached(&self, cache: &'static str, keys: &[[u8; 32]]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         self.store.cached(cache, &keys.iter().map(|key| self.key(key)).collect::<Vec<_>>())

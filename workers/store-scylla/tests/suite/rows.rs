@@ -149,18 +149,6 @@ fn late_writes_of_an_erased_user_are_refused_when_the_tombstones_are_gone() {
 }
 
 #[test]
-fn a_page_that_is_too_large_is_refused_and_the_largest_is_taken() {
-    let Some((server, _guard)) = server() else { return };
-    let keyspace = Keyspace::migrated(&server);
-    let store = keyspace.store();
-    let largest = vec![7; 64 * 1024];
-    put(&store, page(7, Some(&largest)));
-    assert_eq!(shown(&store), Some((7, Some(largest.clone()))));
-    let refused = store.put_all(&[page(8, Some(&[largest, vec![7]].concat()))], &[]);
-    assert!(matches!(refused, Err(StoreError::Corrupt(_))), "{refused:?}");
-}
-
-#[test]
 fn a_store_may_be_asked_and_dropped_inside_another_runtime() {
     let Some((server, _guard)) = server() else { return };
     let keyspace = Keyspace::migrated(&server);

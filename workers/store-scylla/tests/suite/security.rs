@@ -26,7 +26,7 @@ use openssl::{
 };
 use serde_json::{Value, json};
 
-use crate::real::{Keyspace, NOW_MS, server};
+use crate::real::{Keyspace, NOW_MS, order, server, server_alone};
 
 const DAY_S: i64 = 86_400;
 const SECRET: &str = "hunter2-and-more";
@@ -169,10 +169,53 @@ fn a_server_that_is_not_there_or_says_nothing_is_told_within_seconds() {
 #[test]
 fn a_wrong_password_is_refused_and_not_shown() {
     let Some((server, _guard)) = server() else { return };
-    let error = refused(&config(&server.address, json!({ "user": server.user })));
-    assert!(matches!(error, OpenError::Login { .. }), "{error}");
+    let tls = std::env::var("ENDCAP_TEST_CA").ok().map(|ca| json!({ "ca": ca }));
+    for tls in [None, tls] {
+        let error = refused(&config(&server.address, json!({ "user": server.user, "tls": tls })));
+        assert!(matches!(error, OpenError::Login { .. }), "over {tls:?}: {error}");
+    }
     let error = refused(&config(&server.address, json!({ "user": null, "password": null })));
     assert!(matches!(error, OpenError::Login { .. }), "without a login: {error}");
+}
+
+/// The server with a certificate that has expired; it shows its own again when the value is dropped.
+struct Expired(String);
+
+impl Expired {
+    fn of(services: String) -> Self {
+        let expired = Self(services);
+        expired.show("expired");
+        expired
+    }
+
+    fn show(&self, certificate: &str) {
+        order(&self.0, &["certificate", certificate]);
+        order(&self.0, &["stop", "cql"]);
+        order(&self.0, &["start", "cql"]);
+    }
+}
+
+impl Drop for Expired {
+    fn drop(&mut self) {
+        self.show("server");
+    }
+}
+
+#[test]
+fn a_servers_expired_certificate_is_refused_and_its_own_is_taken_again() {
+    let Some((server, _guard)) = server_alone() else { return };
+    let of = |name| std::env::var(name).ok();
+    let Some((services, ca)) = of("ENDCAP_TEST_SERVICES").zip(of("ENDCAP_TEST_CA")) else {
+        println!("skipped: no ENDCAP_TEST_SERVICES and ENDCAP_TEST_CA; see tests/services");
+        return;
+    };
+    let keyspace = Keyspace::migrated(&server);
+    let tls = json!({ "tls": { "ca": ca } });
+    let expired = Expired::of(services);
+    let error = refused(&config(&server.address, tls.clone()));
+    assert!(matches!(error, OpenError::Certificate { .. }) && error.to_string().contains("expired"), "{error}");
+    drop(expired);
+    keyspace.store_with(tls).put_all(&[], &[]).unwrap();
 }
 
 #[test]
