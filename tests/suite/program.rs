@@ -68,6 +68,8 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
     let body = json!([
         purchase("good", "ada", "d00001"),
         purchase("unknown", "ada", "no-such-product"),
+        { "id": "basket", "user": "bea", "at_ms": 1_750_000_000_000_i64, "kind": "purchase",
+          "lines": [{ "product": "deposit" }, { "product": "d00001" }] },
         { "id": "future", "user": "ada", "at_ms": 4_000_000_000_000_i64, "kind": "purchase", "lines": [{ "product": "d00001" }] },
         { "id": "absurd", "user": "ada", "at_ms": 1, "kind": "purchase", "lines": [{ "product": "d00001", "quantity": 2_000_000_000 }] },
         { "id": "shape-of-12345678", "user": 12_345_678, "at_ms": "yesterday" },
@@ -78,8 +80,9 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
     let statuses: Vec<&str> =
         answer["results"].as_array().unwrap().iter().map(|result| result["status"].as_str().unwrap()).collect();
     let (accepted, rejected) = ("accepted", "rejected");
-    assert_eq!((status, statuses), (200, vec![accepted, accepted, accepted, rejected, rejected, accepted, accepted]));
-    assert_eq!(answer["results"][3]["index"], 3, "{answer}");
+    let expected = vec![accepted, accepted, accepted, accepted, rejected, rejected, accepted, accepted];
+    assert_eq!((status, statuses), (200, expected));
+    assert_eq!(answer["results"][4]["index"], 4, "{answer}");
 
     let letters = dead_letters(&up, 4);
     let mut reasons: Vec<&str> = letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
@@ -104,6 +107,7 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
         "endcap_dead_letters_total{stage=\"ingest\",kind=\"malformed\"} 2",
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
+        "endcap_stage_counts_total{stage=\"context\",name=\"context.lines_unknown\"} 1",
     }
     up.wait_for("/v1/pipeline", |figures| (figures["refused"] == 2).then_some(())).expect("refused events in the figures");
 
@@ -138,6 +142,10 @@ fn check_offline(place: &Place) {
         let story: Value = serde_json::from_str(&program.succeed(&["explain", user], &["--json"]).unwrap()).unwrap();
         let event = &story["stages"][0]["explanation"]["event"];
         assert_eq!((&story["user"], &event["personalise"]), (&json!("default/a/b"), &json!(false)));
+    assert!(story["event"]["accepted_ms"].is_i64(), "JSON keeps numbers");
+    assert_eq!(json("bea")["stages"][0]["explanation"]["event"]["unknown_products"], json!(["deposit"]));
+    let listed = program.succeed(&["dlq", "ls"], &[]).unwrap();
+    assert!(listed.lines().all(|line| line.contains("Z  ")), "{listed}");
     }
     for (user, part) in [("nobody", "shopper nobody: no event"), ("b/a", "neither as `tenant/user` nor as an id with a slash")] {
         let output = program.output(&["explain", user], &[]).unwrap();
