@@ -28,4 +28,4 @@ pub use secret::Secret;
 pub use shutdown::Shutdown;
 pub use stage::{DropReason, Input, Passed, Rejection, Settled, Stage, StageError, Stamp, Verdict, Write};
 pub use store::{Erasure, StageResult, Store, StoreError, StoredPage};
-pub use tally::{Phase, StageSnapshot, StageStats, Tally};
+pub use tally::{AtWork, Phase, StageSnapshot, StageStats, Tally};
