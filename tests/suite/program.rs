@@ -136,7 +136,9 @@ fn check_offline(place: &Place) {
     for stage in ["context", "themes", "keywords", "dedup", "aiqa", "page"] {
         assert!(story.contains(&format!("── {stage} ──")), "{story}");
     }
-    let story: Value = serde_json::from_str(&program.succeed(&["explain", "ada"], &["--json"]).unwrap()).unwrap();
+    assert!(story.contains("accepted at 20") && story.contains("at_ms: 2025-06-15T15:06:40.000Z"), "{story}");
+    let json = |user: &str| serde_json::from_str::<Value>(&program.succeed(&["explain", user], &["--json"]).unwrap()).unwrap();
+    let story = json("ada");
     assert_eq!(story["stages"].as_array().unwrap().len(), 5);
     for user in ["a/b", "default/a/b"] {
         let story: Value = serde_json::from_str(&program.succeed(&["explain", user], &["--json"]).unwrap()).unwrap();
