@@ -58,6 +58,8 @@ fn a_purchase_in_the_page_makes_a_new_page() {
 fn models(fallback: &Path) -> String {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
     if demo.join("decoder").is_dir() {
+    up.kill();
+    check_sign_in(&browser, &models, &dir.path().join("data"));
         return demo.display().to_string();
     }
     fixture::write_decoder(&fallback.join("decoder"), 1).expect("a decoder");
@@ -132,6 +134,20 @@ fn picture(browser: &Browser, name: &str) {
     assert!(base64.len() > 10_000, "an empty picture");
     if let Some(dir) = env::var_os("ENDCAP_PICTURES") {
         let dir = PathBuf::from(dir);
+/// With a token, a browser is asked for it, and comes to the page with it.
+fn check_sign_in(browser: &Browser, models: &str, data: &Path) {
+    const TOKEN: &str = "correct-horse-~battery";
+    let up = Run::new(PROGRAM, data).up(&["--models", models, "--shoppers", "0", "--token", TOKEN]).expect("a running endcap");
+    browser.open(up.address()).unwrap();
+    browser.wait_for("document.querySelector('#token')").unwrap();
+    picture(browser, "sign-in");
+    browser.write("#token", "correct-horse-battery\u{e007}").unwrap();
+    browser.wait_for("document.querySelector('[role=alert]').textContent.includes('not the right token')").unwrap();
+    browser.write("#token", &format!("{TOKEN}\u{e007}")).unwrap();
+    browser.wait_for("document.querySelectorAll('#personal .placement').length >= 5").unwrap();
+    assert_eq!(browser.value("location.search + document.cookie").unwrap(), "", "no script reads the token");
+}
+
         fs::create_dir_all(&dir).expect("a directory for pictures");
         fs::write(dir.join(format!("{name}.png")), decode(&base64)).expect("a picture file");
     }

@@ -248,14 +248,15 @@ fn the_page_and_its_interface_are_guarded() {
     for path in ["/", "/app.js", "/v1/shoppers", "/v1/pipeline", "/metrics", "/health", "/healthy/live"] {
         assert_eq!(up.text(path).unwrap().0, 401, "{path}");
     }
-    for path in ["/health/live", "/health/ready"] {
-        assert_eq!(up.text(path).unwrap().0, 200, "{path}: a probe brings no token");
+    for path in ["/health/live", "/health/ready", "/app.css"] {
+        assert_eq!(up.text(path).unwrap().0, 200, "{path}: a probe brings no token, and a sign-in page is drawn without it");
     }
     let second = program.output(&["up"], &["--models", &place.models, "--bind", "127.0.0.1:0"]).unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(
         String::from_utf8_lossy(&second.stderr).contains("another `endcap up` or `endcap run` uses the data directory"),
         "{second:?}"
+    check_sign_in(up.address());
     );
     up.kill();
 
@@ -280,6 +281,34 @@ fn wrong_usage_and_wrong_files_are_one_clear_error() {
     let place = place();
     let program = place.program();
     let config = place.file("endcap.toml", "colour = \"red\"\nrate = -1\n[aiqa]\nbeauty = 9\n");
+/// A browser without the token is asked for it, and is let in with it; a program is told in JSON.
+fn check_sign_in(address: &str) {
+    let agent = ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build().new_agent();
+    let get = |path: &str, header: (&str, &str)| agent.get(format!("{address}{path}")).header(header.0, header.1).call().unwrap();
+    for (path, accept, kind) in [
+        ("/", "text/html,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("/v1/pages/ada", "text/html,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("/", "*/*", "application/json"),
+        ("/v1/pages/ada", "application/json", "application/json"),
+    ] {
+        let response = get(path, ("accept", accept));
+        assert_eq!((response.status().as_u16(), response.headers()["content-type"].to_str().unwrap()), (401, kind), "{path}");
+    }
+    let sign_in = |form: &'static str| {
+        let request = agent.post(format!("{address}/sign-in")).header("content-type", "application/x-www-form-urlencoded");
+        request.send(form).unwrap()
+    };
+    let mut refused = sign_in("token=correct-horse-batterY");
+    assert!(refused.status() == 401 && !refused.headers().contains_key("set-cookie"));
+    assert!(refused.body_mut().read_to_string().unwrap().contains("not the right token"));
+    let entered = sign_in("token=correct-horse-battery");
+    assert_eq!((entered.status().as_u16(), entered.headers()["location"].to_str().unwrap()), (303, "/"));
+    let cookie = entered.headers()["set-cookie"].to_str().unwrap();
+    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+    let cookie = cookie.split(';').next().unwrap();
+    assert_eq!(get("/", ("cookie", cookie)).status(), 200);
+}
+
     let broken = Path::new(&place.models).join("decoder").join("model.safetensors");
     for (subcommand, args, code, parts) in [
         (vec!["up"], vec!["--bind", "0.0.0.0:0"], 2, vec!["`token` is needed"]),
