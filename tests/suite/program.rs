@@ -96,6 +96,8 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
     up.wait_for(&format!("/v1/pages/{path}"), |page| page["persona"].as_str().map(|_| ())).expect("a page for a hostile name");
 
     up.wait_for("/v1/pages/default/a/b", |page| page["persona"].as_str().map(|_| ())).expect("a page for an id with a slash");
+    let (status, answer) = up.get("/v1/pages/a/b").unwrap();
+    assert!(status == 404 && answer["error"].as_str().unwrap().contains("asked for as `default/a/b`"), "{answer}");
 
     let metrics = up.text("/metrics").unwrap().1;
     for line in [
@@ -105,9 +107,9 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
         "endcap_stage_seconds_sum{stage=\"aiqa\",where=\"infer\"} ",
         "endcap_dead_letters_total{stage=\"context\",kind=\"unknown_product\"} 1",
         "endcap_dead_letters_total{stage=\"ingest\",kind=\"malformed\"} 2",
+        "endcap_stage_counts_total{stage=\"context\",name=\"context.lines_unknown\"} 1",
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
-        "endcap_stage_counts_total{stage=\"context\",name=\"context.lines_unknown\"} 1",
     }
     up.wait_for("/v1/pipeline", |figures| (figures["refused"] == 2).then_some(())).expect("refused events in the figures");
 
@@ -140,15 +142,18 @@ fn check_offline(place: &Place) {
     let json = |user: &str| serde_json::from_str::<Value>(&program.succeed(&["explain", user], &["--json"]).unwrap()).unwrap();
     let story = json("ada");
     assert_eq!(story["stages"].as_array().unwrap().len(), 5);
-    for user in ["a/b", "default/a/b"] {
-        let story: Value = serde_json::from_str(&program.succeed(&["explain", user], &["--json"]).unwrap()).unwrap();
-        let event = &story["stages"][0]["explanation"]["event"];
-        assert_eq!((&story["user"], &event["personalise"]), (&json!("default/a/b"), &json!(false)));
     assert!(story["event"]["accepted_ms"].is_i64(), "JSON keeps numbers");
     assert_eq!(json("bea")["stages"][0]["explanation"]["event"]["unknown_products"], json!(["deposit"]));
     let listed = program.succeed(&["dlq", "ls"], &[]).unwrap();
     assert!(listed.lines().all(|line| line.contains("Z  ")), "{listed}");
+    for user in ["a/b", "default/a/b"] {
+        let story = json(user);
+        let event = &story["stages"][0]["explanation"]["event"];
+        assert_eq!((&story["user"], &event["personalise"]), (&json!("default/a/b"), &json!(false)));
     }
+    let erase = program.output(&["erase", "a/b"], &[]).unwrap();
+    let said = String::from_utf8_lossy(&erase.stderr);
+    assert!(erase.status.code() == Some(1) && said.contains("but of `default/a/b`"), "another shopper is not erased: {said}");
     for (user, part) in [("nobody", "shopper nobody: no event"), ("b/a", "neither as `tenant/user` nor as an id with a slash")] {
         let output = program.output(&["explain", user], &[]).unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
@@ -251,12 +256,12 @@ fn the_page_and_its_interface_are_guarded() {
     for path in ["/health/live", "/health/ready", "/app.css"] {
         assert_eq!(up.text(path).unwrap().0, 200, "{path}: a probe brings no token, and a sign-in page is drawn without it");
     }
+    check_sign_in(up.address());
     let second = program.output(&["up"], &["--models", &place.models, "--bind", "127.0.0.1:0"]).unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(
         String::from_utf8_lossy(&second.stderr).contains("another `endcap up` or `endcap run` uses the data directory"),
         "{second:?}"
-    check_sign_in(up.address());
     );
     up.kill();
 
@@ -276,11 +281,6 @@ fn the_page_and_its_interface_are_guarded() {
     assert_eq!(control["placements"].as_array().unwrap().len(), 8, "{control}");
 }
 
-#[test]
-fn wrong_usage_and_wrong_files_are_one_clear_error() {
-    let place = place();
-    let program = place.program();
-    let config = place.file("endcap.toml", "colour = \"red\"\nrate = -1\n[aiqa]\nbeauty = 9\n");
 /// A browser without the token is asked for it, and is let in with it; a program is told in JSON.
 fn check_sign_in(address: &str) {
     let agent = ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build().new_agent();
@@ -309,6 +309,11 @@ fn check_sign_in(address: &str) {
     assert_eq!(get("/", ("cookie", cookie)).status(), 200);
 }
 
+#[test]
+fn wrong_usage_and_wrong_files_are_one_clear_error() {
+    let place = place();
+    let program = place.program();
+    let config = place.file("endcap.toml", "colour = \"red\"\nrate = -1\n[aiqa]\nbeauty = 9\n");
     let broken = Path::new(&place.models).join("decoder").join("model.safetensors");
     for (subcommand, args, code, parts) in [
         (vec!["up"], vec!["--bind", "0.0.0.0:0"], 2, vec!["`token` is needed"]),
