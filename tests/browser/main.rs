@@ -28,6 +28,12 @@ fn a_purchase_in_the_page_makes_a_new_page() {
     let models = models(&dir.path().join("models"));
     let args = ["--models", &models, "--shoppers", "6", "--events", "12"];
     let up = Run::new(PROGRAM, &dir.path().join("data")).up(&args).expect("a running endcap");
+    // Until the simulated shoppers have all their pages, one of them may come in place of the purchase's.
+    let is_drained = |figures: &Value| {
+        let is_idle = figures["stages"].as_array()?.iter().all(|stage| stage["waiting"] == 0);
+        (figures["accepted"] == 12 && is_idle).then_some(())
+    };
+    up.wait_for("/v1/pipeline", is_drained).expect("pages of all simulated shoppers");
 
     browser.open(up.address()).unwrap();
     browser.wait_for("document.querySelectorAll('#personal .placement').length >= 5").unwrap();
@@ -52,14 +58,14 @@ fn a_purchase_in_the_page_makes_a_new_page() {
     check_unwanted(&browser, &up);
     let (_, figures) = up.get("/v1/pipeline").unwrap();
     assert!(figures["accepted"].as_u64().unwrap() > 0, "{figures}");
+    up.kill();
+    check_sign_in(&browser, &models, &dir.path().join("data"));
 }
 
 /// The demo models; tiny random ones where they are not there.
 fn models(fallback: &Path) -> String {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
     if demo.join("decoder").is_dir() {
-    up.kill();
-    check_sign_in(&browser, &models, &dir.path().join("data"));
         return demo.display().to_string();
     }
     fixture::write_decoder(&fallback.join("decoder"), 1).expect("a decoder");
@@ -128,12 +134,6 @@ fn check_unwanted(browser: &Browser, up: &Endcap) {
     browser.wait_for("document.querySelector('#journey').hidden && !document.querySelector('#personal.waiting')").unwrap();
 }
 
-/// Keeps what the window shows, where `ENDCAP_PICTURES` names a directory.
-fn picture(browser: &Browser, name: &str) {
-    let base64 = browser.screenshot().expect("a picture");
-    assert!(base64.len() > 10_000, "an empty picture");
-    if let Some(dir) = env::var_os("ENDCAP_PICTURES") {
-        let dir = PathBuf::from(dir);
 /// With a token, a browser is asked for it, and comes to the page with it.
 fn check_sign_in(browser: &Browser, models: &str, data: &Path) {
     const TOKEN: &str = "correct-horse-~battery";
@@ -148,6 +148,12 @@ fn check_sign_in(browser: &Browser, models: &str, data: &Path) {
     assert_eq!(browser.value("location.search + document.cookie").unwrap(), "", "no script reads the token");
 }
 
+/// Keeps what the window shows, where `ENDCAP_PICTURES` names a directory.
+fn picture(browser: &Browser, name: &str) {
+    let base64 = browser.screenshot().expect("a picture");
+    assert!(base64.len() > 10_000, "an empty picture");
+    if let Some(dir) = env::var_os("ENDCAP_PICTURES") {
+        let dir = PathBuf::from(dir);
         fs::create_dir_all(&dir).expect("a directory for pictures");
         fs::write(dir.join(format!("{name}.png")), decode(&base64)).expect("a picture file");
     }

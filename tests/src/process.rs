@@ -15,7 +15,7 @@ use serde_json::Value;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often and how many times an answer is looked at.
 const ASKED_EVERY: Duration = Duration::from_millis(50);
-const ASKED_MAX: usize = 1_200;
+const ASKED_MAX: usize = 3_600;
 /// How many times at a start, which makes a market.
 const ASKED_AT_START_MAX: usize = 6_000;
 /// What `endcap up` prints before its address, as soon as it serves.
@@ -185,7 +185,7 @@ impl Endcap {
     /// Asks `path` until `wanted` finds what it looks for in the answer.
     ///
     /// # Errors
-    /// When it does not within a minute.
+    /// When it does not within three minutes.
     pub fn wait_for<T>(&self, path: &str, wanted: impl Fn(&Value) -> Option<T>) -> Result<T> {
         let patience = Shutdown::new();
         for _ in 0..ASKED_MAX {
