@@ -9,6 +9,7 @@ pub const UNCATEGORISED: &str = "uncategorised";
 
 /// A product of the catalogue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Product {
     /// Id, unique in the market.
     pub id: String,
@@ -79,6 +80,7 @@ pub struct Category {
 
 /// A term of the keyword corpus.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Term {
     /// The term, lower case.
     pub text: String,

@@ -28,6 +28,12 @@ fn a_purchase_in_the_page_makes_a_new_page() {
     let models = models(&dir.path().join("models"));
     let args = ["--models", &models, "--shoppers", "6", "--events", "12"];
     let up = Run::new(PROGRAM, &dir.path().join("data")).up(&args).expect("a running endcap");
+    // Until the simulated shoppers have all their pages, one of them may come in place of the purchase's.
+    let is_drained = |figures: &Value| {
+        let is_idle = figures["stages"].as_array()?.iter().all(|stage| stage["waiting"] == 0);
+        (figures["accepted"] == 12 && is_idle).then_some(())
+    };
+    up.wait_for("/v1/pipeline", is_drained).expect("pages of all simulated shoppers");
 
     browser.open(up.address()).unwrap();
     browser.wait_for("document.querySelectorAll('#personal .placement').length >= 5").unwrap();
@@ -52,6 +58,8 @@ fn a_purchase_in_the_page_makes_a_new_page() {
     check_unwanted(&browser, &up);
     let (_, figures) = up.get("/v1/pipeline").unwrap();
     assert!(figures["accepted"].as_u64().unwrap() > 0, "{figures}");
+    up.kill();
+    check_sign_in(&browser, &models, &dir.path().join("data"));
 }
 
 /// The demo models; tiny random ones where they are not there.
@@ -124,6 +132,20 @@ fn check_unwanted(browser: &Browser, up: &Endcap) {
     browser.click("#personal .placement:first-child .buy").unwrap();
     browser.wait_for("document.querySelector('#toast').textContent.includes('changes nothing here')").unwrap();
     browser.wait_for("document.querySelector('#journey').hidden && !document.querySelector('#personal.waiting')").unwrap();
+}
+
+/// With a token, a browser is asked for it, and comes to the page with it.
+fn check_sign_in(browser: &Browser, models: &str, data: &Path) {
+    const TOKEN: &str = "correct-horse-~battery";
+    let up = Run::new(PROGRAM, data).up(&["--models", models, "--shoppers", "0", "--token", TOKEN]).expect("a running endcap");
+    browser.open(up.address()).unwrap();
+    browser.wait_for("document.querySelector('#token')").unwrap();
+    picture(browser, "sign-in");
+    browser.write("#token", "correct-horse-battery\u{e007}").unwrap();
+    browser.wait_for("document.querySelector('[role=alert]').textContent.includes('not the right token')").unwrap();
+    browser.write("#token", &format!("{TOKEN}\u{e007}")).unwrap();
+    browser.wait_for("document.querySelectorAll('#personal .placement').length >= 5").unwrap();
+    assert_eq!(browser.value("location.search + document.cookie").unwrap(), "", "no script reads the token");
 }
 
 /// Keeps what the window shows, where `ENDCAP_PICTURES` names a directory.

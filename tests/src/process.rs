@@ -15,11 +15,11 @@ use serde_json::Value;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often and how many times an answer is looked at.
 const ASKED_EVERY: Duration = Duration::from_millis(50);
-const ASKED_MAX: usize = 1_200;
+const ASKED_MAX: usize = 3_600;
 /// How many times at a start, which makes a market.
 const ASKED_AT_START_MAX: usize = 6_000;
-/// What `endcap up` prints before its address.
-const ADDRESS: &str = "page: ";
+/// What `endcap up` prints before its address, as soon as it serves.
+const ADDRESS: &str = "address: ";
 
 /// A run of the program to its end.
 pub struct Run {
@@ -123,7 +123,7 @@ impl Run {
             if up.stdout.read_line(&mut line)? == 0 {
                 bail!("endcap ended before it served: {}", up.last_words());
             }
-            if let Some(address) = line.trim().strip_prefix(ADDRESS) {
+            if let Some(address) = line.strip_prefix(ADDRESS).and_then(|rest| rest.split_whitespace().next()) {
                 up.address = address.trim_end_matches('/').to_owned();
                 return Ok(up);
             }
@@ -185,7 +185,7 @@ impl Endcap {
     /// Asks `path` until `wanted` finds what it looks for in the answer.
     ///
     /// # Errors
-    /// When it does not within a minute.
+    /// When it does not within three minutes.
     pub fn wait_for<T>(&self, path: &str, wanted: impl Fn(&Value) -> Option<T>) -> Result<T> {
         let patience = Shutdown::new();
         for _ in 0..ASKED_MAX {

@@ -2,6 +2,7 @@
 
 mod architecture;
 mod fleet;
+mod import_docs;
 mod market;
 mod path;
 mod program;

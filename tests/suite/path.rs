@@ -54,9 +54,9 @@ fn run_at(clock: Arc<dyn Clock>, market: &endcap_retrieval::Market, data: &Dir, 
     feed::feed(&mut source, &file, pace, clock.as_ref(), &FeedState::default(), &shutdown).unwrap();
     let mut monitor = Monitor::new(sides.clone(), path.stages.clone());
     let received = |figures: &Figures| figures.stages[2].received;
-    let before = received(&monitor.read(clock.monotonic(), None).unwrap());
+    let before = received(&monitor.read(clock.monotonic(), clock.now_ms(), None).unwrap());
     loop {
-        let figures = monitor.read(clock.monotonic(), None).unwrap();
+        let figures = monitor.read(clock.monotonic(), clock.now_ms(), None).unwrap();
         let under_way = received(&figures) > before;
         if figures.stages.iter().all(|stage| stage.waiting == 0) || (cut && under_way) {
             break;

@@ -68,6 +68,8 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
     let body = json!([
         purchase("good", "ada", "d00001"),
         purchase("unknown", "ada", "no-such-product"),
+        { "id": "basket", "user": "bea", "at_ms": 1_750_000_000_000_i64, "kind": "purchase",
+          "lines": [{ "product": "deposit" }, { "product": "d00001" }] },
         { "id": "future", "user": "ada", "at_ms": 4_000_000_000_000_i64, "kind": "purchase", "lines": [{ "product": "d00001" }] },
         { "id": "absurd", "user": "ada", "at_ms": 1, "kind": "purchase", "lines": [{ "product": "d00001", "quantity": 2_000_000_000 }] },
         { "id": "shape-of-12345678", "user": 12_345_678, "at_ms": "yesterday" },
@@ -78,8 +80,9 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
     let statuses: Vec<&str> =
         answer["results"].as_array().unwrap().iter().map(|result| result["status"].as_str().unwrap()).collect();
     let (accepted, rejected) = ("accepted", "rejected");
-    assert_eq!((status, statuses), (200, vec![accepted, accepted, accepted, rejected, rejected, accepted, accepted]));
-    assert_eq!(answer["results"][3]["index"], 3, "{answer}");
+    let expected = vec![accepted, accepted, accepted, accepted, rejected, rejected, accepted, accepted];
+    assert_eq!((status, statuses), (200, expected));
+    assert_eq!(answer["results"][4]["index"], 4, "{answer}");
 
     let letters = dead_letters(&up, 4);
     let mut reasons: Vec<&str> = letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
@@ -93,6 +96,8 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
     up.wait_for(&format!("/v1/pages/{path}"), |page| page["persona"].as_str().map(|_| ())).expect("a page for a hostile name");
 
     up.wait_for("/v1/pages/default/a/b", |page| page["persona"].as_str().map(|_| ())).expect("a page for an id with a slash");
+    let (status, answer) = up.get("/v1/pages/a/b").unwrap();
+    assert!(status == 404 && answer["error"].as_str().unwrap().contains("asked for as `default/a/b`"), "{answer}");
 
     let metrics = up.text("/metrics").unwrap().1;
     for line in [
@@ -102,6 +107,7 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
         "endcap_stage_seconds_sum{stage=\"aiqa\",where=\"infer\"} ",
         "endcap_dead_letters_total{stage=\"context\",kind=\"unknown_product\"} 1",
         "endcap_dead_letters_total{stage=\"ingest\",kind=\"malformed\"} 2",
+        "endcap_stage_counts_total{stage=\"context\",name=\"context.lines_unknown\"} 1",
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
@@ -132,13 +138,22 @@ fn check_offline(place: &Place) {
     for stage in ["context", "themes", "keywords", "dedup", "aiqa", "page"] {
         assert!(story.contains(&format!("── {stage} ──")), "{story}");
     }
-    let story: Value = serde_json::from_str(&program.succeed(&["explain", "ada"], &["--json"]).unwrap()).unwrap();
+    assert!(story.contains("accepted at 20") && story.contains("at_ms: 2025-06-15T15:06:40.000Z"), "{story}");
+    let json = |user: &str| serde_json::from_str::<Value>(&program.succeed(&["explain", user], &["--json"]).unwrap()).unwrap();
+    let story = json("ada");
     assert_eq!(story["stages"].as_array().unwrap().len(), 5);
+    assert!(story["event"]["accepted_ms"].is_i64(), "JSON keeps numbers");
+    assert_eq!(json("bea")["stages"][0]["explanation"]["event"]["unknown_products"], json!(["deposit"]));
+    let listed = program.succeed(&["dlq", "ls"], &[]).unwrap();
+    assert!(listed.lines().all(|line| line.contains("Z  ")), "{listed}");
     for user in ["a/b", "default/a/b"] {
-        let story: Value = serde_json::from_str(&program.succeed(&["explain", user], &["--json"]).unwrap()).unwrap();
+        let story = json(user);
         let event = &story["stages"][0]["explanation"]["event"];
         assert_eq!((&story["user"], &event["personalise"]), (&json!("default/a/b"), &json!(false)));
     }
+    let erase = program.output(&["erase", "a/b"], &[]).unwrap();
+    let said = String::from_utf8_lossy(&erase.stderr);
+    assert!(erase.status.code() == Some(1) && said.contains("but of `default/a/b`"), "another shopper is not erased: {said}");
     for (user, part) in [("nobody", "shopper nobody: no event"), ("b/a", "neither as `tenant/user` nor as an id with a slash")] {
         let output = program.output(&["explain", user], &[]).unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
@@ -238,9 +253,10 @@ fn the_page_and_its_interface_are_guarded() {
     for path in ["/", "/app.js", "/v1/shoppers", "/v1/pipeline", "/metrics", "/health", "/healthy/live"] {
         assert_eq!(up.text(path).unwrap().0, 401, "{path}");
     }
-    for path in ["/health/live", "/health/ready"] {
-        assert_eq!(up.text(path).unwrap().0, 200, "{path}: a probe brings no token");
+    for path in ["/health/live", "/health/ready", "/app.css"] {
+        assert_eq!(up.text(path).unwrap().0, 200, "{path}: a probe brings no token, and a sign-in page is drawn without it");
     }
+    check_sign_in(up.address());
     let second = program.output(&["up"], &["--models", &place.models, "--bind", "127.0.0.1:0"]).unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(
@@ -263,6 +279,34 @@ fn the_page_and_its_interface_are_guarded() {
     assert_eq!(up.get("/nothing").unwrap().0, 404);
     let (_, control) = up.get("/v1/control/anybody").unwrap();
     assert_eq!(control["placements"].as_array().unwrap().len(), 8, "{control}");
+}
+
+/// A browser without the token is asked for it, and is let in with it; a program is told in JSON.
+fn check_sign_in(address: &str) {
+    let agent = ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build().new_agent();
+    let get = |path: &str, header: (&str, &str)| agent.get(format!("{address}{path}")).header(header.0, header.1).call().unwrap();
+    for (path, accept, kind) in [
+        ("/", "text/html,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("/v1/pages/ada", "text/html,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("/", "*/*", "application/json"),
+        ("/v1/pages/ada", "application/json", "application/json"),
+    ] {
+        let response = get(path, ("accept", accept));
+        assert_eq!((response.status().as_u16(), response.headers()["content-type"].to_str().unwrap()), (401, kind), "{path}");
+    }
+    let sign_in = |form: &'static str| {
+        let request = agent.post(format!("{address}/sign-in")).header("content-type", "application/x-www-form-urlencoded");
+        request.send(form).unwrap()
+    };
+    let mut refused = sign_in("token=correct-horse-batterY");
+    assert!(refused.status() == 401 && !refused.headers().contains_key("set-cookie"));
+    assert!(refused.body_mut().read_to_string().unwrap().contains("not the right token"));
+    let entered = sign_in("token=correct-horse-battery");
+    assert_eq!((entered.status().as_u16(), entered.headers()["location"].to_str().unwrap()), (303, "/"));
+    let cookie = entered.headers()["set-cookie"].to_str().unwrap();
+    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+    let cookie = cookie.split(';').next().unwrap();
+    assert_eq!(get("/", ("cookie", cookie)).status(), 200);
 }
 
 #[test]

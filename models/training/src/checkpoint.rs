@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs, io::Write, path::Path, time::Duration};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, TrainError, adamw::AdamW, params::Params};
+use crate::{Result, TrainError, adamw::AdamW, params::Params, step::Scores};
 
 /// How far a run has come. The generator's position is a function of `seed` and `step`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,6 +17,9 @@ pub(crate) struct Position {
     pub(crate) step: u64,
     pub(crate) tokens: u64,
     pub(crate) elapsed: Duration,
+    /// The last held-out scores, and the step after which they were taken.
+    #[serde(default)]
+    pub(crate) scored: Option<(u64, Scores)>,
 }
 
 const KEY: &str = "position";
@@ -105,7 +108,14 @@ mod tests {
         params.freeze(|name| name == "frozen");
         let mut optimiser = AdamW::new(&params, AdamWConfig::default());
         optimiser.step(&mut params, &vec![vec![0.1, 0.2, 0.3, 0.4]], 0.1);
-        let position = Position { of: "a test".into(), seed: 3, step: 1, tokens: 99, elapsed: Duration::from_millis(1_500) };
+        let position = Position {
+            of: "a test".into(),
+            seed: 3,
+            step: 1,
+            tokens: 99,
+            elapsed: Duration::from_millis(1_500),
+            scored: Some((1, vec![("accuracy".into(), 0.5)])),
+        };
         save(&path, &params, &optimiser, &position).unwrap();
 
         let (mut other, mut fresh) = (params.clone(), AdamW::new(&params, AdamWConfig::default()));
@@ -123,7 +133,7 @@ mod tests {
         let mut params = Params::default();
         params.push("x", &[2], vec![1.0, 2.0]);
         let mut optimiser = AdamW::new(&params, AdamWConfig::default());
-        let position = Position { of: "a test".into(), seed: 0, step: 0, tokens: 0, elapsed: Duration::ZERO };
+        let position = Position { of: "a test".into(), seed: 0, step: 0, tokens: 0, elapsed: Duration::ZERO, scored: None };
         save(&path, &params, &optimiser, &position).unwrap();
         let mut wider = Params::default();
         wider.push("x", &[3], vec![0.0; 3]);

@@ -1,6 +1,9 @@
 //! The cross-encoder: starts from the distilled encoder and learns which products belong to a theme.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
 
 use candle_core::Tensor;
 use endcap_engine::{Tokenizer, ops};
@@ -17,7 +20,7 @@ use crate::{
     params::{Params, Weights},
     run,
     source::Source,
-    step::{Loss, Scores, Task, spread},
+    step::{Loss, Scores, Task, heed, spread},
     strange,
     words::{Distilled, embedding},
 };
@@ -101,7 +104,7 @@ pub fn train_cross_encoder(
     };
     let mut report = run::train(&task, &mut params, &run.settings, around)?;
     let weights = params.weights()?;
-    let threshold = threshold(&task.examine(&weights, 1, Leaf::Named)?);
+    let threshold = threshold(&task.examine(&weights, 1, Leaf::Named, around.stop)?);
     report.scores.push(("threshold".into(), f64::from(threshold)));
     let config = serde_json::json!({
         "architectures": ["BertForSequenceClassification"], "model_type": "bert", "hidden_act": "gelu", "layer_norm_eps": 1e-12,
@@ -235,8 +238,9 @@ impl Relevance<'_> {
     }
 
     /// Logits and labels of pairs with held-out products.
-    fn examine(&self, weights: &Weights, seed: u64, leaf: Leaf) -> Result<Vec<(f32, bool)>> {
+    fn examine(&self, weights: &Weights, seed: u64, leaf: Leaf, stop: &AtomicBool) -> Result<Vec<(f32, bool)>> {
         let batches = spread(EXAMINED / BATCH, self.threads, |batch| -> Result<Vec<(f32, bool)>> {
+            heed(stop)?;
             let mut rng = ChaCha8Rng::seed_from_u64(seed * 1_000 + batch as u64);
             let mut pairs = Pairs::default();
             for _ in 0..BATCH {
@@ -297,12 +301,13 @@ impl Task for Relevance<'_> {
         Ok(Loss { total, parts, tokens: pairs.packed.ids.len() })
     }
 
-    fn scores(&self, weights: &Weights) -> Result<Scores> {
+    fn scores(&self, weights: &Weights, stop: &AtomicBool) -> Result<Scores> {
         let right = |pairs: &[(f32, bool)]| {
             pairs.iter().filter(|(logit, relevant)| (*logit > 0.0) == *relevant).count() as f64 / pairs.len() as f64
         };
-        let (named, bare) = (self.examine(weights, 2, Leaf::Named)?, self.examine(weights, 3, Leaf::Missing)?);
-        let strange = self.examine(weights, 4, Leaf::Strange)?;
+        let named = self.examine(weights, 2, Leaf::Named, stop)?;
+        let bare = self.examine(weights, 3, Leaf::Missing, stop)?;
+        let strange = self.examine(weights, 4, Leaf::Strange, stop)?;
         let base = named.iter().filter(|(_, relevant)| *relevant).count() as f64 / named.len() as f64;
         Ok(vec![
             ("accuracy".into(), right(&named)),

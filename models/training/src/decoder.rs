@@ -1,6 +1,6 @@
 //! The decoder's base: trained on catalogue facts, pages of themes and keyword lists at once; then an adapter for each task.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::atomic::AtomicBool};
 
 use candle_core::Tensor;
 use endcap_engine::{Adapter, ModelDir, Tokenizer, ops};
@@ -391,13 +391,13 @@ impl Task for Lessons<'_> {
         Ok(Loss { total, parts, tokens: micro.ids.len() })
     }
 
-    fn scores(&self, weights: &Weights) -> Result<Scores> {
+    fn scores(&self, weights: &Weights, stop: &AtomicBool) -> Result<Scores> {
         let mut scores = Vec::new();
         if self.mix.themes > 0.0 {
-            scores.extend(self.theme_scores(weights)?);
+            scores.extend(self.theme_scores(weights, stop)?);
         }
         if self.mix.keywords > 0.0 {
-            scores.extend(self.keyword_scores(weights)?);
+            scores.extend(self.keyword_scores(weights, stop)?);
         }
         Ok(scores)
     }

@@ -1,6 +1,6 @@
 //! The small encoder: distilled from a teacher encoder, on the market's texts and on word combinations that the market lacks.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::{collections::HashSet, path::PathBuf, sync::atomic::AtomicBool};
 
 use candle_core::{Device, Tensor};
 use endcap_engine::{Tokenizer, ops};
@@ -16,7 +16,7 @@ use crate::{
     params::{Params, Weights},
     run,
     source::{Source, encode_single},
-    step::{Loss, Scores, Task},
+    step::{Loss, Scores, Task, heed},
     teacher::{Teacher, embed},
 };
 
@@ -240,8 +240,11 @@ impl Task for Distil {
         Ok(Loss { total: (cosine + (similarity * SIMILARITY_WEIGHT)?)?, parts, tokens: batch.ids.len() })
     }
 
-    fn scores(&self, weights: &Weights) -> Result<Scores> {
-        let all = |ids: Vec<Vec<u32>>| embed(&self.shape, weights, &ids, self.threads);
+    fn scores(&self, weights: &Weights, stop: &AtomicBool) -> Result<Scores> {
+        let all = |ids: Vec<Vec<u32>>| {
+            heed(stop)?;
+            embed(&self.shape, weights, &ids, self.threads)
+        };
         let terms = all(self.terms.iter().map(|term| term.0.clone()).collect())?;
         let held = all(self.held_out.iter().map(|text| text.0.clone()).collect())?;
         let names = all(self.names.clone())?;

@@ -1,6 +1,9 @@
 //! How the decoder is examined while it learns: pages for held-out households, keyword lists with terms it never saw.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::atomic::AtomicBool,
+};
 
 use endcap_engine::{Segments, ops::select_rows};
 use endcap_market::ThemeSample;
@@ -11,7 +14,7 @@ use crate::{
     Result,
     decoder::{CANDIDATES, KEYWORDS, Lessons},
     params::Weights,
-    step::{Scores, spread},
+    step::{Scores, heed, spread},
     tasks::{Micro, Sequence},
 };
 
@@ -40,7 +43,7 @@ struct PageCounts {
 
 impl Lessons<'_> {
     /// Free-running pages for held-out households against the merchandiser's.
-    pub(crate) fn theme_scores(&self, weights: &Weights) -> Result<Scores> {
+    pub(crate) fn theme_scores(&self, weights: &Weights, stop: &AtomicBool) -> Result<Scores> {
         let samples: Vec<ThemeSample> = (0..HOUSEHOLDS)
             .map(|n| {
                 let mut rng = ChaCha8Rng::seed_from_u64(n);
@@ -49,7 +52,7 @@ impl Lessons<'_> {
             })
             .collect();
         let sequences: Vec<Sequence> = samples.iter().map(|sample| self.encode.themes(sample)).collect::<Result<_>>()?;
-        let answers = self.write(weights, sequences.iter().map(|sequence| sequence.prompt.clone()).collect())?;
+        let answers = self.write(weights, sequences.iter().map(|sequence| sequence.prompt.clone()).collect(), stop)?;
         let mut counts = PageCounts::default();
         for (sample, answer) in samples.iter().zip(&answers) {
             self.count_page(&mut counts, sample, answer);
@@ -87,13 +90,14 @@ impl Lessons<'_> {
     }
 
     /// Greedy answers, several at a time, without a cache: slow and simple.
-    fn write(&self, weights: &Weights, prompts: Vec<Vec<u32>>) -> Result<Vec<Vec<u32>>> {
+    fn write(&self, weights: &Weights, prompts: Vec<Vec<u32>>, stop: &AtomicBool) -> Result<Vec<Vec<u32>>> {
         let mut answers: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
         let done = |answer: &[u32]| {
             let ends = answer.iter().filter(|id| **id == self.encode.next_title || **id == self.encode.close).count();
             ends >= THEMES || answer.last() == Some(&self.encode.close) || answer.len() >= ANSWER_MAX
         };
         loop {
+            heed(stop)?;
             let open: Vec<usize> = (0..prompts.len()).filter(|i| !done(&answers[*i])).collect();
             if open.is_empty() {
                 return Ok(answers);
@@ -136,8 +140,11 @@ impl Lessons<'_> {
     }
 
     /// The candidate head's choice and the next keyword after the teacher's, over lists that hold unseen terms too.
-    pub(crate) fn keyword_scores(&self, weights: &Weights) -> Result<Scores> {
-        let lists = spread(LISTS as usize, self.threads, |n| self.examine_list(weights, n as u64));
+    pub(crate) fn keyword_scores(&self, weights: &Weights, stop: &AtomicBool) -> Result<Scores> {
+        let lists = spread(LISTS as usize, self.threads, |n| {
+            heed(stop)?;
+            self.examine_list(weights, n as u64)
+        });
         let mut sum = ListCounts::default();
         for list in lists {
             sum.add(&list?);

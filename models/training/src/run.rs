@@ -1,10 +1,6 @@
 //! The loop that every model is trained by: budget, learning rate, checkpoints, progress, held-out scores.
 
-use std::{
-    path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::atomic::AtomicBool, time::Duration};
 
 use endcap_inference::prompts;
 use serde::Serialize;
@@ -14,7 +10,7 @@ use crate::{
     adamw::{AdamW, AdamWConfig},
     checkpoint::{self, Position},
     params::Params,
-    step::{Scores, Task, gradients},
+    step::{Scores, Task, gradients, heed},
 };
 
 /// How long a run trains.
@@ -74,7 +70,7 @@ impl Default for RunSettings {
 pub struct Surroundings<'a> {
     /// Time since any fixed moment; never goes back.
     pub clock: &'a dyn Fn() -> Duration,
-    /// Set from outside to end the run after its step, with a checkpoint.
+    /// Set from outside to end the run after its step or in the middle of an examination, with a checkpoint.
     pub stop: &'a AtomicBool,
     /// Takes progress lines.
     pub say: &'a mut dyn FnMut(&str),
@@ -104,8 +100,8 @@ impl RunReport {
 }
 
 const WARM_UP_STEPS: u64 = 100;
-/// Said before held-out data is gone through, which takes a minute and hears nobody.
-const MEASURING: &str = "measuring on held-out data; a wish to end is heard afterwards";
+/// Said before held-out data is gone through, which takes a minute.
+const MEASURING: &str = "measuring on held-out data";
 /// Times that a score took until the next one.
 const SCORE_RARITY: u32 = 9;
 /// The rate at the end, as a share of the highest.
@@ -135,7 +131,7 @@ pub(crate) fn train<T: Task>(
     check(settings)?;
     let mut optimiser = AdamW::new(params, AdamWConfig::default());
     let of = format!("{}, prompts {}, from weights {:016x}", task.data(), prompts::VERSION, params.fingerprint());
-    let mut position = Position { of, seed: settings.seed, step: 0, tokens: 0, elapsed: Duration::ZERO };
+    let mut position = Position { of, seed: settings.seed, step: 0, tokens: 0, elapsed: Duration::ZERO, scored: None };
     if let Some(path) = settings.checkpoint.as_ref().filter(|path| path.exists()) {
         match checkpoint::load(path, &position.of, params, &mut optimiser)? {
             Some(kept) => {
@@ -147,7 +143,7 @@ pub(crate) fn train<T: Task>(
         }
     }
     let mut progress = Progress::new(&position, settings.score_every);
-    let (mut saved, mut scored) = (position.elapsed, None);
+    let mut saved = position.elapsed;
     let mut last = (around.clock)();
     while done(settings, &position) < 1.0 {
         let share = done(settings, &position);
@@ -163,35 +159,27 @@ pub(crate) fn train<T: Task>(
         let now = (around.clock)();
         position.elapsed += now - last;
         last = now;
-        if around.stop.load(Ordering::Relaxed) {
-            save(settings, params, &optimiser, &position)?;
-            return Err(TrainError::Stopped);
-        }
-        if position.elapsed >= progress.next {
-            (around.say)(MEASURING);
-            let scores = task.scores(&params.weights()?)?;
-            (around.say)(&progress.line(&position, &scores));
+        let mut examined = heed(around.stop);
+        if examined.is_ok() && position.elapsed >= progress.next {
+            examined = examine(task, params, &mut position, &progress, around);
             let took = (around.clock)() - last;
             position.elapsed += took;
             last += took;
-            scored = Some((position.step, scores));
             progress.go_on(&position, settings.score_every.max(took * SCORE_RARITY));
         }
-        if position.elapsed - saved >= settings.checkpoint_every {
+        if examined.is_err() || position.elapsed - saved >= settings.checkpoint_every {
             save(settings, params, &optimiser, &position)?;
             saved = position.elapsed;
         }
+        examined?;
     }
     save(settings, params, &optimiser, &position)?;
-    let scores = match scored.filter(|(step, _)| *step == position.step) {
-        Some((_, scores)) => scores,
-        None => {
-            (around.say)(MEASURING);
-            let scores = task.scores(&params.weights()?)?;
-            (around.say)(&progress.line(&position, &scores));
-            scores
-        }
-    };
+    if position.scored.as_ref().is_none_or(|(step, _)| *step != position.step) {
+        examine(task, params, &mut position, &progress, around)?;
+        // A run that goes on from here later is over at once.
+        save(settings, params, &optimiser, &position)?;
+    }
+    let (_, scores) = position.scored.expect("a run that has ended is examined");
     Ok(RunReport {
         steps: position.step,
         tokens: position.tokens,
@@ -199,6 +187,21 @@ pub(crate) fn train<T: Task>(
         parameters: params.trained().map(|param| param.value.len()).sum(),
         scores,
     })
+}
+
+/// Examines `params` on held-out data, and notes the scores with their step.
+fn examine<T: Task>(
+    task: &T,
+    params: &Params,
+    position: &mut Position,
+    progress: &Progress,
+    around: &mut Surroundings<'_>,
+) -> Result<()> {
+    (around.say)(MEASURING);
+    let scores = task.scores(&params.weights()?, around.stop)?;
+    (around.say)(&progress.line(position, &scores));
+    position.scored = Some((position.step, scores));
+    Ok(())
 }
 
 fn check(settings: &RunSettings) -> Result<()> {
@@ -277,7 +280,10 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, sync::atomic::AtomicU64};
+    use std::{
+        cell::Cell,
+        sync::atomic::{AtomicU64, Ordering},
+    };
 
     use candle_core::Tensor;
     use rand::RngExt;
@@ -307,7 +313,7 @@ mod tests {
             Ok(Loss { parts: vec![("square", total.to_scalar()?)], total, tokens: 16 })
         }
 
-        fn scores(&self, weights: &Weights) -> Result<Scores> {
+        fn scores(&self, weights: &Weights, _: &AtomicBool) -> Result<Scores> {
             Ok(vec![("slope".into(), f64::from(weights.get("slope").to_vec1::<f32>()?[0]))])
         }
     }
@@ -350,10 +356,10 @@ mod tests {
         assert_eq!(resumed, go(&whole).0);
     }
 
-    /// A line whose scores take a minute each on a clock that a step moves by a second.
-    struct Slow<'a>(&'a AtomicU64, AtomicU64);
+    /// A line that is watched while it is examined.
+    struct Watched<F>(F);
 
-    impl Task for Slow<'_> {
+    impl<F: Fn(&AtomicBool) -> Result<()> + Sync> Task for Watched<F> {
         type Micro = Vec<f32>;
 
         fn data(&self) -> &str {
@@ -368,10 +374,9 @@ mod tests {
             Line.loss(weights, xs)
         }
 
-        fn scores(&self, weights: &Weights) -> Result<Scores> {
-            self.0.fetch_add(60, Ordering::Relaxed);
-            self.1.fetch_add(1, Ordering::Relaxed);
-            Line.scores(weights)
+        fn scores(&self, weights: &Weights, stop: &AtomicBool) -> Result<Scores> {
+            (self.0)(stop)?;
+            Line.scores(weights, stop)
         }
     }
 
@@ -395,16 +400,48 @@ mod tests {
     }
 
     #[test]
+    fn an_examination_hears_a_wish_to_end_and_is_not_made_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = RunSettings {
+            budget: Budget::Steps(60),
+            checkpoint: Some(folder.path().join("run.checkpoint")),
+            ..RunSettings::default()
+        };
+        let (stop, scored) = (AtomicBool::new(false), AtomicU64::new(0));
+        let run = |ask: bool| {
+            let task = Watched(|heard: &AtomicBool| {
+                scored.fetch_add(1, Ordering::Relaxed);
+                stop.store(ask, Ordering::Relaxed);
+                heed(heard)
+            });
+            let mut around = Surroundings { clock: &|| Duration::ZERO, stop: &stop, say: &mut |_| {} };
+            train(&task, &mut start(), &settings, &mut around)
+        };
+        assert!(matches!(run(true), Err(TrainError::Stopped)), "in the middle of the examination at the end");
+        stop.store(false, Ordering::Relaxed);
+        let report = run(false).unwrap();
+        assert_eq!((report.steps, scored.load(Ordering::Relaxed)), (60, 2));
+        let again = run(false).unwrap();
+        assert_eq!((again.steps, scored.load(Ordering::Relaxed)), (60, 2), "its scores are in the checkpoint");
+        assert!((again.scores[0].1 - report.scores[0].1).abs() < 1e-9, "{again:?}");
+    }
+
+    #[test]
     fn scores_count_as_time_and_take_a_tenth_of_it_at_most() {
-        let now = AtomicU64::new(0);
-        let (task, mut params) = (Slow(&now, AtomicU64::new(0)), start());
+        // A score takes a minute on a clock that a step moves by a second.
+        let (now, scored, mut params) = (AtomicU64::new(0), AtomicU64::new(0), start());
+        let task = Watched(|_: &AtomicBool| {
+            now.fetch_add(60, Ordering::Relaxed);
+            scored.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
         let clock = || Duration::from_secs(now.fetch_add(1, Ordering::Relaxed));
         let mut around = Surroundings { clock: &clock, stop: &AtomicBool::new(false), say: &mut |_| {} };
         let settings = RunSettings { budget: Budget::Minutes(50.0), ..RunSettings::default() };
         train(&task, &mut params, &settings, &mut around).unwrap();
-        let scored = task.1.into_inner() - 1; // the last one belongs to the report
+        let scored = scored.load(Ordering::Relaxed) - 1; // the last one belongs to the report
         assert!((3..=5).contains(&scored), "{scored} scores in 50 minutes");
-        let seconds = now.into_inner();
+        let seconds = now.load(Ordering::Relaxed);
         assert!((50 * 60..=52 * 60).contains(&seconds), "ended after {seconds} s");
     }
 

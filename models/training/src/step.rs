@@ -1,13 +1,16 @@
 //! One optimiser step: micro-batches spread over threads, their gradients added up in a fixed order.
 
-use std::thread;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use candle_core::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    Result,
+    Result, TrainError,
     params::{Gradients, Weights},
 };
 
@@ -25,8 +28,13 @@ pub(crate) trait Task: Sync {
     /// The micro-batch's loss, a mean over what it holds.
     fn loss(&self, weights: &Weights, micro: &Self::Micro) -> Result<Loss>;
 
-    /// Scores on held-out data.
-    fn scores(&self, weights: &Weights) -> Result<Scores>;
+    /// Scores on held-out data; [`TrainError::Stopped`] soon after `stop` is set.
+    fn scores(&self, weights: &Weights, stop: &AtomicBool) -> Result<Scores>;
+}
+
+/// [`TrainError::Stopped`] once somebody asks to end.
+pub(crate) fn heed(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) { Err(TrainError::Stopped) } else { Ok(()) }
 }
 
 /// Named held-out scores, in reading order.

@@ -29,6 +29,8 @@ pub struct Slate {
     pub widened: usize,
     /// Keywords that brought too little that is relevant.
     pub given_up: Vec<Keyword>,
+    /// Products that were judged and went with those keywords, as no other brought them.
+    pub gone: usize,
 }
 
 /// What judging says about a placement.
@@ -59,7 +61,7 @@ impl Slate {
         let mut products = interleave(found);
         let retrieved = products.len();
         products.truncate(config.products_max);
-        Self { theme, keywords, products, scores: Vec::new(), retrieved, banned, widened: 0, given_up: Vec::new() }
+        Self { theme, keywords, products, scores: Vec::new(), retrieved, banned, widened: 0, given_up: Vec::new(), gone: 0 }
     }
 
     /// How the slate fares.
@@ -95,8 +97,10 @@ impl Slate {
         let left: Vec<Vec<Arc<Product>>> =
             found.into_iter().zip(&good).filter(|(_, good)| **good).map(|(list, _)| list).collect();
         let brought: HashSet<&str> = left.iter().flatten().map(|product| product.id.as_str()).collect();
+        let judged_before = self.scores.len();
         let judged = std::mem::take(&mut self.products).into_iter().zip(std::mem::take(&mut self.scores));
         (self.products, self.scores) = judged.filter(|(product, _)| brought.contains(product.id.as_str())).unzip();
+        self.gone += judged_before - self.scores.len();
         let keywords = std::mem::take(&mut self.keywords).into_iter().zip(good);
         for (keyword, good) in keywords {
             if good { &mut self.keywords } else { &mut self.given_up }.push(keyword);
@@ -142,7 +146,7 @@ impl Slate {
             "fate": self.fate(config).label(),
             "retrieved": self.retrieved,
             "widened": self.widened,
-            "pruned": { "irrelevant": self.pruned(config), "banned": self.banned },
+            "pruned": { "irrelevant": self.pruned(config), "with_keywords": self.gone, "banned": self.banned },
             "products": self.products.iter().zip(&self.scores).map(scored).collect::<Vec<_>>(),
         })
     }

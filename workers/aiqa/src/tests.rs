@@ -106,7 +106,7 @@ fn keywords_that_bring_what_does_not_fit_are_given_up_with_what_they_alone_broug
     let left = some.correct(lists.clone(), &config);
     assert_eq!(left, lists[..1]);
     assert_eq!((ids(&some.products), some.scores.clone()), (vec!["a", "b", "both"], vec![0.9, 0.8, 0.7]));
-    assert_eq!((some.keywords.len(), some.given_up.len(), some.retrieved), (1, 2, 3));
+    assert_eq!((some.keywords.len(), some.given_up.len(), some.retrieved, some.gone), (1, 2, 3, 3));
     let mut none = slate([0.1; 6]);
     let before = none.clone();
     assert_eq!(none.correct(lists.clone(), &config), lists);

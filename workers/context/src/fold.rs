@@ -5,6 +5,9 @@ use endcap_schemas::{EventKind, Product, ShopperEvent};
 
 use crate::{ContextConfig, FoldState};
 
+/// Unknown products that a rejection names.
+const UNKNOWN_NAMED: usize = 8;
+
 /// Where an event stood in the log, and when the log took it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
@@ -155,21 +158,21 @@ fn placed(state: Option<&FoldState>, event: &ShopperEvent, at: Position) -> Plac
     if folded_at.is_some() { Placed::Repeated } else { Placed::New }
 }
 
-/// The products of the event's lines. One unknown product rejects the whole event: half a purchase would be a wrong memory of it.
+/// The products of the event's lines, as far as the catalogue has them. A basket with one article that the catalogue lacks (a deposit, a bag,
+/// something new) still tells what its shopper buys: its other lines are folded, and the stage counts and names the rest. Only an event
+/// without any known product is rejected: nothing is left of it to fold, and it may be sent again once the catalogue is complete.
 fn products(event: &ShopperEvent, product: impl Fn(&str) -> Option<Product>) -> Result<Vec<Product>, Rejection> {
-    let mut found = Vec::with_capacity(event.lines.len());
-    let mut unknown = Vec::new();
-    for line in &event.lines {
-        match product(&line.product) {
-            Some(product) => found.push(product),
-            None => unknown.push(format!("`{}`", line.product)),
-        }
-    }
-    if unknown.is_empty() {
+    let found: Vec<Product> = event.lines.iter().filter_map(|line| product(&line.product)).collect();
+    if !found.is_empty() || event.lines.is_empty() {
         return Ok(found);
     }
-    unknown.truncate(8);
-    let message = format!("catalogue does not have {}; import the product, then send the event again", unknown.join(", "));
+    let named: Vec<String> = event.lines.iter().take(UNKNOWN_NAMED).map(|line| format!("`{}`", line.product)).collect();
+    let more = event.lines.len() - named.len();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let message = format!(
+        "catalogue has no product of the event: not {}{more}; import the catalogue, then send the event again",
+        named.join(", ")
+    );
     Err(Rejection { kind: "unknown_product", message })
 }
 

@@ -70,8 +70,8 @@ impl ContextStage {
     }
 
     /// Applies a decision to what is known, and says it as a verdict.
-    fn apply(&self, folded: Folded, known: &mut Known, event: &ShopperEvent, at: Position) -> Verdict<ContextChanged> {
-        let user = event.key();
+    fn apply(&self, folded: Folded, known: &mut Known, event: &Looked<'_>, at: Position) -> Verdict<ContextChanged> {
+        let user = event.event.key();
         match folded {
             Folded::Changed(state) => {
                 let write = Write::State { user, stamp: state.stamp(self.generation), state: state.encode() };
@@ -97,7 +97,8 @@ impl ContextStage {
         }
     }
 
-    fn passed(&self, state: &FoldState, event: &ShopperEvent, writes: Vec<Write>) -> Verdict<ContextChanged> {
+    fn passed(&self, state: &FoldState, looked: &Looked<'_>, writes: Vec<Write>) -> Verdict<ContextChanged> {
+        let (event, unknown) = (looked.event, looked.unknown());
         let out = state.snapshot(&event.key(), self.generation, &self.config);
         let mut told = json!({ "id": event.id, "kind": event.kind, "at_ms": event.at_ms, "lines": event.lines });
         if let Some(preference) = &event.preference {
@@ -106,13 +107,31 @@ impl ContextStage {
         if let Some(personalise) = event.personalise {
             told["personalise"] = json!(personalise);
         }
+        if !unknown.is_empty() {
+            told["unknown_products"] = json!(unknown);
+        }
         let explanation = json!({
             "event": told,
             "brief": out.brief,
             "favourites": out.favourites,
             "recent": out.recent,
         });
-        Verdict::Passed(Box::new(Passed { out, explanation, writes, counters: Vec::new() }))
+        let counters = vec![("context.lines_unknown", unknown.len() as u64)];
+        Verdict::Passed(Box::new(Passed { out, explanation, writes, counters }))
+    }
+}
+
+/// An event with the products of its lines that the catalogue has.
+struct Looked<'a> {
+    event: &'a ShopperEvent,
+    products: HashMap<String, Product>,
+}
+
+impl Looked<'_> {
+    /// Ids of lines that were not folded.
+    fn unknown(&self) -> Vec<&str> {
+        let ids = self.event.lines.iter().map(|line| line.product.as_str());
+        ids.filter(|id| !self.products.contains_key(*id)).collect()
     }
 }
 
@@ -133,9 +152,9 @@ impl Stage for ContextStage {
             }
             let known = users.get_mut(&event.key()).expect("every shopper of the batch is known");
             let at = Position { partition: input.partition, offset: input.offset, appended_ms: input.appended_ms };
-            let products = self.products(event)?;
-            let folded = fold(known, event, at, &self.config, |id| products.get(id).cloned());
-            verdicts.push(self.apply(folded, known, event, at));
+            let looked = Looked { event, products: self.products(event)? };
+            let folded = fold(known, event, at, &self.config, |id| looked.products.get(id).cloned());
+            verdicts.push(self.apply(folded, known, &looked, at));
         }
         Ok(verdicts)
     }

@@ -137,7 +137,8 @@ fn what_cannot_be_taken_is_rejected_with_a_reason_that_helps() {
     for (event, kind, says) in [
         (no_lines, "malformed", "needs `lines`"),
         (purchase("e2", NOW_MS + SKEW_MS + 1_000, &["gouda"]), "future", "301 s"),
-        (purchase("e3", NOW_MS, &["gouda", "unicorn", "griffin"]), "unknown_product", "`unicorn`, `griffin`"),
+        (purchase("e3", NOW_MS, &["unicorn", "griffin"]), "unknown_product", "`unicorn`, `griffin`;"),
+        (purchase("e5", NOW_MS, &["x"; 10]), "unknown_product", "`x`, `x` and 2 more;"),
     ] {
         let at = Position { partition: 0, offset: 0, appended_ms: NOW_MS };
         match fold(&Known::default(), &event, at, &ContextConfig::default(), catalogue) {
@@ -296,6 +297,19 @@ fn what_was_stored_but_not_committed_is_emitted_once_more_and_folded_once() {
     assert_eq!(outs(&again)[1..], outs(&Place::new().process(&week()))[4..]);
     assert_eq!(words(&place.process(&week()[6..])), ["passed"]);
     assert_eq!(words(&place.process(&[(7, purchase("e3", NOW_MS + 9, &["brie"]))])), ["duplicate"]);
+}
+
+#[test]
+fn a_basket_with_an_unknown_article_is_folded_without_it_and_told_so() {
+    let place = Place::new();
+    let basket = [(0, purchase("e0", NOW_MS, &["unicorn", "gouda", "griffin"]))];
+    let [Verdict::Passed(passed)] = &place.process(&basket)[..] else { panic!("one verdict, passed") };
+    let bought: Vec<&str> = passed.out.recent.iter().map(|purchase| purchase.product.as_str()).collect();
+    assert_eq!(bought, ["gouda"]);
+    assert_eq!(passed.explanation["event"]["unknown_products"], json!(["unicorn", "griffin"]));
+    assert_eq!(passed.counters, [("context.lines_unknown", 2)]);
+    let again = outs(&place.process(&basket));
+    assert_eq!(again, [passed.out.clone()], "a redelivery is the same snapshot");
 }
 
 #[test]

@@ -333,7 +333,7 @@ pub struct DlqFilter {
     /// Only those of this stage; `ingest` is the interface.
     #[arg(long)]
     pub stage: Option<String>,
-    /// Only those of this shopper: `user` or `tenant/user`.
+    /// Only those of this shopper: `user` or `tenant/user`; an id of the default tenant that holds a slash as `default/a/b`.
     #[arg(long, value_name = "USER")]
     pub user: Option<UserKey>,
     /// Only those of the last so long, such as 2h.
@@ -365,7 +365,7 @@ pub enum StoreCommand {
 /// `endcap erase`.
 #[derive(Debug, Clone, Args)]
 pub struct EraseArgs {
-    /// The shopper: `user` or `tenant/user`.
+    /// The shopper: `user` or `tenant/user`; an id of the default tenant that holds a slash as `default/a/b`.
     pub user: UserKey,
     /// Waits until it is done, and looks for what is left; exits with 1 when something is.
     #[arg(long)]

@@ -51,6 +51,9 @@ pub const KEYS: [&str; 19] = [
     "scylla_password",
 ];
 
+/// The keys that are numbers; all others are texts.
+const NUMBERS: [&str; 5] = ["shoppers", "rate", "events", "seed", "batch_tokens"];
+
 /// What `endcap up` runs with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -190,20 +193,11 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The file's layer: a TOML file of strings, numbers and booleans, and one table per stage and side.
+    /// The file's layer: a TOML file of strings and numbers, and one table per stage and side.
     pub fn of_file(path: &Path, text: &str) -> Self {
         let mut layer = Self { name: path.display().to_string(), ..Self::default() };
         match text.parse::<toml::Table>() {
-            Ok(table) => table.into_iter().for_each(|(key, value)| match value {
-                toml::Value::String(text) => layer.set(key, text),
-                toml::Value::Integer(number) => layer.set(key, number.to_string()),
-                toml::Value::Float(number) => layer.set(key, number.to_string()),
-                toml::Value::Boolean(flag) => layer.set(key, flag.to_string()),
-                toml::Value::Table(table) if STAGES.iter().chain(&SIDES).any(|known| *known == key) => {
-                    layer.tables.insert(key, table);
-                }
-                other => layer.faults.push(format!("{}: `{key}` is a {}, a plain value is needed", layer.name, other.type_str())),
-            }),
+            Ok(table) => table.into_iter().for_each(|(key, value)| layer.set_typed(key, value)),
             Err(error) => layer.faults.push(format!("{}: not a TOML file: {}", layer.name, error.message())),
         }
         layer
@@ -236,6 +230,28 @@ impl Layer {
         let mut layer = Self { name: "defaults".to_owned(), ..Self::default() };
         defaults.iter().for_each(|(key, value)| layer.set((*key).to_owned(), (*value).to_owned()));
         layer
+    }
+
+    /// A value of the file, which has a type of its own: a path that is written as a number, say, is a slip.
+    fn set_typed(&mut self, key: String, value: toml::Value) {
+        let (is_key, is_number) = (KEYS.contains(&key.as_str()), NUMBERS.contains(&key.as_str()));
+        match value {
+            toml::Value::Table(table) if STAGES.iter().chain(&SIDES).any(|known| *known == key) => {
+                self.tables.insert(key, table);
+            }
+            toml::Value::String(text) if !is_number => self.set(key, text),
+            toml::Value::Integer(number) if is_number => self.set(key, number.to_string()),
+            toml::Value::Float(number) if is_number => self.set(key, number.to_string()),
+            other if is_key => {
+                let wanted = if is_number { "a number without quotes" } else { "a text in quotes" };
+                self.faults.push(format!("{}: `{key}` is {}, {wanted} is needed", self.name, a_type(&other)));
+            }
+            toml::Value::Table(_) => {
+                let known: Vec<&str> = STAGES.iter().chain(&SIDES).copied().collect();
+                self.faults.push(format!("{}: unknown table `{key}`; known are {}", self.name, known.join(", ")));
+            }
+            other => self.set(key, other.to_string()),
+        }
     }
 
     fn set(&mut self, key: String, value: String) {
@@ -345,7 +361,7 @@ impl Merged<'_> {
                 let faults = check(&settings);
                 (settings, faults)
             }
-            Err(error) => (T::default(), vec![error.message().to_owned()]),
+            Err(error) => (T::default(), vec![with_key(&error)]),
         };
         self.faults.extend(faults.into_iter().map(|fault| format!("{}: table `{key}`: {fault}", layer.name)));
         settings
@@ -360,7 +376,7 @@ impl Merged<'_> {
             table.entry("instance").or_insert_with(|| toml::Value::String(instance()));
         }
         let put = put_password(&mut table, from_outside.map(String::as_str));
-        match put.and_then(|()| table.try_into::<T>().map_err(|error| error.message().to_owned())) {
+        match put.and_then(|()| table.try_into::<T>().map_err(|error| with_key(&error))) {
             Ok(settings) => Some(settings),
             Err(fault) => {
                 self.faults.push(format!("{}: table `{key}`: {fault}", layer.name));
@@ -368,6 +384,18 @@ impl Merged<'_> {
             }
         }
     }
+}
+
+/// What is wrong in a table, and at which of its keys.
+fn with_key(error: &toml::de::Error) -> String {
+    error.to_string().trim_end().replace('\n', ", ")
+}
+
+/// The type of a value of the file, in words.
+fn a_type(value: &toml::Value) -> String {
+    let name = value.type_str();
+    let article = if name.starts_with(['a', 'i']) { "an" } else { "a" };
+    format!("{article} {name}")
 }
 
 /// What a process is called where nobody names it: its machine and its number there.
@@ -391,7 +419,7 @@ fn put_password(table: &mut toml::Table, from_outside: Option<&str>) -> Result<(
             Ok(text) => text.trim_end_matches(['\r', '\n']).to_owned(),
             Err(error) => return Err(format!("cannot read `password_file` {path}: {error}")),
         },
-        (None, Some(other)) => return Err(format!("`password_file` is a {}, a path is needed", other.type_str())),
+        (None, Some(other)) => return Err(format!("`password_file` is {}, a path is needed", a_type(&other))),
     };
     table.insert(NAMES[0].to_owned(), toml::Value::String(password));
     Ok(())
@@ -481,11 +509,11 @@ mod tests {
     fn all_faults_are_told_together() {
         check(
             &[file("colour = \"red\"\nseed = [1]\nrate = 0"), env(&[("ENDCAP_DEVICE", "abacus"), ("ENDCAP_BIND", "0.0.0.0:80")])],
-            &["unknown key `colour`", "`seed` is a array", "`device` must be", "`rate` must be", "a `token` is needed"],
+            &["unknown key `colour`", "`seed` is an array", "`device` must be", "`rate` must be", "a `token` is needed"],
         );
         check(
             &[file("[aiqa]\nfloor = 4\nbeauty = 7\n[weather]\nx = 1")],
-            &["`weather` is a table", "table `aiqa`: unknown field `beauty`"],
+            &["unknown table `weather`", "table `aiqa`: unknown field `beauty`"],
         );
         check(
             &[file("[aiqa]\nfloor = 0\nshare_min = 1.5\n[dedup]\ncosine_min = nan\n[themes.guard]\ntitle_chars_min = 61")],
@@ -494,6 +522,19 @@ mod tests {
                 "table `dedup`: `cosine_min` must be -1 to 1, NaN is not",
                 "table `aiqa`: `share_min` must be 0 to 1, 1.5 is not",
                 "`floor` must be 1 to 100, 0 is not",
+            ],
+        );
+        check(
+            &[file(
+                "market = 5\nseed = \"7\"\ndebounce = 2\ndevice = true\n[aiqa]\nfloor = \"four\"\n[themes.guard]\ntitle_chars_min = 1.5",
+            )],
+            &[
+                "endcap.toml: `debounce` is an integer, a text in quotes is needed",
+                "endcap.toml: `device` is a boolean, a text in quotes is needed",
+                "endcap.toml: `market` is an integer, a text in quotes is needed",
+                "endcap.toml: `seed` is a string, a number without quotes is needed",
+                "table `themes`: invalid type: floating point `1.5`, expected usize, in `guard.title_chars_min`",
+                "table `aiqa`: invalid type: string \"four\", expected usize, in `floor`",
             ],
         );
         check(&[file("seed = ")], &["not a TOML file"]);

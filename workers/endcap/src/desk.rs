@@ -20,6 +20,7 @@ use crate::{
     names,
     printable::printable,
     sides::Sides,
+    times,
     view::{self, PageView},
 };
 
@@ -241,7 +242,7 @@ impl DeadLetterRow {
 impl fmt::Display for DeadLetterRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (message, original) = (printable(&self.message), printable(&self.original));
-        write!(f, "{:>6}  {}  {}  {}: {message}  {original}", self.id, self.at_ms, self.stage, self.reason)
+        write!(f, "{:>6}  {}  {}  {}: {message}  {original}", self.id, times::at(self.at_ms), self.stage, self.reason)
     }
 }
 

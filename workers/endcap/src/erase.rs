@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use endcap_runtime::{Clock, DeadLetterFilter, Erasure, Shutdown, SystemClock};
+use endcap_runtime::{Clock, DeadLetterFilter, Erasure, Shutdown, Store, SystemClock};
 use endcap_schemas::{EventKind, ShopperEvent, UserKey, topics::Topic};
 
 use crate::{cli::EraseArgs, config::Config, intake::outgoing_of, names, sides::Sides};
@@ -20,6 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// When log or store do not answer, the erasure is not carried out in time, or something is left.
 pub fn command(args: &EraseArgs, config: &Config) -> Result<()> {
     let (sides, clock) = (Sides::open_existing(config)?, SystemClock::default());
+    check_meant(&*sides.store, &args.user)?;
     let ends = sides.log.ends(Topic::EVENTS).context("cannot read the log")?;
     let event = erasure_of(&args.user, clock.now_ms());
     event.check().with_context(|| format!("cannot erase {}", args.user))?;
@@ -34,6 +35,19 @@ pub fn command(args: &EraseArgs, config: &Config) -> Result<()> {
     let left = Left::of(&sides, &args.user)?;
     println!("{left}");
     if left.is_nothing() { Ok(()) } else { bail!("something is left of {name}: erase again") }
+}
+
+/// Refuses to erase a shopper that nobody knows where the words may mean one that is known: an id that holds a slash.
+fn check_meant(store: &dyn Store, user: &UserKey) -> Result<()> {
+    let other = UserKey::of(user.to_string());
+    let is_known = |user: &UserKey| -> Result<bool> {
+        let state = store.state(user).context("cannot read the store")?;
+        Ok(state.is_some() || store.page(user).context("cannot read the store")?.is_some_and(|page| page.page.is_some()))
+    };
+    if user.tenant == UserKey::DEFAULT_TENANT || is_known(user)? || !is_known(&other)? {
+        return Ok(());
+    }
+    bail!("nothing is known of shopper `{}` of tenant `{}`, but of `{other}`: name that one so", user.user, user.tenant)
 }
 
 fn erasure_of(user: &UserKey, at_ms: i64) -> ShopperEvent {

@@ -11,7 +11,7 @@ use endcap_schemas::UserKey;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{cli::ExplainArgs, config::Config, desk, grounds, printable::printable, sides::Sides, view::PageView};
+use crate::{cli::ExplainArgs, config::Config, desk, grounds, printable::printable, sides::Sides, times, view::PageView};
 
 /// Longest text on one line of the terminal; longer texts get lines of their own.
 const LINE: usize = 100;
@@ -127,25 +127,33 @@ impl Story {
         let mut text = String::new();
         line(&mut text, 0, &format!("shopper {}", self.user));
         if let Some(event) = &self.event {
-            line(&mut text, 0, &format!("event {} accepted at {} ms", event.id, event.accepted_ms));
+            line(&mut text, 0, &format!("event {} accepted at {}", event.id, times::at(event.accepted_ms)));
         }
         for stage in &self.stages {
             let after =
                 self.event.as_ref().filter(|_| self.page.as_ref().is_some_and(|page| page.context_ms == stage.context_ms));
-            let after =
-                after.map_or_else(String::new, |event| format!(", {} ms after the event", stage.at_ms - event.accepted_ms));
+            let after = after.map_or_else(String::new, |event| {
+                format!(", {} after the event", times::lasted((stage.at_ms - event.accepted_ms) as f64))
+            });
             text.push('\n');
             line(&mut text, 0, &format!("── {} ── {}{}{after}", stage.stage, stage.verdict, bracket(&stage.reason)));
             let timing = format!(
-                "waited {:.0} ms, worked {:.0} ms in a batch of {}, context {}",
-                stage.waited_ms, stage.infer_ms, stage.batch_records, stage.context_ms
+                "waited {}, worked {} in a batch of {}, context of {}",
+                times::lasted(stage.waited_ms),
+                times::lasted(stage.infer_ms),
+                stage.batch_records,
+                times::at(stage.context_ms)
             );
             line(&mut text, 1, &timing);
-            tell(&mut text, 1, &stage.explanation);
+            tell(&mut text, 1, &times::written_out(&stage.explanation));
         }
         if let Some(page) = &self.page {
             text.push('\n');
-            line(&mut text, 0, &format!("── page ── {}, readable {} ms after the event", page.persona, page.freshness_ms));
+            line(
+                &mut text,
+                0,
+                &format!("── page ── {}, readable {} after the event", page.persona, times::lasted(page.freshness_ms as f64)),
+            );
             for (position, placement) in page.placements.iter().enumerate() {
                 let keywords: Vec<&str> = placement.keywords.iter().map(|keyword| keyword.text.as_str()).collect();
                 line(
@@ -240,7 +248,7 @@ mod tests {
         let text = Story { user: "u".into(), event: None, stages: vec![stage], page: None }.to_text();
         for part in [
             "── themes ── passed",
-            "waited 3 ms, worked 12 ms in a batch of 4",
+            "waited 3 ms, worked 12 ms in a batch of 4, context of 1970-01-01T00:00:00.007Z",
             "prompt: <themes>\n  buy",
             "\\u{202e}evil",
             "title: Tea time",

@@ -48,8 +48,19 @@ pub struct StageFigures {
     pub tokens: Option<TokenCounts>,
     /// Tokens a second over the last seconds.
     pub tokens_per_second: f64,
+    /// The batch that it is processing; none between two.
+    pub at_work: Option<AtWorkFigures>,
     /// What it waits for, while something is down.
     pub trouble: Option<String>,
+}
+
+/// A batch in a stage's hands, of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct AtWorkFigures {
+    /// Its records; they count among those that wait until they are committed.
+    pub records: usize,
+    /// For how long, s.
+    pub seconds: f64,
 }
 
 /// Seconds from an accepted event to its readable page.

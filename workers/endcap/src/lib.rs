@@ -30,6 +30,7 @@ pub mod running;
 pub mod schooling;
 pub mod send;
 pub mod sides;
+mod times;
 pub mod train;
 pub mod up;
 pub mod view;

@@ -7,12 +7,12 @@ use std::{
 
 use anyhow::{Context, Result};
 use endcap_inference::TokenCounts;
-use endcap_runtime::{GroupState, INGEST, StageStats, Tally};
+use endcap_runtime::{AtWork, GroupState, INGEST, StageSnapshot, StageStats, Tally};
 use endcap_schemas::{PagePublished, topics::Topic, wire};
 use std::sync::Arc;
 
 use crate::{
-    figures::{CacheFigures, Figures, Freshness, PageFigures, StageFigures},
+    figures::{AtWorkFigures, CacheFigures, Figures, Freshness, PageFigures, StageFigures},
     sides::Sides,
 };
 
@@ -41,11 +41,11 @@ impl Monitor {
         Self { sides, stages, next: BTreeMap::new(), fresh: VecDeque::new(), past: VecDeque::new() }
     }
 
-    /// A reading. `up_for` is the time since the start; `feeder` says what the feeder is doing.
+    /// A reading at `now_ms`. `up_for` is the time since the start; `feeder` says what the feeder is doing.
     ///
     /// # Errors
     /// When log or store do not answer.
-    pub fn read(&mut self, up_for: Duration, feeder: Option<String>) -> Result<Figures> {
+    pub fn read(&mut self, up_for: Duration, now_ms: i64, feeder: Option<String>) -> Result<Figures> {
         self.read_pages()?;
         let tallies = self.sides.tallies()?;
         let groups = self.sides.groups()?;
@@ -56,6 +56,7 @@ impl Monitor {
         for (name, stats) in &self.stages {
             let tally = tallies.get(*name).unwrap_or(&none);
             let tokens = tokens_of(name, tally);
+            let StageSnapshot { trouble, at_work, .. } = stats.snapshot();
             tokens_now.insert(*name, tokens.map_or(0, |tokens| tokens.prefilled + tokens.generated + tokens.forced));
             stages.push(StageFigures {
                 name: (*name).to_owned(),
@@ -67,7 +68,9 @@ impl Monitor {
                 seconds: busy_seconds(tally),
                 tokens,
                 tokens_per_second: 0.0,
-                trouble: stats.snapshot().trouble,
+                at_work: at_work
+                    .map(|AtWork { records, since_ms }| AtWorkFigures { records, seconds: seconds_between(since_ms, now_ms) }),
+                trouble,
             });
         }
         let pages_per_second = self.rates(up_for, tokens_now, published, &mut stages);

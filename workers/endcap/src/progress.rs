@@ -139,27 +139,34 @@ impl Board {
         Self { head: line("{msg}"), stages: (0..stages).map(|_| line("  {msg}")).collect(), plain: None }
     }
 
-    /// Shows `figures`; `up_for` is the time since the start.
-    pub fn show(&mut self, figures: &Figures, up_for: Duration) {
+    /// Shows `figures`; as a plain line not every time.
+    pub fn show(&mut self, figures: &Figures) {
+        let up_for = Duration::from_secs_f64(figures.uptime_s);
         match &mut self.plain {
             Some(next) if up_for >= *next => {
                 *next = up_for + PLAIN_EVERY;
-                say(&format!("{} | {}", headline(figures), figures.stages.iter().map(brief).collect::<Vec<_>>().join(" | ")));
+                say(&plain(figures));
             }
             Some(_) => {}
-            None => {
-                self.head.set_message(headline(figures));
-                for (bar, stage) in self.stages.iter().zip(&figures.stages) {
-                    bar.set_message(row(stage));
-                }
-            }
+            None => self.draw(figures),
         }
     }
 
-    /// Leaves the last state on the screen.
-    pub fn end(&self) {
+    /// Leaves `figures`, the last ones, on the screen.
+    pub fn end(&self, figures: &Figures) {
+        if self.plain.is_some() {
+            return say(&plain(figures));
+        }
+        self.draw(figures);
         self.head.abandon();
         self.stages.iter().for_each(ProgressBar::abandon);
+    }
+
+    fn draw(&self, figures: &Figures) {
+        self.head.set_message(headline(figures));
+        for (bar, stage) in self.stages.iter().zip(&figures.stages) {
+            bar.set_message(row(stage));
+        }
     }
 }
 
@@ -174,9 +181,13 @@ fn headline(figures: &Figures) -> String {
     )
 }
 
+fn plain(figures: &Figures) -> String {
+    format!("{} | {}", headline(figures), figures.stages.iter().map(brief).collect::<Vec<_>>().join(" | "))
+}
+
 fn row(stage: &StageFigures) -> String {
     format!(
-        "{:9} in {:>7}  out {:>7}  dropped {:>6}  dead {:>4}  waiting {:>6}  {:>7.0} tokens/s",
+        "{:9} in {:>7}  out {:>7}  dropped {:>6}  dead {:>4}  waiting {:>6}  {:>7.0} tokens/s{}",
         stage.name,
         stage.received,
         stage.passed,
@@ -184,13 +195,47 @@ fn row(stage: &StageFigures) -> String {
         stage.dead_lettered,
         stage.waiting,
         stage.tokens_per_second,
+        at_work(stage),
     )
 }
 
 fn brief(stage: &StageFigures) -> String {
     let dropped: u64 = stage.dropped.values().sum();
     format!(
-        "{} in {} out {} dropped {dropped} waiting {} {:.0} tokens/s",
-        stage.name, stage.received, stage.passed, stage.waiting, stage.tokens_per_second
+        "{} in {} out {} dropped {dropped} waiting {} {:.0} tokens/s{}",
+        stage.name,
+        stage.received,
+        stage.passed,
+        stage.waiting,
+        stage.tokens_per_second,
+        at_work(stage)
     )
+}
+
+/// What a stage has in hand, where that takes a while: a large batch changes no other figure until it is done.
+fn at_work(stage: &StageFigures) -> String {
+    stage
+        .at_work
+        .filter(|work| work.seconds >= 1.0)
+        .map_or_else(String::new, |work| format!("  {} in work for {:.0} s", work.records, work.seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figures::AtWorkFigures;
+
+    #[test]
+    fn a_batch_that_takes_a_while_is_told_beside_figures_that_stand_still() {
+        for (at_work, told) in [
+            (None, "dedup in 0 out 0 dropped 0 waiting 64 0 tokens/s"),
+            (Some(AtWorkFigures { records: 64, seconds: 0.4 }), "dedup in 0 out 0 dropped 0 waiting 64 0 tokens/s"),
+            (
+                Some(AtWorkFigures { records: 64, seconds: 12.3 }),
+                "dedup in 0 out 0 dropped 0 waiting 64 0 tokens/s  64 in work for 12 s",
+            ),
+        ] {
+            assert_eq!(brief(&StageFigures { name: "dedup".into(), waiting: 64, at_work, ..StageFigures::default() }), told);
+        }
+    }
 }

@@ -90,6 +90,8 @@ pub struct Report {
     pub placements_pruned: BTreeMap<String, u64>,
     /// Records that could not be processed, by reason.
     pub dead_letters: BTreeMap<String, u64>,
+    /// Lines of folded events that were passed over, as the catalogue does not have their product.
+    pub lines_unknown: u64,
     /// From an accepted event to its page in the log.
     pub freshness_seconds: Freshness,
     /// Pages that this run published ÷ seconds.
@@ -175,6 +177,7 @@ pub fn make(sides: &Sides, market: &Market, began: &Began, stages: &[(&'static s
         themes_rejected: counters(&tallies, "themes", "themes.rejected."),
         placements_pruned: pruned(&tallies),
         dead_letters: dead_letters(sides)?,
+        lines_unknown: counter(&tallies, "context", "context.lines_unknown"),
         freshness_seconds: Freshness::of(published.freshness),
         pages_per_second: if seconds > 0.0 { pages_in_run as f64 / seconds } else { 0.0 },
         seconds,
@@ -392,6 +395,11 @@ fn stage_report(tally: &Tally) -> StageReport {
     }
 }
 
+/// What a stage counted under `name`.
+fn counter(tallies: &BTreeMap<String, Tally>, stage: &str, name: &str) -> u64 {
+    tallies.get(stage).and_then(|tally| tally.counters.get(name)).copied().unwrap_or(0)
+}
+
 /// A stage's counters below `prefix`, without it.
 fn counters(tallies: &BTreeMap<String, Tally>, stage: &str, prefix: &str) -> BTreeMap<String, u64> {
     let counters = tallies.get(stage).map(|tally| &tally.counters).into_iter().flatten();
@@ -405,8 +413,7 @@ fn pruned(tallies: &BTreeMap<String, Tally>) -> BTreeMap<String, u64> {
         ("too_few_products", "aiqa", "aiqa.drafts_too_few_products"),
         ("too_mixed", "aiqa", "aiqa.drafts_too_mixed"),
     ];
-    let count = |stage: &str, name: &str| tallies.get(stage).and_then(|tally| tally.counters.get(name)).copied().unwrap_or(0);
-    reasons.into_iter().map(|(reason, stage, name)| (reason.to_owned(), count(stage, name))).collect()
+    reasons.into_iter().map(|(reason, stage, name)| (reason.to_owned(), counter(tallies, stage, name))).collect()
 }
 
 fn tokens(tallies: &BTreeMap<String, Tally>) -> TokenCounts {
@@ -416,7 +423,7 @@ fn tokens(tallies: &BTreeMap<String, Tally>) -> TokenCounts {
 }
 
 fn candidates(tallies: &BTreeMap<String, Tally>) -> CandidateReport {
-    let count = |name: &str| tallies.get("keywords").and_then(|tally| tally.counters.get(name)).copied().unwrap_or(0);
+    let count = |name: &str| counter(tallies, "keywords", name);
     let saved = |against: &str| count(against).cast_signed() - count("keywords.prompt_tokens_retrieved").cast_signed();
     CandidateReport {
         considered: count("keywords.considered"),

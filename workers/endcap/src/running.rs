@@ -89,29 +89,30 @@ pub(crate) struct Running {
     pub(crate) drains: bool,
     /// Whether somebody asked to end.
     pub(crate) draining: bool,
+    /// Where the figures are shown.
+    pub(crate) board: Board,
+    /// When it began, on the monotonic clock.
+    pub(crate) start: Duration,
 }
 
 impl Running {
     /// Shows figures and waits for an end: drained, asked, or broken. Whatever it is, everybody is asked to finish, and nobody listens any
     /// more: the next signal ends the process.
-    pub(crate) fn wait(mut self, heard: Receiver<Event>) -> Result<()> {
-        let mut board = Board::new(self.desk.stages.len());
-        let start = self.clock.monotonic();
+    pub(crate) fn wait(&mut self, heard: Receiver<Event>) -> Result<()> {
         let result = loop {
-            let up_for = self.clock.monotonic().saturating_sub(start);
             match heard.recv_timeout(self.desk.sides.read_every) {
                 Ok(event) => {
-                    if let Some(result) = self.hear(event, up_for) {
+                    if let Some(result) = self.hear(event) {
                         break result;
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let fed = self.feeder.as_ref().is_none_or(|feeder| feeder.ended); // before the reading: nothing comes after it
-                    let is_empty = self.read(&mut board, up_for) == Some(0);
+                    let is_empty = self.read() == Some(0);
                     if is_empty && fed && (self.exit_when_drained || self.draining) {
                         self.life.drain();
                         // Only a reading behind the closed door sees everything that came in.
-                        if self.read(&mut board, up_for) == Some(0) {
+                        if self.read() == Some(0) {
                             break Ok(());
                         }
                     }
@@ -123,12 +124,19 @@ impl Running {
         if let Some(feeder) = &self.feeder {
             feeder.end.trigger();
         }
-        board.end();
         result
     }
 
+    /// Shows how everything stands in the end, once the stages have ended.
+    pub(crate) fn show_end(&mut self) {
+        match self.figures() {
+            Ok(figures) => self.board.end(&figures),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot read the last figures"),
+        }
+    }
+
     /// What an event means; `None` to go on.
-    fn hear(&mut self, event: Event, up_for: Duration) -> Option<Result<()>> {
+    fn hear(&mut self, event: Event) -> Option<Result<()>> {
         match event {
             Event::Ended(Ended { stage, result: Err(cause) }) => {
                 Some(Err(anyhow!(cause).context(format!("stage {stage} has stopped"))))
@@ -148,29 +156,29 @@ impl Running {
                 Some(Ok(()))
             }
             Event::Signal => {
-                self.drain(up_for);
+                self.drain();
                 None
             }
         }
     }
 
     /// Takes no more events.
-    fn drain(&mut self, up_for: Duration) {
+    fn drain(&mut self) {
         self.draining = true;
         self.life.drain();
         if let Some(feeder) = &self.feeder {
             feeder.end.trigger();
         }
-        let waiting = self.figures(up_for).map_or_else(|_| "some".to_owned(), |figures| figures.waiting().to_string());
+        let waiting = self.figures().map_or_else(|_| "some".to_owned(), |figures| figures.waiting().to_string());
         say(&format!("draining: {waiting} records wait, no new event is taken (once more stops after what is in hand)"));
     }
 
     /// Reads and shows the figures; answers how many records wait. A reading that fails is tried again with the next one.
-    fn read(&mut self, board: &mut Board, up_for: Duration) -> Option<u64> {
+    fn read(&mut self) -> Option<u64> {
         self.desk.prometheus.run_upkeep(); // else measures pile up until somebody asks for them
-        match self.figures(up_for) {
+        match self.figures() {
             Ok(figures) => {
-                board.show(&figures, up_for);
+                self.board.show(&figures);
                 let waiting = figures.waiting();
                 *self.desk.figures.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(figures);
                 Some(waiting)
@@ -182,11 +190,12 @@ impl Running {
         }
     }
 
-    fn figures(&mut self, up_for: Duration) -> Result<Figures> {
+    fn figures(&mut self) -> Result<Figures> {
         let words = self.feeder.as_ref().map(|feeder| {
             let state = if feeder.state.is_done() { "all fed" } else { "feeding" };
             format!("{}; {} events so far, {state}", feeder.words, feeder.state.fed())
         });
-        self.monitor.read(up_for, words)
+        let up_for = self.clock.monotonic().saturating_sub(self.start);
+        self.monitor.read(up_for, self.clock.now_ms(), words)
     }
 }

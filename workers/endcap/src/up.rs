@@ -30,7 +30,7 @@ use crate::{
     logging::Anonymiser,
     monitor::Monitor,
     path::{Ended, Fleet, Ground, Path, StageName},
-    progress,
+    progress::{self, Board},
     replay::Imported,
     report::{self, Began},
     running::{Event, Feeder, Running, listen_to_signals},
@@ -91,6 +91,7 @@ where
     // Bound early: an address that is taken ends the start before any work is done.
     let listener = std::net::TcpListener::bind(config.bind)
         .with_context(|| format!("cannot serve at {}: name another address with --bind", config.bind))?;
+    let address = listener.local_addr().context("cannot serve the page")?;
     let (events, heard) = channel();
     let (end_web, web_ended) = watch::channel(false);
     let life = Arc::new(Life::default());
@@ -116,15 +117,19 @@ where
     let desk = Arc::new(desk(&ground, &clock, prometheus, stages.clone(), Anonymiser::of(data.path())?));
     listen_to_signals(&events)?;
     life.serve(desk.clone());
+    announce(&format!("page: http://{address}/"))?;
 
     let (exit_when_drained, drains, report) = match role {
         Role::Everything(args) => (args.exit_when_drained, true, args.report.as_deref()),
         Role::Stages(_) => (false, false, None),
     };
-    let running = Running { exit_when_drained, drains, desk, life, monitor, feeder, clock, shutdown, draining: false };
+    let (board, start) = (Board::new(stages.len()), clock.monotonic());
+    let mut running =
+        Running { exit_when_drained, drains, desk, life, monitor, feeder, clock, shutdown, draining: false, board, start };
     let result = running.wait(heard);
     let _ = end_web.send(true); // a server that has failed listens no more
     path.join();
+    running.show_end();
     let _ = web.join(); // its failure was heard as an event
     result?;
     match report {
@@ -228,8 +233,7 @@ fn start_web(
         .enable_all()
         .build()
         .context("cannot start the web server")?;
-    println!("page: http://{address}/");
-    io::stdout().flush().context("cannot tell the address")?;
+    announce(&format!("address: http://{address}/ (health from now on, the page when everything runs)"))?;
     let events = events.clone();
     let serve = move || {
         let served = unpanicked("the web server", || {
@@ -242,6 +246,12 @@ fn start_web(
         let _ = events.send(Event::Served(served)); // nobody listens when the process is already ending
     };
     thread::Builder::new().name("web".to_owned()).spawn(serve).context("cannot start the web server")
+}
+
+/// Writes a line that a program may wait for.
+fn announce(line: &str) -> Result<()> {
+    println!("{line}");
+    io::stdout().flush().context("cannot tell the address")
 }
 
 /// Runs a thread's work so that the waiting thread hears of its panic too.

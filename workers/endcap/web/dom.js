@@ -45,6 +45,7 @@ export async function post(path, body) {
 async function answer(response) {
   const body = await response.json().catch(() => ({}));
   if (response.ok) return body;
+  if (response.status === 401) location.reload(); // the token is another one by now: the server asks for it
   const error = new Error(body.error ?? `the server answered ${response.status}`);
   error.status = response.status;
   throw error;

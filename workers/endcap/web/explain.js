@@ -44,9 +44,10 @@ function step(name, note, parts) {
 }
 
 const isShort = (value) => (typeof value === 'object' ? Object.keys(value).length === 0 : String(value).length <= LONG);
-const label = (key) => sentence(key.replaceAll('_', ' '));
+const MOMENT = /^(at|last)_ms$/;
+const label = (key) => sentence(key.replace(/_ms$/, '').replaceAll('_', ' '));
 const count = (value) => (Array.isArray(value) ? ` (${value.length})` : '');
-const pairs = (entries) => h('dl.pairs', {}, entries.map(([key, value]) => [h('dt', {}, label(key)), h('dd', {}, draw(value))]));
+const pairs = (entries) => h('dl.pairs', {}, entries.map(([key, value]) => [h('dt', {}, label(key)), h('dd', {}, MOMENT.test(key) ? new Date(value).toLocaleString() : draw(value))]));
 
 /** Any JSON value as elements. */
 function draw(value) {

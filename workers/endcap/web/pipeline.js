@@ -17,15 +17,26 @@ export function startPipeline(wanted) {
   const draw = every(1000, wanted, async () => {
     try {
       const [pipeline, dead] = await Promise.all([get('/v1/pipeline'), get('/v1/dead-letters?limit=100')]);
-      tiles(pipeline);
+      whenNew('tiles', { ...pipeline, uptime_s: pipeline.uptime_s > 0, stages: null }, tiles);
       stages(pipeline.stages);
-      letters(dead);
+      whenNew('letters', dead, letters);
     } catch (error) {
       byId('feeder').textContent = `Not reachable: ${error.message}`;
+      drawn.clear();
     }
   });
   addEventListener('hashchange', draw);
   draw();
+}
+
+const drawn = new Map(); // part of the page → what it shows, as text
+
+/** Draws a part of the page when it has changed: under a pointer or a selection nothing is replaced by the same. */
+function whenNew(part, value, draw) {
+  const text = JSON.stringify(value);
+  if (drawn.get(part) === text) return;
+  drawn.set(part, text);
+  draw(value);
 }
 
 function tiles({ accepted, refused, pages, freshness, cache, feeder, uptime_s: uptime }) {
@@ -42,22 +53,34 @@ function tiles({ accepted, refused, pages, freshness, cache, feeder, uptime_s: u
 }
 
 function stages(rows) {
-  byId('flow').replaceChildren(...rows.map((row) => {
-    const [name, purpose] = WORDS[row.name] ?? [sentence(row.name), ''];
+  const flow = byId('flow');
+  if (flow.children.length !== rows.length) {
+    flow.replaceChildren(...rows.map(() => h('li.stage')));
+    drawn.clear();
+  }
+  rows.forEach((row, place) => {
     const points = history.get(row.name) ?? [];
     points.push(row.passed);
     if (points.length > POINTS + 1) points.shift();
     history.set(row.name, points);
-    const dropped = Object.values(row.dropped).reduce((sum, n) => sum + n, 0);
-    return h('li.stage', { 'data-stage': row.name },
-      h('header', {}, h('h3', {}, name), h(row.waiting ? 'span.waiting-count.busy' : 'span.waiting-count', {}, row.waiting ? `${number(row.waiting)} waiting` : 'up to date')),
-      h('p', {}, purpose),
-      spark(points),
-      h('dl', {},
-        line('In', row.in), line('Passed on', row.passed), line('Dropped', dropped, Object.entries(row.dropped).map(([reason, n]) => `${reason}: ${n}`).join(', ')),
-        line('Dead letters', row.dead_lettered, '', row.dead_lettered > 0),
-        row.tokens ? line('Tokens/s', row.tokens_per_second ?? 0, `${number(row.tokens.prefilled)} read, ${number(row.tokens.generated)} chosen, ${number(row.tokens.forced)} forced`) : line('Busy', seconds(row.seconds))));
-  }));
+    const rates = points.slice(1).map((value, i) => Math.max(0, value - points[i]));
+    whenNew(`stage ${row.name}`, { row, rates }, () => flow.children[place].replaceWith(stage(row, rates)));
+  });
+}
+
+function stage(row, rates) {
+  const [name, purpose] = WORDS[row.name] ?? [sentence(row.name), ''];
+  const dropped = Object.values(row.dropped).reduce((sum, n) => sum + n, 0);
+  const atWork = row.at_work;
+  return h('li.stage', { 'data-stage': row.name },
+    h('header', {}, h('h3', {}, name), h(row.waiting ? 'span.waiting-count.busy' : 'span.waiting-count', {}, row.waiting ? `${number(row.waiting)} waiting` : 'up to date')),
+    h('p', {}, purpose),
+    spark(rates),
+    h('dl', {},
+      line('In', row.in), line('Passed on', row.passed), line('Dropped', dropped, Object.entries(row.dropped).map(([reason, n]) => `${reason}: ${n}`).join(', ')),
+      line('Dead letters', row.dead_lettered, '', row.dead_lettered > 0),
+      line('At work', atWork ? `${number(atWork.records)} for ${number(atWork.seconds)} s` : '–', 'The batch in hand; until it is done, no other figure changes'),
+      row.tokens ? line('Tokens/s', row.tokens_per_second ?? 0, `${number(row.tokens.prefilled)} read, ${number(row.tokens.generated)} chosen, ${number(row.tokens.forced)} forced`) : line('Busy', seconds(row.seconds))));
 }
 
 const line = (name, value, title = '', bad = false) => [
@@ -66,8 +89,7 @@ const line = (name, value, title = '', bad = false) => [
 ];
 
 /** Passed per second over the last minute. */
-function spark(points) {
-  const rates = points.slice(1).map((value, i) => Math.max(0, value - points[i]));
+function spark(rates) {
   const top = Math.max(1, ...rates);
   const at = (rate, i) => `${(i / (POINTS - 1)) * 100} ${38 - (rate / top) * 34}`;
   const shift = POINTS - rates.length;

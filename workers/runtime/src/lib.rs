@@ -28,4 +28,4 @@ pub use secret::Secret;
 pub use shutdown::Shutdown;
 pub use stage::{DropReason, Input, Passed, Rejection, Settled, Stage, StageError, Stamp, Verdict, Write};
 pub use store::{Erasure, PAGE_MAX_BYTES, ROW_MAX_BYTES, StageResult, Store, StoreError, StoredPage, TooLarge, check_sizes};
-pub use tally::{Phase, StageSnapshot, StageStats, Tally};
+pub use tally::{AtWork, Phase, StageSnapshot, StageStats, Tally};

@@ -15,6 +15,8 @@ pub const SECONDS: &str = "endcap_stage_seconds";
 pub const BATCH: &str = "endcap_stage_batch_records";
 /// Dead letters by stage and kind of fault.
 pub const DEAD_LETTERS: &str = "endcap_dead_letters_total";
+/// What a stage itself counts, by stage and name: `context.lines_unknown`, `aiqa.products_judged`, ….
+pub const COUNTS: &str = "endcap_stage_counts_total";
 /// Records that wait for a stage.
 pub const WAITING: &str = "endcap_stage_waiting_records";
 /// Age of the oldest record that waits for a stage.
@@ -30,6 +32,7 @@ pub fn describe() {
     describe_histogram!(SECONDS, Unit::Seconds, "where the seconds of a stage went, step by step");
     describe_histogram!(BATCH, Unit::Count, "records in a batch handed to a stage");
     describe_counter!(DEAD_LETTERS, Unit::Count, "dead letters by stage and kind of fault");
+    describe_counter!(COUNTS, Unit::Count, "what a stage itself counts, by name");
     describe_gauge!(WAITING, Unit::Count, "records that wait for a stage");
     describe_gauge!(OLDEST, Unit::Seconds, "age of the oldest record that waits for a stage");
     describe_histogram!(FRESHNESS, Unit::Seconds, "from the acceptance of an event to its page being readable");
@@ -47,6 +50,9 @@ pub fn committed(stage: &'static str, tally: &Tally) {
     for (kind, count) in &tally.dead_lettered {
         counter!(RECORDS, "stage" => stage, "verdict" => "dead_lettered", "reason" => kind.clone()).increment(*count);
         counter!(DEAD_LETTERS, "stage" => stage, "kind" => kind.clone()).increment(*count);
+    }
+    for (name, count) in &tally.counters {
+        counter!(COUNTS, "stage" => stage, "name" => name.clone()).increment(*count);
     }
 }
 

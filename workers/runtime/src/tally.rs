@@ -145,6 +145,17 @@ pub struct StageSnapshot {
     pub trouble: Option<String>,
     /// Whether the loop runs.
     pub running: bool,
+    /// The batch that is being processed; none between two.
+    pub at_work: Option<AtWork>,
+}
+
+/// A batch in a stage's hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AtWork {
+    /// Its live records.
+    pub records: usize,
+    /// When the stage got it, ms.
+    pub since_ms: i64,
 }
 
 impl StageStats {

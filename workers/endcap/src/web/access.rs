@@ -1,10 +1,11 @@
 //! Who may ask, and what every answer carries.
 //!
-//! With a token, requests must bring it (as a bearer token, or as the cookie that `/?token=…` sets once for a browser). Without
-//! one the address is a loopback one, and then the `Host` must be too: a foreign web page can point its own name at 127.0.0.1, but
+//! With a token, requests must bring it: as a bearer token, or as the cookie that the sign-in page sets for a browser (`/?token=…` does too).
+//! A person without it gets that page, a program an error in JSON. Without
+//! a token the address is a loopback one, and then the `Host` must be too: a foreign web page can point its own name at 127.0.0.1, but
 //! cannot make the browser say `localhost`.
 //!
-//! Health is told without the token: an orchestrator's probe brings none.
+//! Health is told without the token: an orchestrator's probe brings none. So is what the sign-in page is drawn with, which is no secret.
 
 use std::sync::Arc;
 
@@ -15,10 +16,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::error::ApiError;
+use super::{error::ApiError, sign_in};
 use crate::config::Token;
 
 const COOKIE: &str = "endcap_token";
+const WRONG: &str = "the token is not the right one";
+/// What is told to everybody.
+const OPEN: [&str; 4] = ["/health/live", "/health/ready", "/app.css", "/favicon.svg"];
 
 /// What a request must bring.
 #[derive(Debug, Clone)]
@@ -37,10 +41,10 @@ impl Access {
         match &self.token {
             Some(token) => match given(headers) {
                 Some(text) if same(text, token) => Ok(()),
-                Some(_) => Err(ApiError::new(StatusCode::UNAUTHORIZED, "the token is not the right one")),
+                Some(_) => Err(ApiError::new(StatusCode::UNAUTHORIZED, WRONG)),
                 None => Err(ApiError::new(
                     StatusCode::UNAUTHORIZED,
-                    "a token is needed: `Authorization: Bearer …`, or `/?token=…` in a browser",
+                    "a token is needed: `Authorization: Bearer …`; a browser is asked for it at `/`",
                 )),
             },
             None if text(headers, header::HOST).is_some_and(is_loopback) => Ok(()),
@@ -53,9 +57,8 @@ impl Access {
 
 /// Lets through what may pass, and gives every answer its headers.
 pub(super) async fn guard(State(access): State<Access>, request: Request, next: Next) -> Response {
-    let mut response = match enter(&access, &request) {
-        Some(response) => response,
-        None if access.token.is_some() && request.uri().path().starts_with("/health/") => next.run(request).await,
+    let mut response = match access.token.clone() {
+        Some(token) => answer_with_token(&access, &token, request, next).await,
         None => match access.admits(request.headers()).and_then(|()| same_site(&request)) {
             Ok(()) => next.run(request).await,
             Err(error) => error.into_response(),
@@ -80,11 +83,34 @@ const HEADERS: [(&str, &str); 6] = [
     ("cache-control", "no-store"),
 ];
 
-/// A browser that comes with `/?token=…` gets the token as a cookie that scripts cannot read, and an address without it.
-fn enter(access: &Access, request: &Request) -> Option<Response> {
-    let token = access.token.as_deref()?;
+async fn answer_with_token(access: &Access, token: &Token, request: Request, next: Next) -> Response {
+    let (path, is_wanted) = (request.uri().path(), sign_in::is_wanted(request.method(), request.headers()));
+    if OPEN.contains(&path) {
+        return next.run(request).await;
+    }
+    if path == sign_in::PATH && request.method() == Method::POST {
+        // Whoever knows the token may sign in from anywhere: there is one for everybody, so nobody can be signed in as somebody else.
+        let given = sign_in::token_of(request.into_body()).await;
+        return enter(&given, token).unwrap_or_else(|| sign_in::page("This is not the right token."));
+    }
+    if let Some(entered) = token_of_address(&request).and_then(|given| enter(given, token)) {
+        return entered;
+    }
+    match access.admits(request.headers()).and_then(|()| same_site(&request)) {
+        Ok(()) => next.run(request).await,
+        Err(error) if error.is_unauthorized() && is_wanted => sign_in::page(""),
+        Err(error) => error.into_response(),
+    }
+}
+
+/// The token of `/?token=…`.
+fn token_of_address(request: &Request) -> Option<&str> {
     let query = request.uri().query().filter(|_| request.uri().path() == "/" && request.method() == Method::GET)?;
-    let given = query.split('&').find_map(|pair| pair.strip_prefix("token="))?;
+    query.split('&').find_map(|pair| pair.strip_prefix("token="))
+}
+
+/// A browser that gives the right token gets it as a cookie that scripts cannot read, and goes to the page.
+fn enter(given: &str, token: &Token) -> Option<Response> {
     if !same(given, token) {
         return None;
     }

@@ -21,6 +21,11 @@ impl ApiError {
         Self { status, message: message.into() }
     }
 
+    /// Whether the caller has not shown who it is.
+    pub(super) fn is_unauthorized(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
+    }
+
     /// Nothing there.
     pub(super) fn absent(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, what)

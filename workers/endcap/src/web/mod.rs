@@ -8,6 +8,7 @@ mod error;
 mod ingest;
 mod life;
 mod routes;
+mod sign_in;
 
 use std::{sync::Arc, time::Duration};
 

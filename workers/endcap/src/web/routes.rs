@@ -66,7 +66,8 @@ async fn shoppers(State(web): State<Web>, Query(query): Query<ListQuery>) -> Res
 
 async fn page(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<PageView>, ApiError> {
     let user = user_of(&user)?;
-    web.ask(move |desk| desk.page(&user)).await?.map(Json).ok_or_else(|| ApiError::absent("this shopper has no page yet"))
+    let absent = absent("this shopper has no page yet", &user);
+    web.ask(move |desk| desk.page(&user)).await?.map(Json).ok_or(absent)
 }
 
 async fn control(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<Arc<ControlView>>, ApiError> {
@@ -86,10 +87,8 @@ async fn journey(State(web): State<Web>, Path(user): Path<String>) -> Result<Jso
 
 async fn explain(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<Story>, ApiError> {
     let user = user_of(&user)?;
-    web.ask(move |desk| desk.explain(&user))
-        .await?
-        .map(Json)
-        .ok_or_else(|| ApiError::absent("nothing is known of this shopper yet"))
+    let absent = absent("nothing is known of this shopper yet", &user);
+    web.ask(move |desk| desk.explain(&user)).await?.map(Json).ok_or(absent)
 }
 
 /// Answers when the events are durable. `200` also where some were rejected: each event has its own result, with its line or index. A body
@@ -134,7 +133,19 @@ fn answer(health: Health) -> Response {
     (status, Json(health)).into_response()
 }
 
-/// `user` or `tenant/user`.
+/// Nothing of a shopper; where the address may have meant another one, with the address of that. It is never answered in the place of the
+/// one that was asked for: that might be another tenant's.
+fn absent(what: &str, user: &UserKey) -> ApiError {
+    let UserKey { tenant, user: id } = user;
+    if tenant == UserKey::DEFAULT_TENANT {
+        return ApiError::absent(what);
+    }
+    ApiError::absent(&format!(
+        "{what}: `{id}` of tenant `{tenant}`; an id of the default tenant that holds a slash is asked for as `default/{tenant}/{id}`"
+    ))
+}
+
+/// `user` or `tenant/user`: what stands before the first slash is a tenant.
 fn user_of(text: &str) -> Result<UserKey, ApiError> {
     let user: UserKey = text.parse().unwrap_or_else(|never| match never {});
     let fits = |part: &str| !part.is_empty() && part.len() <= ShopperEvent::TEXT_MAX_BYTES && !part.chars().any(char::is_control);

@@ -17,8 +17,8 @@ use thiserror::Error;
 use tracing::{error, info, warn};
 
 use crate::{
-    Clocks, Input, Log, LogError, Phase, RetryConfig, Shutdown, Stage, StageError, StageStats, Store, StoreError, Tally, Verdict,
-    metric, retry::Waits,
+    AtWork, Clocks, Input, Log, LogError, Phase, RetryConfig, Shutdown, Stage, StageError, StageStats, Store, StoreError, Tally,
+    Verdict, metric, retry::Waits,
 };
 use breaker::Breaker;
 pub use breaker::BreakerConfig;
@@ -154,7 +154,7 @@ pub fn run_stage<S: Stage>(stage: &mut S, log: &mut dyn Log, env: &StageEnv) -> 
     let mut run = Run::new(stage, log, env);
     let result = catch_unwind(AssertUnwindSafe(|| run.turn_until_shutdown()))
         .unwrap_or_else(|panic| Err(StageStopped::Panicked { stage: S::NAME, cause: panic_text(&*panic).to_owned() }));
-    env.stats.update(|s| s.running = false);
+    env.stats.update(|s| (s.running, s.at_work) = (false, None));
     match &result {
         Ok(()) => info!(stage = S::NAME, "stage has finished"),
         Err(cause) => error!(stage = S::NAME, %cause, "stage has stopped"),
@@ -204,7 +204,7 @@ impl<'a, S: Stage> Run<'a, S> {
                 self.work(batch)?;
             }
             let (held, now_ms) = (self.pending.len(), self.env.clocks.wall.now_ms());
-            self.env.stats.update(|s| (s.held, s.alive_ms) = (held, now_ms));
+            self.env.stats.update(|s| (s.held, s.alive_ms, s.at_work) = (held, now_ms, None));
         }
         Ok(())
     }
@@ -278,6 +278,8 @@ impl<'a, S: Stage> Run<'a, S> {
     fn work(&mut self, mut batch: Vec<Held<S::In>>) -> Result<(), StageStopped> {
         let inputs: Vec<Input<S::In>> = batch.iter_mut().filter_map(Held::start).collect();
         let live = inputs.len();
+        let since_ms = self.env.clocks.wall.now_ms();
+        self.env.stats.update(|s| s.at_work = (live > 0).then_some(AtWork { records: live, since_ms }));
         let start = self.env.clocks.wall.monotonic();
         let attempt = if live == 0 { Attempt::Done(Vec::new()) } else { self.process(&inputs)? };
         let infer = self.env.clocks.wall.monotonic().saturating_sub(start);
