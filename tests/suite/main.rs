@@ -2,6 +2,7 @@
 
 mod architecture;
 mod fleet;
+mod generations;
 mod market;
 mod path;
 mod program;

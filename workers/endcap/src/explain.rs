@@ -145,7 +145,7 @@ impl Story {
         }
         if let Some(page) = &self.page {
             text.push('\n');
-            line(&mut text, 0, &format!("── page ── {}, readable {} ms after the event", page.persona, page.freshness_ms));
+            line(&mut text, 0, &told_of(page));
             for (position, placement) in page.placements.iter().enumerate() {
                 let keywords: Vec<&str> = placement.keywords.iter().map(|keyword| keyword.text.as_str()).collect();
                 line(
@@ -162,6 +162,10 @@ impl Story {
         }
         text
     }
+}
+
+fn told_of(page: &PageView) -> String {
+    format!("── page ── {}, readable {} ms after the event, generation {}", page.persona, page.freshness_ms, page.generation)
 }
 
 fn bracket(reason: &str) -> String {
