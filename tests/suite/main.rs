@@ -2,6 +2,7 @@
 
 mod architecture;
 mod fleet;
+mod generations;
 mod import_docs;
 mod market;
 mod path;

@@ -43,8 +43,13 @@ fn run(market: &endcap_retrieval::Market, data: &Dir, events: u64, cut: bool) ->
 fn run_at(clock: Arc<dyn Clock>, market: &endcap_retrieval::Market, data: &Dir, events: u64, cut: bool) -> (Embedded, Report) {
     let file = Embedded::open(data, EmbeddedConfig::default(), clock.clone()).unwrap();
     let (sides, shutdown) = (Sides::embedded(file.clone()), Shutdown::new());
-    let ground =
-        Ground { sides: sides.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };
+    let ground = Ground {
+        generation: 1,
+        sides: sides.clone(),
+        market: market.clone(),
+        clocks: Clocks::of(clock.clone()),
+        shutdown: shutdown.clone(),
+    };
     let (ended, heard) = channel();
     let began = Began::note(&sides, clock.now_ms()).unwrap();
     let path = Path::start(&StageName::ALL, twins::fleet().unwrap(), &PathConfig::default(), &ground, &ended).unwrap();
@@ -52,7 +57,7 @@ fn run_at(clock: Arc<dyn Clock>, market: &endcap_retrieval::Market, data: &Dir, 
     let demo = Arc::new(Market::generate(DEMO_SEED));
     let mut source = Simulated::new(demo, 5, SHOPPERS, pace, &file, clock.as_ref()).unwrap();
     feed::feed(&mut source, &file, pace, clock.as_ref(), &FeedState::default(), &shutdown).unwrap();
-    let mut monitor = Monitor::new(sides.clone(), path.stages.clone());
+    let mut monitor = Monitor::new(ground.generation, sides.clone(), path.stages.clone());
     let received = |figures: &Figures| figures.stages[2].received;
     let before = received(&monitor.read(clock.monotonic(), clock.now_ms(), None).unwrap());
     loop {

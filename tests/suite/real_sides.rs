@@ -120,6 +120,28 @@ fn a_fleet_on_real_servers_makes_the_pages_of_one_process() {
     let names: BTreeSet<String> =
         back.get("/v1/pages/shopper-1").unwrap().1["versions"].as_object().expect("versions").keys().cloned().collect();
     assert!(["themes", "keywords", "encoder", "cross-encoder"].iter().all(|name| names.contains(*name)), "{names:?}");
+    check_rollback(&place, &config);
     front.interrupt().unwrap();
     front.wait().expect("a process that is told to end ends well");
+}
+
+/// Another configuration is another generation for whoever runs it; a rollback ends its process, and the next start runs what was before.
+fn check_rollback(place: &Place, config: &str) {
+    let listed = |count: usize| {
+        let listed = succeed(&["manifests", "--config", config]);
+        assert_eq!(listed.matches("\ngeneration ").count() + 1, count, "{listed}");
+        listed
+    };
+    assert!(listed(1).starts_with("generation 1, "), "three processes of one configuration");
+    let other = format!("{}[aiqa]\nproducts_max = 9\n", fs::read_to_string(config).expect("the configuration"));
+    let other = place.file("other.toml", &other);
+    let changed = start(place, "changed", &["dedup"], &other);
+    assert!(listed(2).contains("aiqa.products_max: 20 → 9"));
+    let said = succeed(&["rollback", "--config", config]);
+    assert!(said.contains("generation 3 is active: the manifest of generation 1 in place of 2"), "{said}");
+    let ended = changed.wait().expect_err("a process that was rolled back ends").to_string();
+    assert!(ended.contains("exit status: 75"), "{ended}");
+    let again = start(place, "changed", &["dedup"], &other);
+    assert!(listed(3).contains("back to generation 1, active"));
+    assert!(again.text("/metrics").expect("metrics").1.contains("endcap_generation 3"));
 }

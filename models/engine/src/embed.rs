@@ -7,7 +7,7 @@ use endcap_inference::{Embed, Embedding, Model, ModelError};
 
 use crate::{
     Bert, EncodeLimits, ModelDir, Result, Segments, Tokenizer,
-    load::{name, read_tokenizer, version},
+    load::{read_tokenizer, version},
     passes::{TEXT_TOKENS_MAX, passes},
 };
 
@@ -28,7 +28,7 @@ impl EmbedModel {
     pub fn load(dir: &Path, device: &Device) -> Result<Self> {
         let files = ModelDir::open(dir)?;
         let (encoder, tokenizer) = (Bert::load(dir, device)?, read_tokenizer(&files)?);
-        let version = version(name(dir), &files, None)?;
+        let version = version(&files, None)?;
         let tokens_max = encoder.config().positions.min(TEXT_TOKENS_MAX);
         Ok(Self { encoder, tokenizer, limits: EncodeLimits::for_device(device), tokens_max, version })
     }

@@ -40,7 +40,7 @@ impl DecoderFiles {
         }
         let mut decoder =
             Decoder::from_hf(config, &mut dir.tensors()?, device, compute_dtype(device)).map_err(|error| dir.blame(error))?;
-        let (mut name, mut extra) = (load::name(dir.path()), HashMap::new());
+        let mut extra = HashMap::new();
         if let Some(path) = adapter {
             let adapter = Adapter::load(path, device)?;
             if let Some(what) = stranger(&adapter, &read_metadata(path)?, task, &dir)? {
@@ -52,9 +52,8 @@ impl DecoderFiles {
                 other => other,
             })?;
             extra = adapter.extra;
-            name = format!("{name}+{}", load::name(path));
         }
-        let version = load::version(name, &dir, adapter)?;
+        let version = load::version(&dir, adapter)?;
         Ok(Self { decoder, tokenizer: Arc::new(tokenizer), extra, version, dir })
     }
 

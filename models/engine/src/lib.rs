@@ -36,7 +36,9 @@ pub use decoder::{
 };
 pub use error::{EngineError, Result};
 pub use layer::Linear;
-pub use load::{ModelDir, compute_dtype, parse_device, read_json, read_tensors, version_of, write_tensors};
+pub use load::{
+    ModelDir, compute_dtype, model_files, model_version, parse_device, read_json, read_tensors, version_of, write_tensors,
+};
 pub use random::Random;
 pub use segments::Segments;
 

@@ -285,18 +285,45 @@ pub(crate) fn setting<T: DeserializeOwned>(dir: &ModelDir, key: &str) -> Result<
 }
 
 /// A directory's name, or an adapter file's without what says that it is one.
-pub(crate) fn name(path: &Path) -> String {
+fn name(path: &Path) -> String {
     let name = path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
     let stem = name.strip_suffix(".safetensors").unwrap_or(&name);
     stem.strip_suffix(".adapter").unwrap_or(stem).to_owned()
 }
 
-/// `name`, then fingerprints of a model's own files and of what is used beside them.
-pub(crate) fn version(name: String, dir: &ModelDir, adapter: Option<&Path>) -> Result<String> {
-    let mut beside = vec![dir.path().join(TOKENIZER)];
-    beside.extend(adapter.map(Path::to_owned));
-    beside.extend(adapter.map(Adapter::config_path));
-    Ok(format!("{name}@{}.{}", dir.version()?, version_of(&beside)?))
+/// The version of the model in `dir`, with `adapter` merged where one is given: names, then fingerprints of its own files and of what is
+/// used beside them. Loaded models tell the same.
+///
+/// # Errors
+/// [`EngineError::File`] when a file is missing or cannot be read.
+pub fn model_version(dir: &Path, adapter: Option<&Path>) -> Result<String> {
+    version(&ModelDir::open(dir)?, adapter)
+}
+
+/// The files that [`model_version`] reads.
+///
+/// # Errors
+/// [`EngineError::File`] when one that names others is missing or not what it should be.
+pub fn model_files(dir: &Path, adapter: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let dir = ModelDir::open(dir)?;
+    let mut files = dir.weights.clone();
+    files.push(dir.path.join(CONFIG));
+    files.extend(beside(&dir, adapter));
+    Ok(files)
+}
+
+/// As [`model_version`], of a directory that is open already.
+pub(crate) fn version(dir: &ModelDir, adapter: Option<&Path>) -> Result<String> {
+    let own = name(&dir.path);
+    let name = adapter.map_or(own.clone(), |adapter| format!("{own}+{}", name(adapter)));
+    Ok(format!("{name}@{}.{}", dir.version()?, version_of(&beside(dir, adapter))?))
+}
+
+fn beside(dir: &ModelDir, adapter: Option<&Path>) -> Vec<PathBuf> {
+    let mut files = vec![dir.path.join(TOKENIZER)];
+    files.extend(adapter.map(Path::to_owned));
+    files.extend(adapter.map(Adapter::config_path));
+    files
 }
 
 #[cfg(test)]

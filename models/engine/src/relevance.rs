@@ -7,7 +7,7 @@ use endcap_inference::{Model, ModelError, Pair, Relevance};
 
 use crate::{
     CrossEncoder, EncodeLimits, EngineError, ModelDir, PairEncoding, Result, Segments, Tokenizer,
-    load::{name, read_tokenizer, setting, version},
+    load::{read_tokenizer, setting, version},
     passes::{TEXT_TOKENS_MAX, passes},
 };
 
@@ -46,7 +46,7 @@ impl RelevanceModel {
                 "give a threshold within 0…1 and a positive temperature",
             ));
         }
-        let version = version(name(dir), &files, None)?;
+        let version = version(&files, None)?;
         let tokens_max = encoder.positions().min(TEXT_TOKENS_MAX);
         let limits = EncodeLimits::for_device(device);
         Ok(Self { encoder, tokenizer, limits, tokens_max, threshold, temperature, version })

@@ -147,6 +147,8 @@ mod tests {
         assert!(bare.version().starts_with("decoder@"), "{}", bare.version());
         assert!(with.version().starts_with("decoder+themes@"), "{}", with.version());
         assert_eq!(load(Some(&adapter)).version(), with.version());
+        let told = [None, Some(adapter.as_path())].map(|adapter| crate::model_version(&path, adapter).unwrap());
+        assert_eq!(told, [bare.version(), with.version()], "files alone tell the same");
         fixture::write_adapter(&path, "themes", false, 2).unwrap();
         assert_ne!(load(Some(&adapter)).version(), with.version());
         let error = ThemeModel::load(&dir.path().join("nowhere"), None, &Device::Cpu).err().unwrap();

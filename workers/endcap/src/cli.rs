@@ -53,6 +53,10 @@ pub enum Command {
     },
     /// Has everything removed that is derived of a shopper.
     Erase(EraseArgs),
+    /// Lists what the pipeline was deployed with, the newest first, and what differs from one to the next.
+    Manifests(ManifestsArgs),
+    /// Makes the manifest of an earlier generation active again, as a new one. Running processes end for it, to be started again.
+    Rollback(RollbackArgs),
     /// Trains the demo models, one by one, or goes on with them on an imported market.
     Train(TrainArgs),
     /// Measures quality against a market whose truth is known, beside baselines.
@@ -373,6 +377,31 @@ pub struct EraseArgs {
     /// How long to wait.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     pub within: Duration,
+    /// Where the data lies.
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+/// `endcap manifests`.
+#[derive(Debug, Clone, Args)]
+pub struct ManifestsArgs {
+    /// Writes JSON, one object a line.
+    #[arg(long)]
+    pub json: bool,
+    /// Where the data lies.
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+/// `endcap rollback`.
+#[derive(Debug, Clone, Args)]
+pub struct RollbackArgs {
+    /// The generation to go back to [default: the latest whose manifest is not the active one].
+    #[arg(long, value_name = "GENERATION")]
+    pub to: Option<i32>,
+    /// Says what would be active, and changes nothing.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Where the data lies.
     #[command(flatten)]
     pub data: DataArgs,

@@ -71,13 +71,23 @@ impl DataDir {
 
     /// Where models from inside the binary are laid out, one folder per version.
     pub fn models(&self) -> PathBuf {
-        self.path.join("models")
+        models_in(&self.path)
+    }
+
+    /// Where versions of models are remembered.
+    pub fn model_versions(&self) -> PathBuf {
+        self.path.join("model-versions.json")
     }
 }
 
 /// The log and the store in a data directory.
 pub fn file_in(data: &Path) -> PathBuf {
     data.join("endcap.sqlite")
+}
+
+/// Models from inside binaries, laid out in a data directory.
+pub fn models_in(data: &Path) -> PathBuf {
+    data.join("models")
 }
 
 /// The demo market in a data directory.

@@ -149,11 +149,7 @@ impl Story {
         }
         if let Some(page) = &self.page {
             text.push('\n');
-            line(
-                &mut text,
-                0,
-                &format!("── page ── {}, readable {} after the event", page.persona, times::lasted(page.freshness_ms as f64)),
-            );
+            line(&mut text, 0, &told_of(page));
             for (position, placement) in page.placements.iter().enumerate() {
                 let keywords: Vec<&str> = placement.keywords.iter().map(|keyword| keyword.text.as_str()).collect();
                 line(
@@ -170,6 +166,11 @@ impl Story {
         }
         text
     }
+}
+
+fn told_of(page: &PageView) -> String {
+    let after = times::lasted(page.freshness_ms as f64);
+    format!("── page ── {}, readable {after} after the event, generation {}", page.persona, page.generation)
 }
 
 fn bracket(reason: &str) -> String {

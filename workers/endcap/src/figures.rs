@@ -8,6 +8,8 @@ use serde::Serialize;
 /// A moment of the whole job.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Figures {
+    /// Number of the manifest that this process runs; 0 before the first reading.
+    pub generation: i32,
     /// Time since the start, s.
     pub uptime_s: f64,
     /// Events in the log.

@@ -134,6 +134,25 @@ fn check_data(config: &Config, sides: &Sides, dir: Option<&MarketDir>) -> Result
     }
 }
 
+/// The identity of the market that `config` names, which is given one, if it has none.
+///
+/// # Errors
+/// When the data is about another one, or it is not there.
+pub fn identity(config: &Config, sides: &Sides) -> Result<String> {
+    let dir = config.market.as_ref().map(MarketDir::open).transpose()?;
+    check_data(config, sides, dir.as_ref())?;
+    let Some(dir) = dir else { return Ok(DEMO.to_owned()) };
+    Ok(known_identity(&dir)?.map_or_else(|| dir.identity(), Ok)?)
+}
+
+/// The identity of the market that `store` is about, where that is noted.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn noted_identity(store: &dyn StoreOverview) -> Result<Option<String>> {
+    Ok(Origin::of(store)?.map(|origin| origin.identity))
+}
+
 /// Notes in the data directory's store that it is about `market`, which is given an identity for that, if it has none.
 ///
 /// # Errors

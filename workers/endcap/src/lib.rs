@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 pub mod data;
 pub mod declare;
+pub mod deploy;
 pub mod desk;
 pub mod dlq;
 pub mod erase;
@@ -18,14 +19,17 @@ pub mod grounds;
 pub mod import;
 pub mod intake;
 pub mod logging;
+pub mod manifest;
 pub mod models;
 pub mod monitor;
 pub mod names;
 pub mod path;
+pub mod places;
 mod printable;
 pub mod progress;
 pub mod replay;
 pub mod report;
+pub mod rollback;
 pub mod running;
 pub mod schooling;
 pub mod send;
@@ -33,6 +37,7 @@ pub mod sides;
 mod times;
 pub mod train;
 pub mod up;
+pub mod versions;
 pub mod view;
 pub mod web;
 
@@ -45,6 +50,7 @@ use tracing::Level;
 use crate::{
     cli::{Cli, Command, Flags, RunArgs},
     config::{Faults, Layer, LogFormat},
+    running::{ROLLED_BACK, RolledBack},
     up::Role,
 };
 
@@ -72,7 +78,13 @@ pub fn main() -> ExitCode {
                 return ExitCode::SUCCESS;
             }
             logging::tell(Level::ERROR, &format!("{error:#}"));
-            if error.is::<Faults>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+            if error.is::<Faults>() {
+                ExitCode::from(USAGE)
+            } else if error.is::<RolledBack>() {
+                ExitCode::from(ROLLED_BACK)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -109,6 +121,8 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Topics { command } => declare::topics(*command, &config(Flags::new())?),
         Command::Store { command } => declare::store(*command, &config(Flags::new())?),
         Command::Erase(args) => erase::command(args, &config(args.data.flags())?),
+        Command::Manifests(args) => rollback::manifests(args, &config(args.data.flags())?),
+        Command::Rollback(args) => rollback::rollback(args, &config(args.data.flags())?),
         Command::Dlq(args) => dlq::command(&args.command, |data| config(data.flags())),
     }
 }

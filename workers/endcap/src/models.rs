@@ -1,88 +1,20 @@
-//! Finds the models, loads them and gives each a thread of its own.
-//!
-//! They come from a directory (`models`), part by part from others (`decoder`, `encoder`, `cross_encoder`: real checkpoints), from what was
-//! trained for the market, or from inside this binary: then they are laid out once in a folder named by their contents.
+//! Loads the models and gives each a thread of its own.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use endcap_engine::{Adapter, Device, EmbedModel, KeywordModel, RelevanceModel, ThemeModel, Tokenizer, parse_device};
 use endcap_inference::{Handle, Limits, Model, spawn};
 use endcap_keywords::TokenCounter;
 
 use crate::{
     config::Config,
-    data::DataDir,
-    grounds,
     path::{Fleet, StageName},
+    places::{ModelName, Places},
 };
-
-/// What the build put into the binary: (path below the models' directory, contents).
-static BUILT_IN: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/demo_models.rs"));
 
 /// The path's models as the engine makes them.
 pub type Engine = Fleet<ThemeModel, KeywordModel, EmbedModel, RelevanceModel>;
-
-/// Where each model lies.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
-    decoder: PathBuf,
-    encoder: PathBuf,
-    cross_encoder: PathBuf,
-}
-
-impl Places {
-    /// Where `config` says, else those trained for the market, else below `built_in`, where the binary's own are laid out first.
-    ///
-    /// # Errors
-    /// When the binary's own are wanted but cannot be written, or there are none.
-    pub fn of(config: &Config, built_in: &Path) -> Result<Self> {
-        let all_named = config.decoder.is_some() && config.encoder.is_some() && config.cross_encoder.is_some();
-        let base = match trained(config) {
-            _ if all_named => PathBuf::new(),
-            Some(dir) => dir,
-            None => directory(config, built_in)?,
-        };
-        let part = |named: &Option<PathBuf>, name: &str| named.clone().unwrap_or_else(|| base.join(name));
-        Ok(Self {
-            decoder: part(&config.decoder, "decoder"),
-            encoder: part(&config.encoder, "encoder"),
-            cross_encoder: part(&config.cross_encoder, "cross-encoder"),
-        })
-    }
-}
-
-/// The models that were trained for the market, where no others are named and all of them are there. Says what is missing of them: a training
-/// that was stopped leaves some.
-fn trained(config: &Config) -> Option<PathBuf> {
-    const WHOLE: [&str; 4] = [
-        "encoder/model.safetensors",
-        "cross-encoder/model.safetensors",
-        "decoder/themes.adapter.safetensors",
-        "decoder/keywords.adapter.safetensors",
-    ];
-    let dir = config.market.as_deref().filter(|_| config.models.is_none()).map(grounds::trained_in)?;
-    let missing: Vec<_> = WHOLE.into_iter().filter(|file| !dir.join(file).is_file()).collect();
-    if !missing.is_empty() && dir.is_dir() {
-        tracing::warn!(
-            models = %dir.display(),
-            missing = missing.join(", "),
-            "the market's own models are not finished and are left out: `endcap train --market` goes on with them"
-        );
-    }
-    missing.is_empty().then_some(dir)
-}
-
-/// The models' directory: the one that `config` names, or the binary's own, laid out below `built_in`.
-///
-/// # Errors
-/// When the binary's own cannot be written, or there are none.
-pub fn directory(config: &Config, built_in: &Path) -> Result<PathBuf> {
-    config.models.clone().map_or_else(|| lay_out(BUILT_IN, built_in), Ok)
-}
 
 /// Loads models one by one, each onto a thread of its own.
 pub struct Loader {
@@ -92,12 +24,19 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Loads from where `config` says; the binary's own are laid out below `built_in`.
+    /// Loads from where `config` says; the binary's own are laid out below `laid_out`.
     ///
     /// # Errors
-    /// As [`Places::of`]; when the device is not there.
-    pub fn new(config: &Config, built_in: &Path) -> Result<Self> {
-        let places = Places::of(config, built_in)?;
+    /// As [`Places::of`] and [`Loader::at`].
+    pub fn new(config: &Config, laid_out: &Path) -> Result<Self> {
+        Self::at(Places::of(config, laid_out)?, config)
+    }
+
+    /// Loads from `places`.
+    ///
+    /// # Errors
+    /// When the device is not there.
+    pub fn at(places: Places, config: &Config) -> Result<Self> {
         Ok(Self { places, device: parse_device(config.device.name())?, batch_tokens: config.batch_tokens })
     }
 
@@ -106,8 +45,9 @@ impl Loader {
     /// # Errors
     /// When a file is missing, cut short or foreign.
     pub fn themes(&self) -> Result<Handle<ThemeModel>> {
-        let adapter = adapter(&self.places.decoder, "themes")?;
-        self.start("themes", ThemeModel::load(&self.places.decoder, adapter.as_deref(), &self.device)?)
+        let decoder = self.places.dir(ModelName::Themes);
+        let adapter = adapter(&decoder, "themes")?;
+        self.start(ModelName::Themes, ThemeModel::load(&decoder, adapter.as_deref(), &self.device)?)
     }
 
     /// LLM 2, and what counts tokens as it does. A text that its tokenizer refuses counts nothing: it would not get into a prompt either.
@@ -115,9 +55,10 @@ impl Loader {
     /// # Errors
     /// As [`Loader::themes`].
     pub fn keywords(&self) -> Result<(Handle<KeywordModel>, TokenCounter)> {
-        let adapter = adapter(&self.places.decoder, "keywords")?;
-        let model = self.start("keywords", KeywordModel::load(&self.places.decoder, adapter.as_deref(), &self.device)?)?;
-        let tokenizer = Tokenizer::from_file(&self.places.decoder.join("tokenizer.json"))?;
+        let decoder = self.places.dir(ModelName::Keywords);
+        let adapter = adapter(&decoder, "keywords")?;
+        let model = self.start(ModelName::Keywords, KeywordModel::load(&decoder, adapter.as_deref(), &self.device)?)?;
+        let tokenizer = Tokenizer::from_file(&decoder.join("tokenizer.json"))?;
         Ok((model, Box::new(move |text| tokenizer.encode(text).map_or(0, |ids| ids.len()))))
     }
 
@@ -126,7 +67,7 @@ impl Loader {
     /// # Errors
     /// As [`Loader::themes`].
     pub fn encoder(&self) -> Result<Handle<EmbedModel>> {
-        self.start("encoder", EmbedModel::load(&self.places.encoder, &self.device)?)
+        self.start(ModelName::Encoder, EmbedModel::load(&self.places.dir(ModelName::Encoder), &self.device)?)
     }
 
     /// The cross-encoder, and the probability from which its pairs are relevant.
@@ -134,29 +75,29 @@ impl Loader {
     /// # Errors
     /// As [`Loader::themes`].
     pub fn judge(&self) -> Result<(Handle<RelevanceModel>, f32)> {
-        let judge = RelevanceModel::load(&self.places.cross_encoder, &self.device)?;
+        let judge = RelevanceModel::load(&self.places.dir(ModelName::CrossEncoder), &self.device)?;
         let threshold = judge.threshold();
-        Ok((self.start("cross-encoder", judge)?, threshold))
+        Ok((self.start(ModelName::CrossEncoder, judge)?, threshold))
     }
 
-    fn start<M: Model>(&self, name: &str, model: M) -> Result<Handle<M>> {
-        tracing::info!(model = name, version = model.version(), "loaded");
+    fn start<M: Model>(&self, name: ModelName, model: M) -> Result<Handle<M>> {
+        tracing::info!(model = %name, version = model.version(), "loaded");
         let limits = Limits { batch_tokens_max: self.batch_tokens, ..Limits::default() };
         spawn(&format!("model-{name}"), model, limits).with_context(|| format!("cannot start the thread of model {name}"))
     }
 }
 
-/// Loads the models of `stages`, and the encoder, which every process opens its market with.
+/// Loads from `places` the models that a process needs which runs `stages`.
 ///
 /// # Errors
 /// When a file is missing, cut short or foreign, or the device is not there.
-pub fn load(config: &Config, data: &DataDir, stages: &[StageName]) -> Result<Engine> {
-    let loader = Loader::new(config, &data.models())?;
-    let wanted = |stage| stages.contains(&stage);
+pub fn load(config: &Config, places: Places, stages: &[StageName]) -> Result<Engine> {
+    let loader = Loader::at(places, config)?;
+    let wanted = |name: ModelName| name.is_loaded_for(stages);
     Ok(Fleet {
-        judge: wanted(StageName::Aiqa).then(|| loader.judge()).transpose()?,
-        themes: wanted(StageName::Themes).then(|| loader.themes()).transpose()?,
-        keywords: wanted(StageName::Keywords).then(|| loader.keywords()).transpose()?,
+        judge: wanted(ModelName::CrossEncoder).then(|| loader.judge()).transpose()?,
+        themes: wanted(ModelName::Themes).then(|| loader.themes()).transpose()?,
+        keywords: wanted(ModelName::Keywords).then(|| loader.keywords()).transpose()?,
         encoder: loader.encoder()?,
     })
 }
@@ -180,79 +121,6 @@ fn adapter(decoder: &Path, task: &str) -> Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_encoder(config: &Config, built_in: &Path) -> Result<Handle<EmbedModel>> {
-    Loader::new(config, built_in)?.encoder()
-}
-
-/// Writes `files` below `under`, in a folder named by their contents; gives the folder. Where it is there already, only files that are missing
-/// or were changed are written.
-///
-/// # Errors
-/// When there are no files, or they cannot be written.
-fn lay_out(files: &[(&str, &[u8])], under: &Path) -> Result<PathBuf> {
-    if files.is_empty() {
-        bail!("this program was built without models: name a directory of models with --models");
-    }
-    let mut hasher = blake3::Hasher::new();
-    for (name, contents) in files {
-        hasher.update(name.as_bytes()).update(&[0]).update(contents);
-    }
-    let folder = under.join(&hasher.finalize().to_hex()[..16]);
-    if folder.is_dir() {
-        files.iter().try_for_each(|(name, contents)| mend(&folder.join(name), contents))?;
-        return Ok(folder);
-    }
-    // Written beside and moved into place, so that a folder that is there is whole.
-    let draft = under.join(format!("draft-{}", std::process::id()));
-    let write = |(name, contents): &(&str, &[u8])| {
-        let path = draft.join(name);
-        fs::create_dir_all(path.parent().expect("a file has a folder"))?;
-        fs::write(path, contents)
-    };
-    let written = files.iter().try_for_each(write).and_then(|()| fs::rename(&draft, &folder));
-    if written.is_err() && folder.is_dir() {
-        // Another process was faster.
-        fs::remove_dir_all(&draft).with_context(|| format!("cannot clear {}", draft.display()))?;
-        return Ok(folder);
-    }
-    written.with_context(|| format!("cannot write the models to {}", folder.display()))?;
-    Ok(folder)
-}
-
-/// Writes a file of the binary's own again, where it is not as it was.
-fn mend(path: &Path, contents: &[u8]) -> Result<()> {
-    if fs::read(path).is_ok_and(|found| found == contents) {
-        return Ok(());
-    }
-    tracing::warn!(file = %path.display(), "a file of the program's own models is damaged: writing it again");
-    // Moved into place, so that a process that has the file open keeps what it sees.
-    let draft = path.with_extension(format!("draft-{}", std::process::id()));
-    fs::create_dir_all(path.parent().expect("a file has a folder"))
-        .and_then(|()| fs::write(&draft, contents))
-        .and_then(|()| fs::rename(&draft, path))
-        .with_context(|| format!("cannot write {}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn models_from_the_binary_are_laid_out_once_per_content() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = lay_out(&[("decoder/config.json", b"{}"), ("a", b"1")], dir.path()).unwrap();
-        assert_eq!(fs::read(first.join("decoder/config.json")).unwrap(), b"{}");
-        fs::write(first.join("mine"), "kept").unwrap();
-        fs::write(first.join("a"), "damaged").unwrap();
-        fs::remove_dir_all(first.join("decoder")).unwrap();
-        assert_eq!(lay_out(&[("decoder/config.json", b"{}"), ("a", b"1")], dir.path()).unwrap(), first);
-        assert_eq!(fs::read(first.join("a")).unwrap(), b"1", "what was damaged is written again");
-        assert_eq!(fs::read(first.join("decoder/config.json")).unwrap(), b"{}");
-        assert_eq!(fs::read(first.join("mine")).unwrap(), b"kept");
-        assert_eq!(fs::read_dir(&first).unwrap().count(), 3);
-        assert_ne!(lay_out(&[("a", b"2")], dir.path()).unwrap(), first);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no drafts are left");
-        let refusal = lay_out(&[], dir.path()).unwrap_err().to_string();
-        assert!(refusal.contains("--models"), "{refusal}");
-    }
+pub fn load_encoder(config: &Config, laid_out: &Path) -> Result<Handle<EmbedModel>> {
+    Loader::new(config, laid_out)?.encoder()
 }

@@ -25,6 +25,7 @@ const READINGS: usize = 60;
 
 /// What reads.
 pub struct Monitor {
+    generation: i32,
     sides: Sides,
     stages: Vec<(&'static str, Arc<StageStats>)>,
     /// The first page of each partition that was not read.
@@ -36,9 +37,9 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// A monitor over `sides`; `stages` in path order.
-    pub fn new(sides: Sides, stages: Vec<(&'static str, Arc<StageStats>)>) -> Self {
-        Self { sides, stages, next: BTreeMap::new(), fresh: VecDeque::new(), past: VecDeque::new() }
+    /// A monitor over `sides` in a process that runs the manifest of this number; `stages` in path order.
+    pub fn new(generation: i32, sides: Sides, stages: Vec<(&'static str, Arc<StageStats>)>) -> Self {
+        Self { generation, sides, stages, next: BTreeMap::new(), fresh: VecDeque::new(), past: VecDeque::new() }
     }
 
     /// A reading at `now_ms`. `up_for` is the time since the start; `feeder` says what the feeder is doing.
@@ -75,6 +76,7 @@ impl Monitor {
         }
         let pages_per_second = self.rates(up_for, tokens_now, published, &mut stages);
         Ok(Figures {
+            generation: self.generation,
             uptime_s: up_for.as_secs_f64(),
             accepted: events,
             refused: tallies.get(INGEST).map_or(0, Tally::dead_lettered_total),

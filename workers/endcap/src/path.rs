@@ -23,8 +23,6 @@ use endcap_themes::{ThemesConfig, ThemesStage};
 
 use crate::{monitor::group_of, sides::Sides};
 
-/// Number of this pipeline's manifest. One deployment, one manifest: it grows when pages are to be made again by a better one.
-const GENERATION: i32 = 1;
 /// What [`Path::start`] relies on.
 const LOADED: &str = "a stage's model is loaded before the stage starts";
 
@@ -87,6 +85,8 @@ pub struct PathConfig {
 /// What the stages share.
 #[derive(Clone)]
 pub struct Ground {
+    /// The number of the manifest that they run.
+    pub generation: i32,
     /// Log and store.
     pub sides: Sides,
     /// The market.
@@ -143,7 +143,7 @@ impl Path {
             match stage {
                 StageName::Context => {
                     let lookup = product_lookup(market());
-                    let stage = ContextStage::new(config.context.clone(), GENERATION, store.clone(), lookup);
+                    let stage = ContextStage::new(config.context.clone(), ground.generation, store.clone(), lookup);
                     path.add(stage, of(256), ground, ended)?;
                 }
                 StageName::Themes => {

@@ -114,6 +114,8 @@ pub struct Report {
     pub cache: CacheReport,
     /// Model, index and prompt versions of the stored pages; several where pages of several versions are stored.
     pub models: BTreeMap<String, String>,
+    /// Stored pages by the number of the manifest that they were made under.
+    pub generations: BTreeMap<i32, u64>,
     /// Records of the log that this was counted from had gone by retention before the end.
     pub log_trimmed: bool,
     /// Households whose diet was given by a seed, as the replayed data holds none.
@@ -189,6 +191,7 @@ pub fn make(sides: &Sides, market: &Market, began: &Began, stages: &[(&'static s
         candidates: candidates(&tallies),
         cache: CacheReport { keywords_hit_rate: cache.keywords, verdicts_hit_rate: cache.verdicts },
         models: stored.versions.into_iter().map(|(name, versions)| (name, versions.join(", "))).collect(),
+        generations: stored.generations,
         log_trimmed: published.pages < counts.pages || events.kept < counts.events,
         seeded_diets: events.seeded_diets,
     })
@@ -297,6 +300,7 @@ struct Stored {
     with_page: u64,
     keywords_outside: u64,
     versions: BTreeMap<String, Vec<String>>,
+    generations: BTreeMap<i32, u64>,
 }
 
 fn read_stored(sides: &Sides, market: &Snapshot) -> Result<Stored> {
@@ -311,6 +315,7 @@ fn read_stored(sides: &Sides, market: &Snapshot) -> Result<Stored> {
             let published = desk::decode(bytes)?;
             stored.with_page += u64::from(view::shown(&published.page, market)? >= FLOOR);
             stored.keywords_outside += keywords_outside(sides, market, user, &published)?;
+            *stored.generations.entry(published.head.generation).or_default() += 1;
             for (name, version) in &published.page.versions {
                 let versions = stored.versions.entry(name.clone()).or_default();
                 if !versions.contains(version) {

@@ -2,7 +2,8 @@
 //!
 //! The first signal drains: no new event is taken, and what was taken is worked off through every stage. The second one stops after what
 //! is in hand, the third at once; what is left then is done by the next start. A process that runs some of the stages stops at the first
-//! signal after what is in hand: others go on, and it is not alone with what waits.
+//! signal after what is in hand: others go on, and it is not alone with what waits. A process whose manifest was rolled back stops after
+//! what is in hand, too.
 
 use std::{
     process,
@@ -19,6 +20,7 @@ use endcap_runtime::{Clock, Shutdown};
 use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 
 use crate::{
+    deploy::Watch,
     desk::Desk,
     feed::FeedState,
     figures::Figures,
@@ -30,8 +32,17 @@ use crate::{
 
 /// Exit code of a process that was told three times to end.
 const INTERRUPTED: i32 = 130;
+/// Exit code of a process whose manifest was rolled back: whoever watches over it starts it again.
+pub(crate) const ROLLED_BACK: u8 = 75;
 /// Signals that the waiting thread answers; one more ends the process at once.
 const SIGNALS_HEARD: usize = 2;
+
+/// The manifest that a process runs was rolled back while it ran.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the manifest was rolled back: generation {0} is active. What was in hand is done; start again with the same configuration to take it up"
+)]
+pub(crate) struct RolledBack(i32);
 
 /// Anything that the waiting thread must hear of.
 pub(crate) enum Event {
@@ -80,6 +91,7 @@ pub(crate) struct Running {
     pub(crate) desk: Arc<Desk>,
     pub(crate) life: Arc<Life>,
     pub(crate) monitor: Monitor,
+    pub(crate) watch: Watch,
     /// `None` where nothing is fed.
     pub(crate) feeder: Option<Feeder>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -107,6 +119,9 @@ impl Running {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
+                    if let Some(rolled_back) = self.rolled_back() {
+                        break Err(rolled_back.into());
+                    }
                     let fed = self.feeder.as_ref().is_none_or(|feeder| feeder.ended); // before the reading: nothing comes after it
                     let is_empty = self.read() == Some(0);
                     if is_empty && fed && (self.exit_when_drained || self.draining) {
@@ -185,6 +200,17 @@ impl Running {
             }
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "cannot read the figures");
+                None
+            }
+        }
+    }
+
+    /// Whether a start would take up another manifest now. What cannot be read is no reason to end.
+    fn rolled_back(&mut self) -> Option<RolledBack> {
+        match self.watch.look(&*self.desk.sides.store) {
+            Ok(newest) => newest.map(|newest| RolledBack(newest.number)),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "cannot see whether the manifest was rolled back");
                 None
             }
         }

@@ -18,7 +18,7 @@ use endcap_training::{
 use crate::{
     cli::{TrainArgs, Trainable},
     config::Config,
-    grounds, models, schooling,
+    grounds, models, places, schooling,
 };
 
 /// Where the demo models lie.
@@ -114,7 +114,7 @@ impl School {
             );
         }
         let folder = args.models.clone().unwrap_or_else(|| grounds::trained_in(market));
-        let from = models::directory(config, &market.join("models"))?;
+        let from = places::directory(config, &market.join("models"))?;
         schooling::copy_encoder(&from, &folder)?;
         let encoder = models::load_encoder(config, &market.join("models"))?;
         let dir = endcap_retrieval::MarketDir::open(market)?;

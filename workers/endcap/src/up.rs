@@ -1,6 +1,7 @@
 //! `endcap up`: the main job in one process; `endcap run`: some of its stages, beside other processes that run the rest.
 //!
-//! Life of the process: configuration → data directory → web (health alone) → models → market → stages → feeder → wait → drain → report.
+//! Life of the process: configuration → data directory → web (health alone) → log and store → models → market → generation → stages → feeder
+//! → wait → drain → report.
 
 use std::{
     io::{self, Write},
@@ -23,6 +24,7 @@ use crate::{
     cli::UpArgs,
     config::{Config, Settings},
     data::{DataDir, Use},
+    deploy::{Models, Watch},
     desk::Desk,
     feed::{self, FeedState, Pace, Simulated, Source},
     figures::Figures,
@@ -30,6 +32,7 @@ use crate::{
     logging::Anonymiser,
     monitor::Monitor,
     path::{Ended, Fleet, Ground, Path, StageName},
+    places::Places,
     progress::{self, Board},
     replay::Imported,
     report::{self, Began},
@@ -40,6 +43,8 @@ use crate::{
 
 /// Always 1; its label says which program this is.
 const BUILD_INFO: &str = "endcap_build_info";
+/// The number of the manifest that this process runs.
+const GENERATION: &str = "endcap_generation";
 
 /// What a process does of the main job.
 #[derive(Debug, Clone, Copy)]
@@ -66,14 +71,14 @@ impl Role<'_> {
     }
 }
 
-/// Does `role` until it is drained, told to end, or broken. `load` brings the models of the stages named.
+/// Does `role` until it is drained, told to end, broken, or rolled back. `load` brings the models that the stages named need.
 ///
 /// # Errors
 /// When it cannot start, a stage stops, or the report cannot be written; with the remedy.
 pub fn work<T, K, E, X>(
     settings: Settings,
     role: Role<'_>,
-    load: impl FnOnce(&Config, &DataDir, &[StageName]) -> Result<Fleet<T, K, E, X>>,
+    load: impl FnOnce(&Config, Places, &[StageName]) -> Result<Fleet<T, K, E, X>>,
 ) -> Result<()>
 where
     T: Model<Request = WriteThemes, Answer = WrittenThemes>,
@@ -81,12 +86,13 @@ where
     E: Model<Request = Embed, Answer = Embedding>,
     X: Model<Request = Pair, Answer = Relevance>,
 {
-    let Settings { config, path: path_config } = settings;
+    let Settings { config, path: configured } = settings;
     check(role, &config)?;
     let data = DataDir::open(&config.data, role.data_use())?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let prometheus = PrometheusBuilder::new().install_recorder().context("cannot keep metrics")?;
     metric::describe();
+    metrics::describe_gauge!(GENERATION, "number of the manifest that this process runs");
     metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     // Bound early: an address that is taken ends the start before any work is done.
     let listener = std::net::TcpListener::bind(config.bind)
@@ -95,20 +101,31 @@ where
     let (events, heard) = channel();
     let (end_web, web_ended) = watch::channel(false);
     let life = Arc::new(Life::default());
-    progress::begin("loading the models");
+    progress::begin("looking at the models");
     let web = start_web(listener, life.clone(), Access::new(config.token.clone()), web_ended, &events)?;
-    let fleet = load(&config, &data, role.stages())?;
+    let models = Models::look(&config, &data, role.stages())?;
+    let sides = Sides::open(&config, &clock)?;
+    let plan = models.plan(grounds::identity(&config, &sides)?, &configured, &*sides.store)?;
+    progress::begin("loading the models");
+    let fleet = load(&config, plan.places.clone(), role.stages())?;
+    plan.check(&fleet, &data)?;
     progress::begin("opening the market");
     let market = grounds::open(&config, &data, &fleet.encoder)?;
-    let sides = Sides::open(&config, &clock)?;
     grounds::claim(&config, &sides, &market)?;
+    let deployment = plan.deploy(&*sides.store, &*clock)?;
+    metrics::gauge!(GENERATION).set(f64::from(deployment.generation));
     let shutdown = Shutdown::new();
-    let ground =
-        Ground { sides: sides.clone(), market: market.clone(), clocks: Clocks::of(clock.clone()), shutdown: shutdown.clone() };
+    let ground = Ground {
+        generation: deployment.generation,
+        sides: sides.clone(),
+        market: market.clone(),
+        clocks: Clocks::of(clock.clone()),
+        shutdown: shutdown.clone(),
+    };
     progress::begin("starting the stages");
     let began = Began::note(&sides, clock.now_ms())?;
-    let path = Path::start(role.stages(), fleet, &path_config, &ground, &forward(&events))?;
-    let monitor = Monitor::new(sides.clone(), path.stages.clone());
+    let path = Path::start(role.stages(), fleet, &plan.path, &ground, &forward(&events))?;
+    let monitor = Monitor::new(deployment.generation, sides.clone(), path.stages.clone());
     let feeder = match role {
         Role::Everything(args) => start_feeder(&config, args, &ground, &clock, &events)?,
         Role::Stages(_) => None,
@@ -123,9 +140,10 @@ where
         Role::Everything(args) => (args.exit_when_drained, true, args.report.as_deref()),
         Role::Stages(_) => (false, false, None),
     };
+    let watch = Watch::new(deployment);
     let (board, start) = (Board::new(stages.len()), clock.monotonic());
     let mut running =
-        Running { exit_when_drained, drains, desk, life, monitor, feeder, clock, shutdown, draining: false, board, start };
+        Running { exit_when_drained, drains, desk, life, monitor, watch, feeder, clock, shutdown, draining: false, board, start };
     let result = running.wait(heard);
     let _ = end_web.send(true); // a server that has failed listens no more
     path.join();

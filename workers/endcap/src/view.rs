@@ -18,6 +18,8 @@ pub struct PageView {
     pub diets: Vec<&'static str>,
     /// The fold's clock: identifies the page of this shopper.
     pub context_ms: i64,
+    /// Number of the manifest that it was made under: that of the process that folded the event.
+    pub generation: i32,
     /// The event behind it.
     pub event_id: String,
     /// When the log took that event.
@@ -121,6 +123,7 @@ pub fn page(head: &Head, page: &Page, published_ms: i64, recent: &[PurchaseMemor
         persona: page.persona.clone(),
         diets: page.diets.iter().map(endcap_schemas::Diet::words).collect(),
         context_ms: head.context_ms,
+        generation: head.generation,
         event_id: head.cause.event_id.clone(),
         accepted_ms: head.cause.accepted_ms,
         published_ms,

@@ -27,7 +27,7 @@ function steps(story) {
     const timing = { verdict: [stage.verdict, stage.reason].filter(Boolean).join(': '), worked: `${seconds(stage.infer_ms / 1000)} in a batch of ${stage.batch_records}`, waited: seconds(stage.waited_ms / 1000) };
     rows.push(step(NAMES[stage.stage] ?? stage.stage, after, { ...timing, ...stage.explanation }));
   }
-  if (story.page) rows.push(step('Page', `${story.page.placements.length} placements`, { 'made with': story.page.versions }));
+  if (story.page) rows.push(step('Page', `${story.page.placements.length} placements`, { generation: story.page.generation, 'made with': story.page.versions }));
   return rows;
 }
 

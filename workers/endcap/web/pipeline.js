@@ -39,7 +39,7 @@ function whenNew(part, value, draw) {
   draw(value);
 }
 
-function tiles({ accepted, refused, pages, freshness, cache, feeder, uptime_s: uptime }) {
+function tiles({ generation, accepted, refused, pages, freshness, cache, feeder, uptime_s: uptime }) {
   const figure = (name, value, note = '') => h('div.figure', {}, h('p', {}, name), h('b', {}, value), h('small', {}, note));
   const share = (value) => (value === null || value === undefined ? '–' : `${Math.round(value * 100)}%`);
   byId('tiles').replaceChildren(
@@ -49,7 +49,7 @@ function tiles({ accepted, refused, pages, freshness, cache, feeder, uptime_s: u
     figure('Pages published', compact(pages.published), uptime > 0 ? `${(pages.per_second ?? 0).toFixed(2)} a second lately` : ''),
     figure('Keyword cache', share(cache.keywords), 'answers taken from the cache'),
     figure('Verdict cache', share(cache.verdicts), 'answers taken from the cache'));
-  byId('feeder').textContent = feeder ?? '';
+  byId('feeder').textContent = [generation && `generation ${generation}`, feeder].filter(Boolean).join(' · ');
 }
 
 function stages(rows) {

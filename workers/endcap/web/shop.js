@@ -12,7 +12,7 @@ const PATIENCE_MS = 6_000;
 
 const state = {
   user: null,
-  stamp: null,          // context of the shown page
+  stamp: null,          // context and generation of the shown page
   seen: new Set(),      // titles and products of the page before
   purchase: null,       // { id, product, clicked, acceptedMs } while a page is awaited
   mode: 'personal',
@@ -34,12 +34,15 @@ export function openShop(user) {
   if (state.mode !== 'personal') showControl();
 }
 
+/** What the store orders pages by: the same context may be worked on again by a later generation. */
+const stampOf = (page) => page.context_ms * 1000 + page.generation;
+
 const refresh = every(1000, () => state.user !== null && !byId('view-shop').hidden, async () => {
   const user = state.user;
   try {
     if (state.purchase) await followPurchase(user);
     const page = await get(`/v1/pages/${encodeURIComponent(user)}`);
-    if (user === state.user && page.context_ms !== state.stamp) show(page);
+    if (user === state.user && stampOf(page) !== state.stamp) show(page);
   } catch (error) {
     if (user === state.user && state.stamp === null) {
       byId('persona').textContent = error.status === 404 ? 'No page yet' : 'The page cannot be read';
@@ -54,7 +57,7 @@ const waitingNote = () => h('div.empty', {}, h('b', {}, 'No page yet'), 'A page 
 
 function show(page) {
   const first = state.stamp === null;
-  state.stamp = page.context_ms;
+  state.stamp = stampOf(page);
   const mine = state.purchase && page.accepted_ms >= state.purchase.acceptedMs;
   byId('who').textContent = state.user;
   byId('persona').textContent = sentence(page.persona || 'A new shopper');

@@ -2,7 +2,7 @@
 //!
 //! A check panics with what was broken. They draw no randomness of their own and read no clock.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, thread, time::Duration};
 
 use endcap_schemas::{UserKey, topics::Topic};
 
@@ -540,6 +540,8 @@ pub fn check_overview<S: StoreOverview>(make: impl Fn() -> S) {
     users_are_found_by_a_part_of_their_key(&make());
     every_row_of_a_user_is_told_until_they_are_erased(&make());
     a_note_stands_until_another_takes_its_place(&make());
+    a_generation_is_kept_once_and_for_good(&make());
+    of_several_that_add_a_generation_at_once_one_succeeds(&make());
 }
 
 /// Five users, of whom one has had its page withdrawn.
@@ -605,4 +607,29 @@ fn a_note_stands_until_another_takes_its_place(store: &impl StoreOverview) {
     store.note("market", "other").expect("a note is taken");
     store.note("weather", "fair").expect("a note is taken");
     assert_eq!(store.noted("market").expect("a read is answered").as_deref(), Some("other"));
+}
+
+fn a_generation_is_kept_once_and_for_good(store: &impl StoreOverview) {
+    let one = |number| store.generation(number).expect("a read is answered");
+    let add = |number, manifest: &str| store.add_generation(number, manifest).expect("a generation is taken");
+    assert_eq!((one(None), one(Some(1)), store.generations().expect("a list is answered")), (None, None, Vec::new()));
+    assert_eq!((add(1, "one"), add(2, "two"), add(10, "ten")), (None, None, None));
+    assert_eq!(add(2, "other").as_deref(), Some("two"), "what is kept stays, and is told");
+    assert_eq!(add(2, "two"), None, "the same may be added again");
+    assert_eq!(one(None), Some((10, "ten".to_owned())), "numbers are ordered as numbers");
+    assert_eq!((one(Some(2)), one(Some(3))), (Some((2, "two".to_owned())), None));
+    let all: Vec<i32> = store.generations().expect("a list is answered").into_iter().map(|(number, _)| number).collect();
+    assert_eq!(all, [10, 2, 1]);
+}
+
+fn of_several_that_add_a_generation_at_once_one_succeeds(store: &impl StoreOverview) {
+    let names = ["anna", "bert", "cleo", "dora"];
+    let told: Vec<Option<String>> = thread::scope(|scope| {
+        let adding = names.map(|name| scope.spawn(move || store.add_generation(1, name).expect("a generation is taken")));
+        adding.into_iter().map(|thread| thread.join().expect("adding does not panic")).collect()
+    });
+    let (_, kept) = store.generation(None).expect("a read is answered").expect("one was added");
+    let won: Vec<&str> = names.into_iter().zip(&told).filter(|(_, told)| told.is_none()).map(|(name, _)| name).collect();
+    assert_eq!(won, [kept.as_str()], "one succeeds, and it is kept");
+    assert!(told.iter().flatten().all(|told| *told == kept), "the others are told what is kept: {told:?}");
 }

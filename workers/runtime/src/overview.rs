@@ -1,5 +1,5 @@
-//! The border between the binary and a store as a whole: who has a page, how many shoppers there are, what the store is about. A stage knows
-//! [`Store`] alone.
+//! The border between the binary and a store as a whole: who has a page, how many shoppers there are, what the store is about,
+//! which manifests made its pages. A stage knows [`Store`] alone.
 
 use endcap_schemas::UserKey;
 
@@ -50,6 +50,25 @@ pub trait StoreOverview: Store {
     /// # Errors
     /// [`StoreError`] when the store does not answer.
     fn noted(&self, name: &str) -> Result<Option<String>, StoreError>;
+
+    /// Keeps `manifest` under the number `generation` for good, where nothing is kept there yet; where something else is, answers that. Of
+    /// several processes that try at once one succeeds, and the others are told what it brought. Adding the same again changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it is not durable; it may be kept nevertheless.
+    fn add_generation(&self, generation: i32, manifest: &str) -> Result<Option<String>, StoreError>;
+
+    /// The manifest of this number; without one, that of the highest.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer.
+    fn generation(&self, number: Option<i32>) -> Result<Option<(i32, String)>, StoreError>;
+
+    /// Every manifest with its number, the highest first.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer.
+    fn generations(&self) -> Result<Vec<(i32, String)>, StoreError>;
 }
 
 /// A row that is held of a user.

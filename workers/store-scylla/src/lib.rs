@@ -10,6 +10,9 @@
 //! **Erasure.** A row in `erasures`, then a tombstone per table with the erasure's timestamp. The tombstone stops writes that are under
 //! way; when the server has forgotten it, the row stops those that come later: every write is checked against it.
 //!
+//! **Generations.** The numbers of the pipeline's manifests are the one thing that processes must agree on. They are added by lightweight
+//! transactions, a few in a deployment's life; nothing that happens for an event uses any.
+//!
 //! **TLS.** The driver has a node's certificate checked against the *address* that it connects to, also where a contact point is a
 //! name, as the other nodes are known by their addresses alone. A node's certificate must therefore name its address.
 //!
@@ -17,6 +20,7 @@
 //! [`StoreError::Unavailable`](endcap_runtime::StoreError), which the loop retries.
 
 mod blocking;
+mod conditional;
 mod config;
 mod connect;
 mod migrate;

@@ -8,23 +8,21 @@ use std::{
 };
 
 use scylla::{
-    client::session::Session,
-    response::query_result::QueryRowsResult,
-    serialize::row::SerializeRow,
-    value::{CqlTimestamp, CqlValue, Row},
+    client::session::Session, response::query_result::QueryRowsResult, serialize::row::SerializeRow, value::CqlTimestamp,
 };
 use tokio::time::Instant;
 
 use crate::{
     blocking::Blocking,
+    conditional::standing,
     config::ScyllaConfig,
     connect::{OpenError, connect},
     schema::{KNOWN, MIGRATIONS, Migration, RUNNER, ServerKind, create_keyspace},
 };
 use endcap_runtime::Clock;
 
-/// Whose rows of the runner's tables these are: another application may keep its own beside them.
-const SCOPE: &str = "endcap";
+/// Whose rows of a shared table these are: another application may keep its own beside them.
+pub(crate) const SCOPE: &str = "endcap";
 /// A lock whose process has died ends after so long, s. It is renewed before every step.
 const LOCK_TTL_S: i32 = 120;
 /// Between two looks at a lock that another process holds.
@@ -109,7 +107,7 @@ async fn plan_on(session: &Session, config: &ScyllaConfig) -> Result<Plan, OpenE
     let kind = kind_of(session).await?;
     let mut statements = Vec::new();
     if found.is_none() {
-        statements.push(create_keyspace(&keyspace, &config.replication));
+        statements.push(create_keyspace(&keyspace, &config.replication, &kind));
     }
     if found.unwrap_or(0) == 0 {
         statements.extend(RUNNER.statements(&kind));
@@ -131,7 +129,7 @@ fn missing(keyspace: &str, found: i32) -> Result<impl Iterator<Item = Migration>
 async fn apply(session: &Session, config: &ScyllaConfig, now: CqlTimestamp) -> Result<(), OpenError> {
     let keyspace = &config.keyspace;
     let kind = kind_of(session).await?;
-    change(session, "make the keyspace", &create_keyspace(keyspace, &config.replication)).await?;
+    change(session, "make the keyspace", &create_keyspace(keyspace, &config.replication, &kind)).await?;
     let using = format!("use keyspace `{keyspace}`");
     session.use_keyspace(keyspace, false).await.map_err(|error| OpenError::failed(using)(&error))?;
     for statement in RUNNER.statements(&kind) {
@@ -232,13 +230,7 @@ impl<'a> Lock<'a> {
     async fn ask(&self, statement: &str, values: impl SerializeRow) -> Result<Option<String>, OpenError> {
         let what = format!("lock keyspace `{}` for migrating", self.keyspace);
         let rows = rows(self.session, &what, statement, values).await?;
-        let owner = rows.column_specs().iter().position(|column| column.name() == "owner");
-        let row = rows.single_row::<Row>().map_err(|error| OpenError::failed(&*what)(&error))?;
-        if row.columns.first().and_then(Option::as_ref).and_then(CqlValue::as_boolean) == Some(true) {
-            return Ok(None);
-        }
-        let holder = owner.and_then(|place| row.columns.get(place)?.as_ref()?.as_text().cloned());
-        Ok(Some(holder.unwrap_or_else(|| "unknown".to_owned())))
+        standing(&rows, "owner").map_err(|error| OpenError::failed(&*what)(&error))
     }
 }
 

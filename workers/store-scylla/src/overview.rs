@@ -6,7 +6,7 @@ use futures::{StreamExt, TryStreamExt};
 use scylla::{
     client::pager::TypedRowStream,
     deserialize::row::DeserializeRow,
-    errors::{NextPageError, NextRowError, PagerExecutionError},
+    errors::{DbError, ExecutionError, NextPageError, NextRowError, PagerExecutionError, RequestAttemptError},
     serialize::row::SerializeRow,
     statement::prepared::PreparedStatement,
     value::CqlTimestamp,
@@ -14,7 +14,9 @@ use scylla::{
 
 use crate::{
     ScyllaStore,
+    conditional::standing,
     connect::told,
+    migrate::SCOPE,
     schema::USER_TABLES,
     store::{SURFACE, Shared, corrupt, stored_page},
     versions::Versions,
@@ -24,6 +26,8 @@ use crate::{
 pub const COUNTED_MAX: u64 = 10_000;
 /// Rows that a search looks at.
 pub const SEARCHED_MAX: u64 = 100_000;
+/// How often a conditional statement is tried while others come between.
+const CONDITIONS_MAX: usize = 10;
 
 /// Lists come in the order of the keys' tokens. A search looks at [`SEARCHED_MAX`] rows at most; counts are exact up to [`COUNTED_MAX`] rows
 /// and estimates beyond. What remains of a user is asked of every replica.
@@ -68,6 +72,29 @@ impl StoreOverview for ScyllaStore {
         self.run(|shared| async move {
             let found = shared.read(&shared.statements.note, name).await?;
             Ok(found.maybe_first_row::<(String,)>().map_err(corrupt)?.map(|(value,)| value))
+        })
+    }
+
+    fn add_generation(&self, generation: i32, manifest: &str) -> Result<Option<String>, StoreError> {
+        let manifest = manifest.to_owned();
+        self.run(|shared| async move { shared.add_generation(generation, &manifest).await })
+    }
+
+    fn generation(&self, number: Option<i32>) -> Result<Option<(i32, String)>, StoreError> {
+        self.run(|shared| async move {
+            let statements = &shared.statements;
+            let found = match number {
+                Some(number) => shared.read(&statements.generation, (SCOPE, number)).await?,
+                None => shared.read(&statements.generations, (SCOPE, 1)).await?,
+            };
+            found.maybe_first_row::<(i32, String)>().map_err(corrupt)
+        })
+    }
+
+    fn generations(&self) -> Result<Vec<(i32, String)>, StoreError> {
+        self.run(|shared| async move {
+            let found = shared.read(&shared.statements.generations, (SCOPE, i32::MAX)).await?;
+            found.rows::<(i32, String)>().map_err(corrupt)?.map(|row| row.map_err(corrupt)).collect()
         })
     }
 }
@@ -115,6 +142,21 @@ impl Shared {
         Ok(pages.collect())
     }
 
+    /// Where many try at once, servers may give up; asking again then meets what was kept.
+    async fn add_generation(&self, generation: i32, manifest: &str) -> Result<Option<String>, StoreError> {
+        let statement = &self.statements.add_generation;
+        let mut tries = 0;
+        let answer = loop {
+            tries += 1;
+            match self.session.query_unpaged(statement.clone(), (SCOPE, generation, manifest)).await {
+                Err(error) if tries < CONDITIONS_MAX && is_contended(&error) => {}
+                answer => break answer.map_err(|error| refused(&told(&error)))?,
+            }
+        };
+        let kept = standing(&answer.into_rows_result().map_err(corrupt)?, "manifest").map_err(corrupt)?;
+        Ok(kept.filter(|kept| kept != manifest))
+    }
+
     async fn remains(&self, user: &UserKey) -> Result<Vec<Remain>, StoreError> {
         let mut rows = Vec::new();
         for (table, statement) in USER_TABLES.into_iter().zip(&self.statements.scan.left) {
@@ -139,6 +181,21 @@ impl Shared {
         })?;
         pager.rows_stream::<R>().map_err(corrupt)
     }
+}
+
+/// Whether a conditional statement was given up because others came between.
+fn is_contended(error: &ExecutionError) -> bool {
+    matches!(error, ExecutionError::LastAttemptError(RequestAttemptError::DbError(DbError::WriteTimeout { .. }, _)))
+}
+
+/// A conditional statement that was not done. A keyspace of tablets on an older ScyllaDB takes none.
+fn refused(cause: &str) -> StoreError {
+    let remedy = if cause.contains("tablets") {
+        ": use ScyllaDB 2025.4 or later, or a keyspace that `endcap store migrate` of this release has made"
+    } else {
+        ""
+    };
+    StoreError::Unavailable(format!("{cause}{remedy}"))
 }
 
 /// The key as people see it.

@@ -17,8 +17,10 @@ pub(crate) const RUNNER: Migration =
     Migration { version: 0, name: "0000_versions", text: include_str!("../../../schemas/cql/0000_versions.cql") };
 
 /// Every step, in order: the n-th leads to version n.
-pub(crate) const MIGRATIONS: [Migration; 1] =
-    [Migration { version: 1, name: "0001_store", text: include_str!("../../../schemas/cql/0001_store.cql") }];
+pub(crate) const MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, name: "0001_store", text: include_str!("../../../schemas/cql/0001_store.cql") },
+    Migration { version: 2, name: "0002_generations", text: include_str!("../../../schemas/cql/0002_generations.cql") },
+];
 
 /// The newest version that this release knows.
 pub(crate) const KNOWN: i32 = MIGRATIONS[MIGRATIONS.len() - 1].version;
@@ -39,9 +41,22 @@ impl ServerKind {
     /// The compaction strategy that a table is made with; `None` leaves it to the server. Incremental compaction needs half the space
     /// that size-tiered does; the open-source line of ScyllaDB, which ended with 6.2, does not have it.
     pub(crate) fn compaction(&self) -> Option<&'static str> {
-        let ServerKind::Scylla(version) = self else { return None };
-        let major: u32 = version.split('.').next()?.parse().ok()?;
+        let (major, _) = self.scylla()?;
         (major >= 2_020).then_some("{'class': 'IncrementalCompactionStrategy'}")
+    }
+
+    /// Whether a keyspace must be made without tablets to take lightweight transactions, which number the generations. ScyllaDB has had
+    /// tablets since 6.0 (2024.2), and both together since 2025.4.
+    pub(crate) fn must_do_without_tablets(&self) -> bool {
+        self.scylla()
+            .is_some_and(|version| ((6, 0)..(2_000, 0)).contains(&version) || ((2_024, 2)..(2_025, 4)).contains(&version))
+    }
+
+    /// Major and minor version of a ScyllaDB.
+    fn scylla(&self) -> Option<(u32, u32)> {
+        let ServerKind::Scylla(version) = self else { return None };
+        let mut parts = version.split(['.', '-']).map(str::parse);
+        Some((parts.next()?.ok()?, parts.next()?.ok()?))
     }
 }
 
@@ -64,15 +79,16 @@ fn for_server(statement: &str, kind: &ServerKind) -> String {
     }
 }
 
-/// The statement that makes the keyspace.
-pub(crate) fn create_keyspace(name: &str, replication: &Replication) -> String {
+/// The statement that makes the keyspace on a server of `kind`.
+pub(crate) fn create_keyspace(name: &str, replication: &Replication, kind: &ServerKind) -> String {
     let copies = match replication {
         Replication::Everywhere(copies) => format!("'replication_factor': {copies}"),
         Replication::PerDatacenter(copies) => {
             copies.iter().map(|(datacenter, copies)| format!("'{datacenter}': {copies}")).collect::<Vec<_>>().join(", ")
         }
     };
-    format!("CREATE KEYSPACE IF NOT EXISTS {name} WITH replication = {{'class': 'NetworkTopologyStrategy', {copies}}}")
+    let tablets = if kind.must_do_without_tablets() { " AND tablets = {'enabled': false}" } else { "" };
+    format!("CREATE KEYSPACE IF NOT EXISTS {name} WITH replication = {{'class': 'NetworkTopologyStrategy', {copies}}}{tablets}")
 }
 
 #[cfg(test)]
@@ -126,12 +142,22 @@ mod tests {
 
     #[test]
     fn a_keyspace_is_replicated_as_it_is_configured() {
-        let made = |replication| create_keyspace("shop", &replication);
+        let made = |replication| create_keyspace("shop", &replication, &ServerKind::Other);
         assert_eq!(
             made(Replication::Everywhere(3)),
             "CREATE KEYSPACE IF NOT EXISTS shop WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 3}"
         );
         let per = Replication::PerDatacenter([("east".to_owned(), 3), ("west".to_owned(), 2)].into());
         assert!(made(per).ends_with("{'class': 'NetworkTopologyStrategy', 'east': 3, 'west': 2}"));
+    }
+
+    #[test]
+    fn a_keyspace_takes_lightweight_transactions_on_every_server() {
+        let cases =
+            [("5.4.9", false), ("6.0.0", true), ("6.2.3", true), ("2024.1.5", false), ("2024.2.0", true), ("2025.1.2", true)];
+        for (version, without) in cases.into_iter().chain([("2025.4.0-rc1", false), ("2026.1.0", false), ("?", false)]) {
+            let made = create_keyspace("shop", &Replication::Everywhere(3), &ServerKind::Scylla(version.to_owned()));
+            assert_eq!(made.ends_with(" AND tablets = {'enabled': false}"), without, "{version}: {made}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use scylla::{
         session::Session,
     },
     policies::speculative_execution::SimpleSpeculativeExecutionPolicy,
-    statement::{Consistency, prepared::PreparedStatement},
+    statement::{Consistency, SerialConsistency, Statement, prepared::PreparedStatement},
 };
 
 use crate::{
@@ -36,6 +36,11 @@ pub(crate) struct Statements {
     pub(crate) erasure: PreparedStatement,
     pub(crate) cached: PreparedStatement,
     pub(crate) note: PreparedStatement,
+    /// Not prepared: a ScyllaDB whose keyspace takes no lightweight transactions refuses that already, and with it whoever only looks.
+    pub(crate) add_generation: Statement,
+    pub(crate) generation: PreparedStatement,
+    /// The highest first.
+    pub(crate) generations: PreparedStatement,
     pub(crate) prune_page: PreparedStatement,
     pub(crate) prune_state: PreparedStatement,
     pub(crate) prune_result: PreparedStatement,
@@ -120,6 +125,14 @@ impl Statements {
             erasure: maker.make(decide, &format!("SELECT stamp, place FROM erasures WHERE {user}")).await?,
             cached: maker.make(read, "SELECT value FROM cache WHERE cache = ? AND key = ?").await?,
             note: maker.make(decide, "SELECT value FROM notes WHERE name = ?").await?,
+            add_generation: conditional(
+                write,
+                "INSERT INTO generations (scope, generation, manifest) VALUES (?, ?, ?) IF NOT EXISTS",
+            ),
+            generation: maker
+                .make(decide, "SELECT generation, manifest FROM generations WHERE scope = ? AND generation = ?")
+                .await?,
+            generations: maker.make(decide, "SELECT generation, manifest FROM generations WHERE scope = ? LIMIT ?").await?,
             prune_page: maker.make(write, &prune("pages", surface)).await?,
             prune_state: maker.make(write, &prune("states", "")).await?,
             prune_result: maker.make(write, &prune("results", stage)).await?,
@@ -143,6 +156,15 @@ impl Scans {
                 .await?,
         })
     }
+}
+
+/// A statement that all data centres agree on.
+fn conditional(profile: &ExecutionProfileHandle, text: &str) -> Statement {
+    let mut statement = Statement::new(text);
+    statement.set_is_idempotent(true);
+    statement.set_serial_consistency(Some(SerialConsistency::Serial));
+    statement.set_execution_profile_handle(Some(profile.clone()));
+    statement
 }
 
 struct Maker<'a> {

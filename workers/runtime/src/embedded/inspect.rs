@@ -50,6 +50,34 @@ impl StoreOverview for Embedded {
             connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0)).optional()
         })
     }
+
+    fn add_generation(&self, generation: i32, manifest: &str) -> Result<Option<String>, StoreError> {
+        self.shared.write(|transaction| {
+            let values = params![generation, manifest];
+            transaction.execute("INSERT INTO generations VALUES (?1, ?2) ON CONFLICT DO NOTHING", values)?;
+            let other = "SELECT manifest FROM generations WHERE generation = ?1 AND manifest <> ?2";
+            transaction.query_row(other, values, |row| row.get(0)).optional()
+        })
+    }
+
+    fn generation(&self, number: Option<i32>) -> Result<Option<(i32, String)>, StoreError> {
+        self.shared.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT generation, manifest FROM generations WHERE ?1 IS NULL OR generation = ?1 ORDER BY generation DESC LIMIT 1",
+                )?
+                .query_row([number], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()
+        })
+    }
+
+    fn generations(&self) -> Result<Vec<(i32, String)>, StoreError> {
+        self.shared.read(|connection| {
+            let mut statement = connection.prepare("SELECT generation, manifest FROM generations ORDER BY generation DESC")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        })
+    }
 }
 
 impl Embedded {

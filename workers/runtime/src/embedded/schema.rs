@@ -12,7 +12,7 @@ const APPLICATION_ID: i32 = 0x456E_6463;
 
 /// One step per schema version: the n-th brings a file from version n to n + 1.
 pub(super) fn migrations() -> Vec<String> {
-    vec![first(), second()]
+    vec![first(), second(), third()]
 }
 
 /// Version 1: one table per topic, named like it, so that `sqlite3` shows what is where.
@@ -57,6 +57,11 @@ fn second() -> String {
     "ALTER TABLE erased ADD COLUMN partition INTEGER NOT NULL DEFAULT -1;
      ALTER TABLE erased ADD COLUMN \"offset\" INTEGER NOT NULL DEFAULT -1;"
         .to_owned()
+}
+
+/// Version 3: the manifests that the pipeline was deployed with, under their numbers.
+fn third() -> String {
+    "CREATE TABLE generations (generation INTEGER PRIMARY KEY, manifest TEXT NOT NULL) STRICT;".to_owned()
 }
 
 /// Refuses a database of something else. Only reads, so that a stranger's file stays as it was.
