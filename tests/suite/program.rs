@@ -99,9 +99,9 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
         "# TYPE endcap_stage_records_total counter",
         "# TYPE endcap_page_freshness_seconds summary",
         "# TYPE endcap_stage_seconds summary",
-        "endcap_stage_seconds_sum{stage=\"aiqa\",where=\"infer\"} ",
-        "endcap_dead_letters_total{stage=\"context\",kind=\"unknown_product\"} 1",
-        "endcap_dead_letters_total{stage=\"ingest\",kind=\"malformed\"} 2",
+        "endcap_stage_seconds_sum{stage=\"aiqa\",lane=\"live\",where=\"infer\"} ",
+        "endcap_dead_letters_total{stage=\"context\",lane=\"live\",kind=\"unknown_product\"} 1",
+        "endcap_dead_letters_total{stage=\"ingest\",lane=\"live\",kind=\"malformed\"} 2",
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }

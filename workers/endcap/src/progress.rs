@@ -128,11 +128,6 @@ pub struct Board {
 impl Board {
     /// A display for `stages` stages.
     pub fn new(stages: usize) -> Self {
-        let line = |template: &str| {
-            let bar = bars().add(ProgressBar::new_spinner());
-            bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
-            bar
-        };
         if !is_watched() {
             return Self { head: ProgressBar::hidden(), stages: Vec::new(), plain: Some(Duration::ZERO) };
         }
@@ -149,6 +144,8 @@ impl Board {
             Some(_) => {}
             None => {
                 self.head.set_message(headline(figures));
+                let rows = figures.stages.len();
+                self.stages.extend((self.stages.len()..rows).map(|_| line("  {msg}")));
                 for (bar, stage) in self.stages.iter().zip(&figures.stages) {
                     bar.set_message(row(stage));
                 }
@@ -161,6 +158,13 @@ impl Board {
         self.head.abandon();
         self.stages.iter().for_each(ProgressBar::abandon);
     }
+}
+
+/// A line that stays in place.
+fn line(template: &str) -> ProgressBar {
+    let bar = bars().add(ProgressBar::new_spinner());
+    bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+    bar
 }
 
 fn headline(figures: &Figures) -> String {
@@ -176,8 +180,8 @@ fn headline(figures: &Figures) -> String {
 
 fn row(stage: &StageFigures) -> String {
     format!(
-        "{:9} in {:>7}  out {:>7}  dropped {:>6}  dead {:>4}  waiting {:>6}  {:>7.0} tokens/s",
-        stage.name,
+        "{:17} in {:>7}  out {:>7}  dropped {:>6}  dead {:>4}  waiting {:>6}  {:>7.0} tokens/s",
+        stage.lane.named(&stage.name),
         stage.received,
         stage.passed,
         stage.dropped.values().sum::<u64>(),
@@ -191,6 +195,10 @@ fn brief(stage: &StageFigures) -> String {
     let dropped: u64 = stage.dropped.values().sum();
     format!(
         "{} in {} out {} dropped {dropped} waiting {} {:.0} tokens/s",
-        stage.name, stage.received, stage.passed, stage.waiting, stage.tokens_per_second
+        stage.lane.named(&stage.name),
+        stage.received,
+        stage.passed,
+        stage.waiting,
+        stage.tokens_per_second
     )
 }

@@ -11,7 +11,7 @@ const WORDS = {
   aiqa: ['Quality', 'A cross-encoder judges every product'],
 };
 
-const history = new Map(); // stage → its passed counts, newest last
+const history = new Map(); // stage and lane → its passed counts, newest last
 
 export function startPipeline(wanted) {
   const draw = every(1000, wanted, async () => {
@@ -43,13 +43,16 @@ function tiles({ accepted, refused, pages, freshness, cache, feeder, uptime_s: u
 
 function stages(rows) {
   byId('flow').replaceChildren(...rows.map((row) => {
-    const [name, purpose] = WORDS[row.name] ?? [sentence(row.name), ''];
-    const points = history.get(row.name) ?? [];
+    const [title, duty] = WORDS[row.name] ?? [sentence(row.name), ''];
+    const live = row.lane === 'live';
+    const [name, purpose] = live ? [title, duty] : [`${title}, backfill`, 'Works on a replay in the time that live records leave'];
+    const key = live ? row.name : `${row.name}.${row.lane}`;
+    const points = history.get(key) ?? [];
     points.push(row.passed);
     if (points.length > POINTS + 1) points.shift();
-    history.set(row.name, points);
+    history.set(key, points);
     const dropped = Object.values(row.dropped).reduce((sum, n) => sum + n, 0);
-    return h('li.stage', { 'data-stage': row.name },
+    return h('li.stage', { 'data-stage': key },
       h('header', {}, h('h3', {}, name), h(row.waiting ? 'span.waiting-count.busy' : 'span.waiting-count', {}, row.waiting ? `${number(row.waiting)} waiting` : 'up to date')),
       h('p', {}, purpose),
       spark(points),
