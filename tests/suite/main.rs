@@ -6,4 +6,5 @@ mod market;
 mod path;
 mod program;
 mod real_sides;
+mod replay;
 mod web;

@@ -16,6 +16,7 @@ pub mod feed;
 pub mod figures;
 pub mod grounds;
 pub mod import;
+pub mod imported;
 pub mod intake;
 pub mod logging;
 pub mod models;
@@ -108,6 +109,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Topics { command } => declare::topics(*command, &config(Flags::new())?),
         Command::Store { command } => declare::store(*command, &config(Flags::new())?),
         Command::Erase(args) => erase::command(args, &config(args.data.flags())?),
+        Command::Replay { command } => replay::command(command, |flags| settings(cli, &[], &flags)),
         Command::Dlq(args) => dlq::command(&args.command, |data| config(data.flags())),
     }
 }
