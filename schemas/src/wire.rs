@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use crate::{
     ContextChanged, Head, KeywordsChosen, Message, PagePublished, ShopperEvent, ThemesDeduped, ThemesWritten, UserKey,
-    topics::Topic,
+    topics::{Lane, Topic},
 };
 
 /// Largest value that is written or read, in bytes.
@@ -131,7 +131,7 @@ pub fn schemas_of(topic: Topic) -> Vec<&'static str> {
         (ThemesDeduped::TOPIC, of::<ThemesDeduped>()),
         (PagePublished::TOPIC, of::<PagePublished>()),
     ];
-    known.into_iter().find(|(known, _)| *known == topic).map(|(_, schemas)| schemas).unwrap_or_default()
+    known.into_iter().find(|(known, _)| *known == topic.on(Lane::Live)).map(|(_, schemas)| schemas).unwrap_or_default()
 }
 
 /// Fingerprint (CRC-64-AVRO) of a schema's canonical form: what stands in the header of the values that it wrote.

@@ -8,4 +8,5 @@ mod market;
 mod path;
 mod program;
 mod real_sides;
+mod replay;
 mod web;

@@ -104,10 +104,10 @@ fn bad_events_become_dead_letters_with_reasons_and_good_ones_pages() {
         "# TYPE endcap_stage_records_total counter",
         "# TYPE endcap_page_freshness_seconds summary",
         "# TYPE endcap_stage_seconds summary",
-        "endcap_stage_seconds_sum{stage=\"aiqa\",where=\"infer\"} ",
-        "endcap_dead_letters_total{stage=\"context\",kind=\"unknown_product\"} 1",
-        "endcap_dead_letters_total{stage=\"ingest\",kind=\"malformed\"} 2",
-        "endcap_stage_counts_total{stage=\"context\",name=\"context.lines_unknown\"} 1",
+        "endcap_stage_seconds_sum{stage=\"aiqa\",lane=\"live\",where=\"infer\"} ",
+        "endcap_dead_letters_total{stage=\"context\",lane=\"live\",kind=\"unknown_product\"} 1",
+        "endcap_dead_letters_total{stage=\"ingest\",lane=\"live\",kind=\"malformed\"} 2",
+        "endcap_stage_counts_total{stage=\"context\",lane=\"live\",name=\"context.lines_unknown\"} 1",
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }

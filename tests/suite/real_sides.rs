@@ -6,10 +6,13 @@ use std::{collections::BTreeSet, env, fs, path::Path};
 use endcap_tests::{Endcap, Run};
 use serde_json::{Value, json};
 
-use crate::program::{PROGRAM, Place, place, purchase};
+use crate::{
+    program::{PROGRAM, Place, place, purchase},
+    replay,
+};
 
-/// The configuration of a namespace and a keyspace of their own; `None` where no servers are known.
-fn config(dir: &Path) -> Option<String> {
+/// The configuration of a namespace and a keyspace called after `test`; `None` where no servers are known.
+fn config(dir: &Path, test: &str) -> Option<String> {
     let of = |name: &str| env::var(name).ok();
     let servers = of("ENDCAP_TEST_KAFKA").zip(of("ENDCAP_TEST_CQL"));
     assert!(
@@ -20,7 +23,7 @@ fn config(dir: &Path) -> Option<String> {
         println!("skipped: no ENDCAP_TEST_KAFKA and ENDCAP_TEST_CQL; see tests/services");
         return None;
     };
-    let own = format!("e2e{}", std::process::id());
+    let own = format!("e2e{test}{}", std::process::id());
     let text = format!(
         "shoppers = 0\ndebounce = \"0s\"\n[kafka]\nbrokers = [\"{kafka}\"]\nnamespace = \"{own}\"\n[topics]\npartitions = 4\n\
          replication = 1\nmin_in_sync = 1\n[scylla]\ncontact_points = [\"{cql}\"]\nkeyspace = \"{own}\"\nreplication = 1\n\
@@ -60,7 +63,7 @@ fn titles(endcap: &Endcap, shopper: &str) -> Vec<String> {
 #[test]
 fn a_fleet_on_real_servers_makes_the_pages_of_one_process() {
     let place = place();
-    let Some(config) = config(place.dir.path()) else { return };
+    let Some(config) = config(place.dir.path(), "fleet") else { return };
     let with = |args: &[&'static str]| {
         [args, &["--config", config.as_str()]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
@@ -144,4 +147,14 @@ fn check_rollback(place: &Place, config: &str) {
     let again = start(place, "changed", &["dedup"], &other);
     assert!(listed(3).contains("back to generation 1, active"));
     assert!(again.text("/metrics").expect("metrics").1.contains("endcap_generation 3"));
+}
+
+#[test]
+fn replays_do_on_real_servers_what_they_do_on_a_file() {
+    let place = place();
+    let Some(config) = config(place.dir.path(), "replay") else { return };
+    for declared in [["store", "migrate"], ["topics", "apply"]] {
+        succeed(&[&declared[..], &["--config", &config]].concat());
+    }
+    replay::check_beside_a_running_path(&place, &place.dir.path().join("data"), &["--config", &config]);
 }

@@ -1,10 +1,12 @@
 //! The context stage: folds shopper events into one snapshot per change (the u of the paper's context c_u).
 //!
 //! [`fold`] decides, [`ContextStage`] waits. State is stored before the commit, so after a crash the log hands out again what was folded
-//! already: positions tell a redelivery, ids tell a sender's repetition. An erasure leaves a stamp in the store and nothing else.
+//! already: positions tell a redelivery, ids tell a sender's repetition. An erasure leaves a stamp in the store and nothing else. A [`Refold`]
+//! folds a shopper's events anew, for a replay.
 
 mod config;
 mod fold;
+mod refold;
 mod state;
 
 use std::{
@@ -18,6 +20,7 @@ use serde_json::{Value, json};
 
 pub use config::ContextConfig;
 pub use fold::{Folded, Known, Position, erasure_stamp, fold};
+pub use refold::Refold;
 pub use state::{FoldState, StateError};
 
 use fold::well_formed;

@@ -12,8 +12,8 @@ use thiserror::Error;
 
 use crate::{ContextConfig, Known, Position};
 
-/// Version of the state's encoding.
-const VERSION: u32 = 1;
+/// Version of the state's encoding. 2: with an epoch.
+const VERSION: u32 = 2;
 /// Weights are kept in millionths: whole numbers read back from JSON are the numbers that were written, which fractions need not be.
 const MICRO: f64 = 1e6;
 const DAY_MS: f64 = 86_400_000.0;
@@ -23,6 +23,10 @@ const DAY_MS: f64 = 86_400_000.0;
 #[serde(deny_unknown_fields)]
 pub struct FoldState {
     version: u32,
+    /// Which fold from scratch it goes back to: when that replay began, ms; 0 for the first one. It stands in front: of two states of one
+    /// stamp a store keeps the greater bytes, and that is the later epoch (times have as many digits as each other until the year 2286).
+    #[serde(default)]
+    pub(crate) epoch: i64,
     /// Where the last folded event stood in the log.
     pub(crate) partition: i32,
     pub(crate) offset: i64,
@@ -74,6 +78,7 @@ impl FoldState {
     pub fn fresh(known: &Known, erased_ms: Option<i64>, config: &ContextConfig) -> Self {
         Self {
             version: VERSION,
+            epoch: 0,
             partition: -1,
             offset: -1,
             clock_ms: known.erased_until_ms.unwrap_or(0),
@@ -105,7 +110,13 @@ impl FoldState {
         if version > VERSION {
             return Err(StateError::Version(version));
         }
-        Ok(serde_json::from_slice(bytes)?)
+        let state: Self = serde_json::from_slice(bytes)?;
+        Ok(Self { version: VERSION, ..state })
+    }
+
+    /// Which fold from scratch it goes back to: when that replay began, ms; 0 where there was none.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
     }
 
     /// The state as the store holds it: JSON with a version.

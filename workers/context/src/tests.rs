@@ -1,6 +1,6 @@
 //! Tests of the fold and of the stage over the embedded store.
 
-use endcap_runtime::{Embedded, EmbeddedConfig, ManualClock, Stamp};
+use endcap_runtime::{Embedded, EmbeddedConfig, Erasure, ManualClock, Stamp};
 use endcap_schemas::{Diet, DietSet, EventKind, Line, Preference, Season};
 
 use super::*;
@@ -203,7 +203,7 @@ fn the_state_stays_within_its_limits_and_reads_back_as_it_was() {
     assert_eq!(FoldState::decode(&bytes).unwrap(), state);
     let snapshot = state.snapshot(&UserKey::of("anna"), 0, &config);
     assert_eq!((snapshot.favourites.len(), snapshot.recent.len()), (2, 2));
-    let newer = String::from_utf8(bytes).unwrap().replacen("\"version\":1", "\"version\":9", 1);
+    let newer = String::from_utf8(bytes).unwrap().replacen("\"version\":2", "\"version\":9", 1);
     assert!(matches!(FoldState::decode(newer.as_bytes()), Err(StateError::Version(9))));
 }
 
@@ -402,4 +402,96 @@ fn a_catalogue_that_does_not_answer_is_retried_and_blames_no_event() {
     let mut stage = ContextStage::new(ContextConfig::default(), 0, place.store.clone(), broken);
     let input = Input { value: purchase("e0", NOW_MS, &["gouda"]), partition: 0, offset: 0, appended_ms: NOW_MS };
     assert!(matches!(stage.process(&[input]), Err(StageError::Unavailable("catalogue", _))));
+}
+
+/// Folds events at their places anew, knowing of `erasure`.
+fn refold(events: &[(i64, ShopperEvent)], erasure: Option<Erasure>, catalogue: impl Fn(&str) -> Option<Product>) -> Refold {
+    let mut refold = Refold::new(erasure);
+    for (offset, event) in events {
+        let at = Position { partition: 0, offset: *offset, appended_ms: event.at_ms };
+        refold.take(event, at, &ContextConfig::default(), &catalogue);
+    }
+    refold
+}
+
+fn placed(events: &[ShopperEvent]) -> Vec<(i64, ShopperEvent)> {
+    (0..).zip(events.iter().cloned()).collect()
+}
+
+/// The state as a fold that was never replayed has it.
+fn first_epoch(state: &FoldState) -> FoldState {
+    let mut state = state.clone();
+    state.epoch = 0;
+    state
+}
+
+const EPOCH: i64 = 1_750_000_000_000;
+
+#[test]
+fn the_same_events_folded_anew_are_the_same_state_and_win_by_their_epoch() {
+    let events = [purchase("e1", NOW_MS, &["gouda"]), purchase("e2", NOW_MS - 9, &["cola"]), purchase("e1", NOW_MS, &["feta"])];
+    let live = fold_all(&events, &ContextConfig::default()).0.state.unwrap();
+    let again = refold(&placed(&events), None, catalogue);
+    let [state, later] = [EPOCH, EPOCH + 1].map(|epoch| again.in_place_of(Some(&live), epoch).unwrap());
+    assert_eq!(first_epoch(&state), live);
+    assert_eq!(state.stamp(3), live.stamp(3));
+    assert!(later.encode() > state.encode() && state.encode() > live.encode(), "a store keeps the greater bytes of one stamp");
+    let goes_on = |state: &FoldState| {
+        let known = Known { state: Some(state.clone()), ..Known::default() };
+        let at = Position { partition: 0, offset: 3, appended_ms: NOW_MS };
+        let Folded::Changed(next) = fold(&known, &purchase("e4", NOW_MS, &["brie"]), at, &ContextConfig::default(), catalogue)
+        else {
+            panic!("a new event changes a state")
+        };
+        next
+    };
+    let (kept, old) = (goes_on(&state), goes_on(&live));
+    assert_eq!((kept.epoch(), kept.stamp(3)), (EPOCH, old.stamp(3)));
+    assert!(
+        old.stamp(3) > state.stamp(3),
+        "a live fold that goes on from the old state wins, until the replay has its event too"
+    );
+    let next = refold(&placed(&events[..2]), None, catalogue).in_place_of(Some(&old), EPOCH).unwrap();
+    assert!(next.stamp(3) < old.stamp(3));
+}
+
+#[test]
+fn a_state_without_an_epoch_is_read_and_gives_way_to_one_that_has_it() {
+    let state = fold_all(&[purchase("e1", NOW_MS, &["gouda"])], &ContextConfig::default()).0.state.unwrap();
+    let mut text = String::from_utf8(state.encode()).unwrap();
+    text = text.replace("\"version\":2,\"epoch\":0,", "\"version\":1,");
+    assert_eq!(FoldState::decode(text.as_bytes()).unwrap(), state);
+    assert!(state.encode() > text.into_bytes());
+}
+
+#[test]
+fn a_fold_of_a_shorter_log_keeps_the_clock_that_pages_were_stamped_with() {
+    let events = [purchase("e1", NOW_MS + 50, &["gouda"]), purchase("e2", NOW_MS, &["cola"]), purchase("e3", NOW_MS, &["feta"])];
+    let live = fold_all(&events, &ContextConfig::default()).0.state.unwrap();
+    let rest = refold(&placed(&events)[1..], None, catalogue);
+    assert!(rest.in_place_of(None, EPOCH).unwrap().stamp(3) < live.stamp(3));
+    assert_eq!(rest.in_place_of(Some(&live), EPOCH).unwrap().stamp(3), live.stamp(3));
+    let fewer = refold(&placed(&events), None, |id| catalogue(id).filter(|product| product.id != "feta"));
+    let state = fewer.in_place_of(Some(&live), EPOCH).unwrap();
+    assert_eq!((state.stamp(3), state.offset), (live.stamp(3), 2), "an event that is not taken any more was seen all the same");
+    assert_eq!(refold(&[], None, catalogue).in_place_of(Some(&live), EPOCH), None);
+}
+
+#[test]
+fn a_fold_anew_begins_behind_the_shoppers_erasure() {
+    let mut events =
+        vec![purchase("e1", NOW_MS, &["gouda"]), event("gone", EventKind::Erase, NOW_MS, &[]), purchase("e1", NOW_MS, &["cola"])];
+    let live = fold_all(&events, &ContextConfig::default()).0.state.unwrap();
+    let erasure = Erasure { stamp: erasure_stamp(NOW_MS + SKEW_MS + 1), at: Some((0, 1)) };
+    for known in [None, Some(erasure)] {
+        let again = refold(&placed(&events), known, catalogue).in_place_of(Some(&live), EPOCH).unwrap();
+        assert_eq!(first_epoch(&again), live, "{known:?}");
+    }
+    events.truncate(2);
+    assert_eq!(refold(&placed(&events), None, catalogue).in_place_of(None, EPOCH), None);
+    assert_eq!(
+        refold(&placed(&events[..1]), Some(erasure), catalogue).in_place_of(None, EPOCH),
+        None,
+        "whoever was erased stays so"
+    );
 }

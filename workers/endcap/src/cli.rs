@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use endcap_runtime::DeadLetterId;
 use endcap_schemas::UserKey;
 
-use crate::path::StageName;
+use crate::{path::StageName, replay::Bound};
 
 /// Turns a stream of shopper events into personal storefronts.
 #[derive(Debug, Parser)]
@@ -57,6 +57,12 @@ pub enum Command {
     Manifests(ManifestsArgs),
     /// Makes the manifest of an earlier generation active again, as a new one. Running processes end for it, to be started again.
     Rollback(RollbackArgs),
+    /// Has pages made again of what the log holds, in the time that live events leave.
+    Replay {
+        /// Of what.
+        #[command(subcommand)]
+        command: ReplayCommand,
+    },
     /// Trains the demo models, one by one, or goes on with them on an imported market.
     Train(TrainArgs),
     /// Measures quality against a market whose truth is known, beside baselines.
@@ -405,6 +411,85 @@ pub struct RollbackArgs {
     /// Where the data lies.
     #[command(flatten)]
     pub data: DataArgs,
+}
+
+/// `endcap replay`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ReplayCommand {
+    /// Sends the latest context of each shopper through the stages again: new pages by the models that run now.
+    Contexts {
+        /// Which records.
+        #[command(flatten)]
+        args: ReplayArgs,
+        /// Up to where, as --from [default: the end as it is at the start].
+        #[arg(long, value_name = "BOUND")]
+        to: Option<Bound>,
+    },
+    /// Folds the shoppers' events from scratch, puts the new states in the old ones' place, and sends their contexts through the stages. What
+    /// happened before the range is forgotten.
+    Events {
+        /// Which records.
+        #[command(flatten)]
+        args: ReplayArgs,
+    },
+    /// Goes on with a replay that was stopped.
+    Resume {
+        /// Its number, as it was told at its start.
+        run: i64,
+        /// Records per second [default: as at its start].
+        #[arg(long, value_name = "RECORDS_PER_S", value_parser = pace)]
+        rate: Option<f64>,
+        /// Where things lie.
+        #[command(flatten)]
+        place: ReplayPlace,
+    },
+}
+
+/// What a replay reads and how fast it sends.
+#[derive(Debug, Clone, Args)]
+pub struct ReplayArgs {
+    /// From where: earliest, ts=TIME (RFC 3339 or milliseconds since 1970: what the log took then or later), last=24h, or offset=N.
+    #[arg(long, value_name = "BOUND", default_value = "earliest")]
+    pub from: Bound,
+    /// Only these partitions.
+    #[arg(long, value_name = "N", num_args = 1.., allow_negative_numbers = true)]
+    pub partition: Vec<i32>,
+    /// Only this shopper: `user` or `tenant/user`; may be repeated.
+    #[arg(long, value_name = "USER")]
+    pub user: Vec<UserKey>,
+    /// Records per second [default: as many as the stages take].
+    #[arg(long, value_name = "RECORDS_PER_S", value_parser = pace)]
+    pub rate: Option<f64>,
+    /// Counts what would be sent and says what it would cost; writes nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Where things lie.
+    #[command(flatten)]
+    pub place: ReplayPlace,
+}
+
+/// What a replay works on.
+#[derive(Debug, Clone, Args)]
+pub struct ReplayPlace {
+    /// Directory of the imported market that the data is about [default: where it was when `endcap up` ran last].
+    #[arg(long, value_name = "DIR")]
+    pub market: Option<String>,
+    /// Where the data lies.
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+impl ReplayPlace {
+    /// What it sets.
+    pub fn flags(&self) -> Flags {
+        [self.data.flags(), given([("market", &self.market)])].concat()
+    }
+}
+
+/// Records per second.
+fn pace(text: &str) -> Result<f64, String> {
+    let rate: Option<f64> = text.parse().ok();
+    rate.filter(|rate| rate.is_finite() && *rate > 0.0).ok_or_else(|| "give records per second, more than 0".to_owned())
 }
 
 /// `endcap eval`.

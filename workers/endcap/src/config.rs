@@ -29,7 +29,7 @@ pub const STAGES: [&str; 5] = ["context", "themes", "keywords", "dedup", "aiqa"]
 pub const SIDES: [&str; 3] = ["kafka", "topics", "scylla"];
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 19] = [
+pub const KEYS: [&str; 20] = [
     "data",
     "market",
     "models",
@@ -44,6 +44,7 @@ pub const KEYS: [&str; 19] = [
     "bind",
     "token",
     "debounce",
+    "backfill_share",
     "retention",
     "log_format",
     "batch_tokens",
@@ -278,6 +279,7 @@ impl Settings {
             dedup: merged.table("dedup", DedupConfig::check),
             aiqa: merged.table("aiqa", AiqaConfig::check),
             debounce: config.debounce,
+            backfill_share: merged.get("backfill_share", "a whole number from 2 to 1000", backfill_share),
         };
         if merged.faults.is_empty() { Ok(Self { config, path }) } else { Err(Faults(merged.faults)) }
     }
@@ -439,6 +441,10 @@ fn device(text: &str) -> Option<Device> {
 
 fn shoppers(text: &str) -> Option<u32> {
     text.parse().ok().filter(|n| *n <= 100_000)
+}
+
+fn backfill_share(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|share| (2..=1_000).contains(share))
 }
 
 fn rate(text: &str) -> Option<f64> {

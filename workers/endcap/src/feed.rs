@@ -109,7 +109,7 @@ pub fn feed(
         let batch = source.read(next, wanted)?;
         if batch.counted > 0 {
             next += batch.counted;
-            if !append(log, &outgoing(&batch.events)?, &name, next, shutdown)? {
+            if !append(log, &outgoing(&batch.events)?, &name, &next.to_string(), shutdown)? {
                 break;
             }
             state.fed.store(next, Ordering::SeqCst);
@@ -142,16 +142,16 @@ fn outgoing(events: &[ShopperEvent]) -> Result<Vec<Outgoing>> {
 
 /// Appends, waiting for as long as the log is full or cannot be reached. Answers `false` when somebody asked to finish meanwhile: then
 /// nothing was appended and no progress noted, so that the next start reads these events again.
-fn append(log: &dyn Broker, records: &[Outgoing], name: &str, next: u64, shutdown: &Shutdown) -> Result<bool> {
+pub(crate) fn append(log: &dyn Broker, records: &[Outgoing], name: &str, next: &str, shutdown: &Shutdown) -> Result<bool> {
     loop {
-        match log.append(records, Some((name, &next.to_string()))) {
+        match log.append(records, Some((name, next))) {
             Ok(()) => return Ok(true),
             Err(LogError::Full { .. } | LogError::Unavailable(_)) => {
                 if shutdown.wait(FULL_WAIT) {
                     return Ok(false);
                 }
             }
-            Err(error) => return Err(error).context("cannot append events"),
+            Err(error) => return Err(error).context("cannot append records"),
         }
     }
 }

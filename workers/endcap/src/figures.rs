@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use endcap_inference::TokenCounts;
-use serde::Serialize;
+use endcap_schemas::topics::Lane;
+use serde::{Serialize, Serializer};
 
 /// A moment of the whole job.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -16,7 +17,7 @@ pub struct Figures {
     pub accepted: u64,
     /// Events that the interface refused; kept as dead letters.
     pub refused: u64,
-    /// Stages in path order.
+    /// Stages in path order on the live lane, then on the backfill lane, where it has had work.
     pub stages: Vec<StageFigures>,
     /// From an accepted event to its readable page.
     pub freshness: Freshness,
@@ -28,11 +29,14 @@ pub struct Figures {
     pub feeder: Option<String>,
 }
 
-/// A moment of one stage.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+/// A moment of one stage on one lane.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StageFigures {
     /// Its name.
     pub name: String,
+    /// The lane.
+    #[serde(serialize_with = "by_name")]
+    pub lane: Lane,
     /// Records whose fate is decided.
     #[serde(rename = "in")]
     pub received: u64,
@@ -65,6 +69,29 @@ pub struct AtWorkFigures {
     pub seconds: f64,
 }
 
+impl Default for StageFigures {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            lane: Lane::Live,
+            received: 0,
+            passed: 0,
+            dropped: BTreeMap::new(),
+            dead_lettered: 0,
+            waiting: 0,
+            seconds: 0.0,
+            tokens: None,
+            tokens_per_second: 0.0,
+            at_work: None,
+            trouble: None,
+        }
+    }
+}
+
+fn by_name<S: Serializer>(lane: &Lane, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(lane.name())
+}
+
 /// Seconds from an accepted event to its readable page.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Freshness {
@@ -95,9 +122,9 @@ impl Freshness {
 }
 
 impl Figures {
-    /// Records that wait for any stage.
-    pub fn waiting(&self) -> u64 {
-        self.stages.iter().map(|stage| stage.waiting).sum()
+    /// Records that wait for any stage on `lane`.
+    pub fn waiting(&self, lane: Lane) -> u64 {
+        self.stages.iter().filter(|stage| stage.lane == lane).map(|stage| stage.waiting).sum()
     }
 }
 

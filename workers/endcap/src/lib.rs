@@ -17,6 +17,7 @@ pub mod feed;
 pub mod figures;
 pub mod grounds;
 pub mod import;
+pub mod imported;
 pub mod intake;
 pub mod logging;
 pub mod manifest;
@@ -123,6 +124,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Erase(args) => erase::command(args, &config(args.data.flags())?),
         Command::Manifests(args) => rollback::manifests(args, &config(args.data.flags())?),
         Command::Rollback(args) => rollback::rollback(args, &config(args.data.flags())?),
+        Command::Replay { command } => replay::command(command, |flags| settings(cli, &[], &flags)),
         Command::Dlq(args) => dlq::command(&args.command, |data| config(data.flags())),
     }
 }

@@ -66,7 +66,7 @@ pub struct Settings {
 impl Settings {
     /// Those of `path`.
     pub fn of(path: &PathConfig) -> Self {
-        let PathConfig { context, themes, keywords, dedup, aiqa, debounce: _ } = path;
+        let PathConfig { context, themes, keywords, dedup, aiqa, debounce: _, backfill_share: _ } = path;
         let text = serde_json::to_string(&(context, themes, keywords, dedup, aiqa)).expect("settings are JSON");
         let tables: [Value; 5] = serde_json::from_str(&text).expect("it was just written");
         let stages = crate::config::STAGES.into_iter().map(str::to_owned).zip(tables).collect::<serde_json::Map<_, _>>();
@@ -85,6 +85,7 @@ impl Settings {
             dedup: self.table("dedup", DedupConfig::check)?,
             aiqa: self.table("aiqa", AiqaConfig::check)?,
             debounce: beside.debounce,
+            backfill_share: beside.backfill_share,
         })
     }
 

@@ -7,8 +7,12 @@ use std::{
 
 use anyhow::{Context, Result};
 use endcap_inference::TokenCounts;
-use endcap_runtime::{AtWork, GroupState, INGEST, StageSnapshot, StageStats, Tally};
-use endcap_schemas::{PagePublished, topics::Topic, wire};
+use endcap_runtime::{AtWork, GroupState, INGEST, StageStats, Tally};
+use endcap_schemas::{
+    PagePublished,
+    topics::{Lane, Topic},
+    wire,
+};
 use std::sync::Arc;
 
 use crate::{
@@ -32,8 +36,8 @@ pub struct Monitor {
     next: BTreeMap<i32, i64>,
     /// Freshness of the last pages, s.
     fresh: VecDeque<f64>,
-    /// Time, tokens per stage and pages of the last readings.
-    past: VecDeque<(Duration, BTreeMap<&'static str, u64>, u64)>,
+    /// Time, tokens per stage and lane, and pages of the last readings.
+    past: VecDeque<(Duration, BTreeMap<String, u64>, u64)>,
 }
 
 impl Monitor {
@@ -51,30 +55,27 @@ impl Monitor {
         let tallies = self.sides.tallies()?;
         let groups = self.sides.groups()?;
         let Counts { events, pages: published, .. } = Counts::of(&tallies, &groups);
-        let none = Tally::default();
-        let mut tokens_now = BTreeMap::new();
         let mut stages: Vec<StageFigures> = Vec::with_capacity(self.stages.len());
-        for (name, stats) in &self.stages {
-            let tally = tallies.get(*name).unwrap_or(&none);
-            let tokens = tokens_of(name, tally);
-            let StageSnapshot { trouble, at_work, .. } = stats.snapshot();
-            tokens_now.insert(*name, tokens.map_or(0, |tokens| tokens.prefilled + tokens.generated + tokens.forced));
-            stages.push(StageFigures {
-                name: (*name).to_owned(),
-                received: tally.received,
-                passed: tally.passed,
-                dropped: tally.dropped.clone(),
-                dead_lettered: tally.dead_lettered_total(),
-                waiting: waiting(&groups, name),
-                seconds: busy_seconds(tally),
-                tokens,
-                tokens_per_second: 0.0,
-                at_work: at_work
-                    .map(|AtWork { records, since_ms }| AtWorkFigures { records, seconds: seconds_between(since_ms, now_ms) }),
-                trouble,
-            });
+        for lane in Lane::ALL {
+            for (name, stats) in &self.stages {
+                let snapshot = stats.snapshot();
+                let at_work = snapshot.at_work.filter(|_| lane == Lane::Live);
+                let figures = StageFigures {
+                    waiting: waiting(&groups, name, lane),
+                    trouble: if lane == Lane::Live { snapshot.trouble } else { snapshot.backfill.trouble },
+                    at_work: at_work.map(|AtWork { records, since_ms }| AtWorkFigures {
+                        records,
+                        seconds: seconds_between(since_ms, now_ms),
+                    }),
+                    ..stage_figures(name, lane, &tallies)
+                };
+                // A lane that nobody uses is not shown.
+                if lane == Lane::Live || figures.received + figures.waiting > 0 || figures.trouble.is_some() {
+                    stages.push(figures);
+                }
+            }
         }
-        let pages_per_second = self.rates(up_for, tokens_now, published, &mut stages);
+        let pages_per_second = self.rates(up_for, published, &mut stages);
         Ok(Figures {
             generation: self.generation,
             uptime_s: up_for.as_secs_f64(),
@@ -117,7 +118,9 @@ impl Monitor {
 
     /// Fills in tokens a second; answers pages a second.
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-    fn rates(&mut self, now: Duration, tokens: BTreeMap<&'static str, u64>, published: u64, stages: &mut [StageFigures]) -> f64 {
+    fn rates(&mut self, now: Duration, published: u64, stages: &mut [StageFigures]) -> f64 {
+        let count = |stage: &StageFigures| stage.tokens.map_or(0, |tokens| tokens.prefilled + tokens.generated + tokens.forced);
+        let tokens = stages.iter().map(|stage| (stage.lane.named(&stage.name), count(stage))).collect();
         self.past.push_back((now, tokens, published));
         if self.past.len() > READINGS {
             self.past.pop_front();
@@ -130,21 +133,39 @@ impl Monitor {
             return 0.0;
         }
         for stage in stages {
-            let count = |counts: &BTreeMap<&'static str, u64>| counts.get(stage.name.as_str()).copied().unwrap_or(0);
+            let count = |counts: &BTreeMap<String, u64>| counts.get(&stage.lane.named(&stage.name)).copied().unwrap_or(0);
             stage.tokens_per_second = count(after).saturating_sub(count(before)) as f64 / seconds;
         }
         published.saturating_sub(*pages_before) as f64 / seconds
     }
 }
 
-/// What went through the whole path. Taken from the stages' tallies: a log's offsets do not count records, as some are the log's own.
+/// What a stage did on a lane, as the log has it.
+fn stage_figures(name: &str, lane: Lane, tallies: &BTreeMap<String, Tally>) -> StageFigures {
+    let (none, counted) = (Tally::default(), lane.named(name));
+    let tally = tallies.get(&counted).unwrap_or(&none);
+    StageFigures {
+        name: name.to_owned(),
+        lane,
+        received: tally.received,
+        passed: tally.passed,
+        dropped: tally.dropped.clone(),
+        dead_lettered: tally.dead_lettered_total(),
+        seconds: busy_seconds(tally),
+        tokens: tokens_of(&counted, tally),
+        ..StageFigures::default()
+    }
+}
+
+/// What went through the whole path on the live lane. Taken from the stages' tallies: a log's offsets do not count records, as some are
+/// the log's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
     /// Events that the log took.
     pub events: u64,
     /// Pages that were published.
     pub pages: u64,
-    /// Records that wait, at all stages.
+    /// Records that wait, at all stages on both lanes.
     pub waiting: u64,
 }
 
@@ -153,21 +174,22 @@ impl Counts {
     pub fn of(tallies: &BTreeMap<String, Tally>, groups: &[GroupState]) -> Self {
         let count = |stage: &str, of: fn(&Tally) -> u64| tallies.get(stage).map_or(0, of);
         Self {
-            events: count("context", |tally| tally.received) + waiting(groups, "context"),
+            events: count("context", |tally| tally.received) + waiting(groups, "context", Lane::Live),
             pages: count("aiqa", |tally| tally.passed),
             waiting: groups.iter().map(|group| group.backlog.waiting).sum(),
         }
     }
 }
 
-/// Records that wait for a stage.
-fn waiting(groups: &[GroupState], stage: &str) -> u64 {
-    groups.iter().filter(|group| group.group == group_of(stage)).map(|group| group.backlog.waiting).sum()
+/// Records that wait for a stage on a lane.
+fn waiting(groups: &[GroupState], stage: &str, lane: Lane) -> u64 {
+    let own = group_of(stage, lane);
+    groups.iter().filter(|group| group.group == own).map(|group| group.backlog.waiting).sum()
 }
 
-/// The consumer group of a stage.
-pub fn group_of(stage: &str) -> String {
-    format!("endcap.{stage}.live")
+/// The consumer group of a stage on a lane.
+pub fn group_of(stage: &str, lane: Lane) -> String {
+    format!("endcap.{stage}.{lane}")
 }
 
 /// Seconds in which a stage did something.
@@ -181,8 +203,9 @@ pub fn busy_seconds(tally: &Tally) -> f64 {
         .as_secs_f64()
 }
 
-/// Tokens of a stage's model; `None` for a stage that counts none.
-pub fn tokens_of(stage: &str, tally: &Tally) -> Option<TokenCounts> {
+/// Tokens of a stage's model, by the name that its tally has on either lane; `None` for a stage that counts none.
+pub fn tokens_of(name: &str, tally: &Tally) -> Option<TokenCounts> {
+    let (stage, _) = Lane::of(name);
     let count = |kind: &str| tally.counters.get(&format!("{stage}.tokens_{kind}")).copied();
     let prefilled = count("prefilled")?;
     Some(TokenCounts { prefilled, generated: count("generated").unwrap_or(0), forced: count("forced").unwrap_or(0) })

@@ -17,8 +17,11 @@ use endcap_inference::{
 };
 use endcap_keywords::{KeywordsConfig, KeywordsStage, TokenCounter};
 use endcap_retrieval::Market;
-use endcap_runtime::{Clocks, LoopConfig, Shutdown, Stage, StageEnv, StageStats, StageStopped, Store, run_stage};
-use endcap_schemas::Message;
+use endcap_runtime::{Clocks, LoopConfig, Shutdown, Stage, StageEnv, StageStats, StageStopped, Store, run_lanes, run_stage};
+use endcap_schemas::{
+    Message,
+    topics::{Lane, Topic},
+};
 use endcap_themes::{ThemesConfig, ThemesStage};
 
 use crate::{monitor::group_of, sides::Sides};
@@ -80,6 +83,8 @@ pub struct PathConfig {
     pub aiqa: AiqaConfig,
     /// How long a shopper must rest before a page is made.
     pub debounce: Duration,
+    /// While both lanes of a stage have work, the backfill lane gets one batch in so many; `None` for the loop's own share.
+    pub backfill_share: Option<u32>,
 }
 
 /// What the stages share.
@@ -137,7 +142,9 @@ impl Path {
         let store: Arc<dyn Store> = ground.sides.store.clone();
         let market = || ground.market.clone();
         let Fleet { mut themes, mut keywords, encoder, mut judge } = fleet;
-        let of = |batch_records_max| LoopConfig { batch_records_max, ..LoopConfig::default() };
+        let usual = LoopConfig::default();
+        let backfill_share = config.backfill_share.unwrap_or(usual.backfill_share);
+        let of = |batch_records_max| LoopConfig { batch_records_max, backfill_share, ..usual };
         let mut path = Self { stages: Vec::new(), threads: Vec::new() };
         for stage in StageName::ALL.into_iter().filter(|stage| stages.contains(stage)) {
             match stage {
@@ -158,7 +165,7 @@ impl Path {
                 }
                 StageName::Dedup => {
                     let stage = DedupStage::new(config.dedup.clone(), encoder.clone());
-                    path.add(stage, LoopConfig::default(), ground, ended)?;
+                    path.add(stage, of(usual.batch_records_max), ground, ended)?;
                 }
                 StageName::Aiqa => {
                     let (judge, threshold) = judge.take().expect(LOADED);
@@ -178,8 +185,13 @@ impl Path {
         ground: &Ground,
         ended: &Sender<Ended>,
     ) -> Result<()> {
-        let consumer = ground.sides.log.consumer(&group_of(S::NAME), S::In::TOPIC);
-        let mut consumer = consumer.with_context(|| format!("cannot start stage {}", S::NAME))?;
+        let consumer = |lane| {
+            let consumer = ground.sides.log.consumer(&group_of(S::NAME, lane), S::In::TOPIC.on(lane));
+            consumer.with_context(|| format!("cannot start stage {}", S::NAME))
+        };
+        let mut live = consumer(Lane::Live)?;
+        // Events have one order: a replay of them folds by itself and sends what comes of it to the stages behind.
+        let mut backfill = if S::In::TOPIC == Topic::EVENTS { None } else { Some(consumer(Lane::Backfill)?) };
         let stats = Arc::new(StageStats::default());
         let env = StageEnv {
             store: ground.sides.store.clone(),
@@ -190,7 +202,10 @@ impl Path {
         };
         let ended = ended.clone();
         let thread = thread::Builder::new().name(format!("stage-{}", S::NAME)).spawn(move || {
-            let result = run_stage(&mut stage, &mut *consumer, &env);
+            let result = match &mut backfill {
+                Some(backfill) => run_lanes(&mut stage, &mut *live, &mut **backfill, &env),
+                None => run_stage(&mut stage, &mut *live, &env),
+            };
             // Nobody listens any more when the process is already ending.
             let _ = ended.send(Ended { stage: S::NAME, result });
         });

@@ -128,11 +128,6 @@ pub struct Board {
 impl Board {
     /// A display for `stages` stages.
     pub fn new(stages: usize) -> Self {
-        let line = |template: &str| {
-            let bar = bars().add(ProgressBar::new_spinner());
-            bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
-            bar
-        };
         if !is_watched() {
             return Self { head: ProgressBar::hidden(), stages: Vec::new(), plain: Some(Duration::ZERO) };
         }
@@ -170,6 +165,13 @@ impl Board {
     }
 }
 
+/// A line that stays in place.
+fn line(template: &str) -> ProgressBar {
+    let bar = bars().add(ProgressBar::new_spinner());
+    bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+    bar
+}
+
 fn headline(figures: &Figures) -> String {
     let time = |seconds: Option<f64>| seconds.map_or_else(|| "–".to_owned(), |seconds| format!("{seconds:.2} s"));
     format!(
@@ -187,8 +189,8 @@ fn plain(figures: &Figures) -> String {
 
 fn row(stage: &StageFigures) -> String {
     format!(
-        "{:9} in {:>7}  out {:>7}  dropped {:>6}  dead {:>4}  waiting {:>6}  {:>7.0} tokens/s{}",
-        stage.name,
+        "{:17} in {:>7}  out {:>7}  dropped {:>6}  dead {:>4}  waiting {:>6}  {:>7.0} tokens/s{}",
+        stage.lane.named(&stage.name),
         stage.received,
         stage.passed,
         stage.dropped.values().sum::<u64>(),
@@ -203,7 +205,7 @@ fn brief(stage: &StageFigures) -> String {
     let dropped: u64 = stage.dropped.values().sum();
     format!(
         "{} in {} out {} dropped {dropped} waiting {} {:.0} tokens/s{}",
-        stage.name,
+        stage.lane.named(&stage.name),
         stage.received,
         stage.passed,
         stage.waiting,

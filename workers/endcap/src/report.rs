@@ -22,8 +22,8 @@ use crate::{
     desk,
     explain::StageStory,
     figures::Freshness,
+    imported,
     monitor::{Counts, busy_seconds, cache_figures, seconds_between, tokens_of},
-    replay,
     sides::Sides,
     view,
 };
@@ -376,7 +376,7 @@ fn read_events(sides: &Sides) -> Result<Events> {
     let mut events = Events::default();
     sides.each_record(Topic::EVENTS, EVENTS_MAX, &mut |record| {
         events.kept += 1;
-        events.seeded_diets += u64::from(record.headers.id.starts_with(replay::SEEDED));
+        events.seeded_diets += u64::from(record.headers.id.starts_with(imported::SEEDED));
         Ok(())
     })?;
     Ok(events)

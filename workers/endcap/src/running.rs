@@ -1,9 +1,9 @@
 //! The job while it runs: what it shows, what it hears, and when it ends.
 //!
-//! The first signal drains: no new event is taken, and what was taken is worked off through every stage. The second one stops after what
-//! is in hand, the third at once; what is left then is done by the next start. A process that runs some of the stages stops at the first
-//! signal after what is in hand: others go on, and it is not alone with what waits. A process whose manifest was rolled back stops after
-//! what is in hand, too.
+//! The first signal drains: no new event is taken, and what was taken is worked off through every stage; what waits on the backfill lane is
+//! left to the next start. The second one stops after what is in hand, the third at once; what is left then is done by the next start. A
+//! process that runs some of the stages stops at the first signal after what is in hand: others go on, and it is not alone with what waits.
+//! A process whose manifest was rolled back stops after what is in hand, too.
 
 use std::{
     process,
@@ -17,6 +17,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use endcap_runtime::{Clock, Shutdown};
+use endcap_schemas::topics::Lane;
 use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 
 use crate::{
@@ -123,11 +124,11 @@ impl Running {
                         break Err(rolled_back.into());
                     }
                     let fed = self.feeder.as_ref().is_none_or(|feeder| feeder.ended); // before the reading: nothing comes after it
-                    let is_empty = self.read() == Some(0);
+                    let is_empty = self.is_drained();
                     if is_empty && fed && (self.exit_when_drained || self.draining) {
                         self.life.drain();
                         // Only a reading behind the closed door sees everything that came in.
-                        if self.read() == Some(0) {
+                        if self.is_drained() {
                             break Ok(());
                         }
                     }
@@ -184,23 +185,25 @@ impl Running {
         if let Some(feeder) = &self.feeder {
             feeder.end.trigger();
         }
-        let waiting = self.figures().map_or_else(|_| "some".to_owned(), |figures| figures.waiting().to_string());
+        let waiting = self.figures().map_or_else(|_| "some".to_owned(), |figures| figures.waiting(Lane::Live).to_string());
         say(&format!("draining: {waiting} records wait, no new event is taken (once more stops after what is in hand)"));
     }
 
-    /// Reads and shows the figures; answers how many records wait. A reading that fails is tried again with the next one.
-    fn read(&mut self) -> Option<u64> {
+    /// Reads and shows the figures; answers whether nothing waits any more: on the live lane alone, where somebody asked to end. A reading
+    /// that fails is tried again with the next one.
+    fn is_drained(&mut self) -> bool {
         self.desk.prometheus.run_upkeep(); // else measures pile up until somebody asks for them
         match self.figures() {
             Ok(figures) => {
                 self.board.show(&figures);
-                let waiting = figures.waiting();
+                let left = if self.draining { 0 } else { figures.waiting(Lane::Backfill) };
+                let waiting = figures.waiting(Lane::Live) + left;
                 *self.desk.figures.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(figures);
-                Some(waiting)
+                waiting == 0
             }
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "cannot read the figures");
-                None
+                false
             }
         }
     }

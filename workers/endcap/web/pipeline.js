@@ -11,7 +11,7 @@ const WORDS = {
   aiqa: ['Quality', 'A cross-encoder judges every product'],
 };
 
-const history = new Map(); // stage → its passed counts, newest last
+const history = new Map(); // stage and lane → its passed counts, newest last
 
 export function startPipeline(wanted) {
   const draw = every(1000, wanted, async () => {
@@ -59,20 +59,22 @@ function stages(rows) {
     drawn.clear();
   }
   rows.forEach((row, place) => {
-    const points = history.get(row.name) ?? [];
+    const key = row.lane === 'live' ? row.name : `${row.name}.${row.lane}`;
+    const points = history.get(key) ?? [];
     points.push(row.passed);
     if (points.length > POINTS + 1) points.shift();
-    history.set(row.name, points);
+    history.set(key, points);
     const rates = points.slice(1).map((value, i) => Math.max(0, value - points[i]));
-    whenNew(`stage ${row.name}`, { row, rates }, () => flow.children[place].replaceWith(stage(row, rates)));
+    whenNew(`stage ${key}`, { row, rates }, () => flow.children[place].replaceWith(stage(key, row, rates)));
   });
 }
 
-function stage(row, rates) {
-  const [name, purpose] = WORDS[row.name] ?? [sentence(row.name), ''];
+function stage(key, row, rates) {
+  const [title, duty] = WORDS[row.name] ?? [sentence(row.name), ''];
+  const [name, purpose] = row.lane === 'live' ? [title, duty] : [`${title}, backfill`, 'Works on a replay in the time that live records leave'];
   const dropped = Object.values(row.dropped).reduce((sum, n) => sum + n, 0);
   const atWork = row.at_work;
-  return h('li.stage', { 'data-stage': row.name },
+  return h('li.stage', { 'data-stage': key },
     h('header', {}, h('h3', {}, name), h(row.waiting ? 'span.waiting-count.busy' : 'span.waiting-count', {}, row.waiting ? `${number(row.waiting)} waiting` : 'up to date')),
     h('p', {}, purpose),
     spark(rates),

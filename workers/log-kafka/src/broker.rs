@@ -10,7 +10,10 @@ use endcap_runtime::{
     Broker, Clock, DeadLetter, DeadLetterFilter, DeadLetterId, GroupState, Log, LogError, Outgoing, Received, Store,
     StoredDeadLetter, Tally,
 };
-use endcap_schemas::{UserKey, topics::Topic};
+use endcap_schemas::{
+    UserKey,
+    topics::{Lane, Topic},
+};
 
 use crate::{
     KafkaConfig, KafkaLog, client,
@@ -51,7 +54,7 @@ pub(crate) struct Shared {
 struct Door {
     ingest: Ingest,
     /// When the groups were last looked at, and what was too much then.
-    looked: Option<(Duration, Option<(String, u64)>)>,
+    looked: Option<(Duration, BTreeMap<Lane, (String, u64)>)>,
 }
 
 struct AllNotes {
@@ -102,7 +105,7 @@ impl Kafka {
 /// so that a stage's outputs keep their key.
 fn check_topics(reader: &Reader, names: &Names) -> Result<(), LogError> {
     let mut counts = BTreeMap::new();
-    for topic in Topic::PATH {
+    for topic in Topic::all() {
         let name = names.topic(topic);
         counts.insert(name.clone(), reader.partitions(&name)?);
         reader.partitions(&names.dead_letters(topic))?;
@@ -134,8 +137,8 @@ impl Shared {
         work(&mut door.ingest, Around { reader: &reader, tallies, progress })
     }
 
-    /// Refuses more while a group is too far behind; looks once a second.
-    fn check_room(&self) -> Result<(), LogError> {
+    /// Refuses more on a lane while one of its groups is too far behind; looks once a second.
+    fn check_room(&self, records: &[Outgoing]) -> Result<(), LogError> {
         let (now, limit) = (self.clock.monotonic(), self.config.settings().waiting_max);
         let mut door = lock(&self.door);
         if door.looked.as_ref().is_none_or(|(at, _)| now.saturating_sub(*at) >= ROOM_EVERY) {
@@ -143,12 +146,14 @@ impl Shared {
             for state in self.inspector.groups()? {
                 *waiting.entry((state.group, state.topic)).or_default() += state.backlog.waiting;
             }
-            let fullest = waiting.into_iter().max_by_key(|(_, waiting)| *waiting).filter(|(_, waiting)| *waiting >= limit);
-            door.looked = Some((now, fullest.map(|((_, topic), waiting)| (topic, waiting))));
+            let full = waiting.into_iter().filter(|(_, waiting)| *waiting >= limit);
+            door.looked = Some((now, full.map(|((_, topic), waiting)| (Lane::of(&topic).1, (topic, waiting))).collect()));
         }
-        match &door.looked {
-            Some((_, Some((topic, waiting)))) => Err(LogError::Full { topic: topic.clone(), waiting: *waiting, limit }),
-            _ => Ok(()),
+        // Records for both lanes wait for the slower one.
+        let lane = records.iter().map(|record| record.topic.lane()).max().unwrap_or(Lane::Live);
+        match door.looked.as_ref().and_then(|(_, full)| full.get(&lane)) {
+            Some((topic, waiting)) => Err(LogError::Full { topic: topic.clone(), waiting: *waiting, limit }),
+            None => Ok(()),
         }
     }
 
@@ -200,12 +205,12 @@ impl Broker for Kafka {
     }
 
     fn append(&self, records: &[Outgoing], progress: Option<(&str, &str)>) -> Result<(), LogError> {
-        self.shared.check_room()?;
+        self.shared.check_room(records)?;
         self.shared.at_door(|ingest, around| ingest.append(around, records, progress))
     }
 
     fn admit(&self, records: &[Outgoing], refused: &[DeadLetter]) -> Result<(), LogError> {
-        self.shared.check_room()?;
+        self.shared.check_room(records)?;
         self.shared.at_door(|ingest, around| ingest.admit(around, records, refused, &*self.shared.clock))
     }
 
@@ -230,6 +235,10 @@ impl Broker for Kafka {
     fn ends(&self, topic: Topic) -> Result<BTreeMap<i32, i64>, LogError> {
         let ends = self.shared.inspector.reader().ends(&self.shared.names.topic(topic))?;
         Ok(ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect())
+    }
+
+    fn offsets_at(&self, topic: Topic, at_ms: i64) -> Result<BTreeMap<i32, i64>, LogError> {
+        self.shared.inspector.reader().offsets_at(&self.shared.names.topic(topic), at_ms)
     }
 
     fn records(&self, topic: Topic, partition: i32, from: i64, max: usize) -> Result<Vec<Received>, LogError> {
@@ -266,7 +275,8 @@ impl Broker for Kafka {
         let (names, now_ms) = (&self.shared.names, self.shared.clock.now_ms().to_string());
         let records = found.iter().flat_map(|(spot, letter)| {
             let note = Record::note(names.redriven(), spot.id().as_str(), &now_ms);
-            [Record::redriven(names, spot.topic, letter), note]
+            let topic = Topic::named(&letter.topic).unwrap_or(spot.topic);
+            [Record::redriven(names, topic, letter), note]
         });
         let records = records.collect();
         self.shared.at_door(|ingest, around| ingest.write(around, records, &Tally::default()))?;

@@ -2,7 +2,7 @@
 //! Pure: a list of names and bytes on one side, the runtime's types on the other.
 
 use endcap_runtime::{DeadLetter, Headers};
-use endcap_schemas::topics::Topic;
+use endcap_schemas::topics::{Lane, Topic};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Names and bytes, in order.
@@ -70,7 +70,7 @@ pub(crate) fn read<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a [u8])>, pla
         }
     }
     headers.id = id.unwrap_or_else(|| format!("{}/{}/{}", place.name, place.partition, place.offset));
-    headers.kind = kind.unwrap_or_else(|| place.topic.name().to_owned());
+    headers.kind = kind.unwrap_or_else(|| place.topic.on(Lane::Live).name().to_owned());
     headers.time_ms = time_ms.unwrap_or(place.appended_ms);
     headers
 }

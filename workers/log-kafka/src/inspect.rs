@@ -109,7 +109,7 @@ impl Inspector {
         self.discover()?;
         let mut known: Vec<(String, Topic)> = lock(&self.groups).iter().cloned().collect();
         // Along the path: a record that moves on while this is read is seen again, and never by nobody.
-        known.sort_by_key(|(_, topic)| Topic::PATH.iter().position(|other| other == topic));
+        known.sort_by_key(|(_, topic)| Topic::all().position(|other| other == *topic));
         let mut states = Vec::new();
         for (group, topic) in known {
             states.extend(self.group(&group, topic)?);
@@ -149,7 +149,7 @@ impl Inspector {
         let known: BTreeSet<String> = lock(&self.groups).iter().map(|(group, _)| group.clone()).collect();
         let own = found.groups().iter().filter_map(|group| self.names.own_group(group.name()));
         for group in own.filter(|group| group.starts_with(GROUPS) && !known.contains(*group)) {
-            for topic in Topic::PATH {
+            for topic in Topic::all() {
                 let name = self.names.topic(topic);
                 let partitions = self.reader().partitions(&name)?;
                 if !self.positions(group, &name, partitions)?.is_empty() {

@@ -1,13 +1,11 @@
 //! Names of topics, groups and transactional ids on the brokers.
 
-use endcap_schemas::topics::Topic;
+use endcap_schemas::topics::{Lane, Topic};
 
 use crate::KafkaSettings;
 
 /// What ends the name of a topic of dead letters.
 const DEAD_LETTERS: &str = ".dlq";
-/// What ends the name of a topic's slow lane.
-const BACKFILL: &str = ".backfill";
 
 /// Names within one namespace.
 #[derive(Debug, Clone)]
@@ -27,12 +25,9 @@ impl Names {
         format!("{}{topic}", self.prefix)
     }
 
+    /// Both lanes of a topic have their dead letters in one place.
     pub(crate) fn dead_letters(&self, topic: Topic) -> String {
-        format!("{}{topic}{DEAD_LETTERS}", self.prefix)
-    }
-
-    pub(crate) fn backfill(&self, topic: Topic) -> String {
-        format!("{}{topic}{BACKFILL}", self.prefix)
+        format!("{}{}{DEAD_LETTERS}", self.prefix, topic.on(Lane::Live))
     }
 
     /// Compacted: what every process's stages have counted.
@@ -76,7 +71,10 @@ mod tests {
         };
         let (bare, staged) = (names(""), names("staging"));
         assert_eq!(bare.topic(Topic::EVENTS), "endcap.shopper-events.v1");
-        assert_eq!(staged.dead_letters(Topic::EVENTS), "staging.endcap.shopper-events.v1.dlq");
+        assert_eq!(staged.topic(Topic::EVENTS.on(Lane::Backfill)), "staging.endcap.shopper-events.v1.backfill");
+        for lane in Lane::ALL {
+            assert_eq!(staged.dead_letters(Topic::EVENTS.on(lane)), "staging.endcap.shopper-events.v1.dlq");
+        }
         assert_eq!(staged.transactional_id("endcap.themes.live"), "staging.endcap.themes.live.pod-0");
         assert_eq!(staged.own_group("staging.endcap.themes.live"), Some("endcap.themes.live"));
         assert_eq!(staged.own_group("endcap.themes.live"), None);

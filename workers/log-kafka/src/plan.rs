@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use endcap_runtime::outside;
-use endcap_schemas::topics::Topic;
+use endcap_schemas::topics::{Lane, Topic};
 use serde::Deserialize;
 
 use crate::{client::RECORD_MAX_BYTES, names::Names};
@@ -184,7 +184,7 @@ pub(crate) fn declared(names: &Names, settings: &TopicSettings) -> Vec<Declared>
     let mut all = Vec::new();
     for each in Topic::PATH {
         all.push(lane(names.topic(each), settings.retention_h));
-        all.push(lane(names.backfill(each), settings.backfill_retention_h));
+        all.push(lane(names.topic(each.on(Lane::Backfill)), settings.backfill_retention_h));
         all.push(lane(names.dead_letters(each), settings.dead_letters_retention_h));
     }
     all.push(compacted(names.tallies(), "compact", None));

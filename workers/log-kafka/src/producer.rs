@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use endcap_runtime::{Clock, DeadLetter, INGEST, LogError, Outgoing, Tally, metric};
+use endcap_schemas::topics::Lane;
 
 use crate::{
     KafkaConfig,
@@ -94,7 +95,7 @@ impl Ingest {
         let mut all = self.passed(records)?;
         all.extend(refused.iter().map(|letter| Record::dead(&self.names, letter, now_ms)));
         self.write(around, all, &tally)?;
-        metric::committed(INGEST, &tally);
+        metric::committed(INGEST, Lane::Live, &tally);
         Ok(())
     }
 

@@ -91,6 +91,23 @@ impl Reader {
         self.watermarks(&self.consumer, topic, partition)
     }
 
+    /// Per partition, the offset of the first record with this time (ms) or a later one. Of a partition that has none the brokers say nothing:
+    /// that means its end, and not its beginning.
+    pub(crate) fn offsets_at(&self, topic: &str, at_ms: i64) -> Result<BTreeMap<i32, i64>, LogError> {
+        let what = || format!("cannot ask for offsets of {topic} by time");
+        let mut list = TopicPartitionList::new();
+        for partition in 0..self.partitions(topic)? {
+            list.add_partition_offset(topic, partition, Offset::Offset(at_ms))
+                .map_err(|error| client::failure(&what(), &error))?;
+        }
+        let found = self.consumer.offsets_for_times(list, self.timeout).map_err(|error| client::failure(&what(), &error))?;
+        let found = offsets_of(&found);
+        let ends = self.ends(topic)?.into_iter();
+        Ok(ends
+            .map(|(partition, (_, end))| (partition, found.get(&partition).map_or(end, |offset| (*offset).min(end))))
+            .collect())
+    }
+
     fn watermarks(&self, client: &BaseConsumer<Watch>, topic: &str, partition: i32) -> Result<(i64, i64), LogError> {
         let deadline = Instant::now() + self.timeout;
         loop {

@@ -22,7 +22,8 @@ pub trait Broker: Send + Sync {
     /// Appends `records` in one transaction and, with them, notes how far their source was read: name and value.
     ///
     /// # Errors
-    /// [`LogError::Full`] while a group is too far behind (nothing is written; try again later), [`LogError`] when the log does not answer.
+    /// [`LogError::Full`] while a group is too far behind on the records' lane (nothing is written; try again later), [`LogError`] when the log
+    /// does not answer.
     fn append(&self, records: &[Outgoing], progress: Option<(&str, &str)>) -> Result<(), LogError>;
 
     /// Appends `records` and keeps, in the same transaction, what was refused before it entered the log. Both are counted under [`INGEST`].
@@ -61,6 +62,13 @@ pub trait Broker: Send + Sync {
     /// [`LogError`] when the log does not answer.
     fn ends(&self, topic: Topic) -> Result<BTreeMap<i32, i64>, LogError>;
 
+    /// Per partition of `topic`, the offset of the first record that the log took at `at_ms` (ms since 1970) or later; the end where there is
+    /// none.
+    ///
+    /// # Errors
+    /// [`LogError`] when the log does not answer.
+    fn offsets_at(&self, topic: Topic, at_ms: i64) -> Result<BTreeMap<i32, i64>, LogError>;
+
     /// Up to `max` records of a partition from offset `from` on, for inspection; no position moves.
     ///
     /// # Errors
@@ -85,8 +93,8 @@ pub trait Broker: Send + Sync {
     /// [`LogError`] when the log does not answer.
     fn dead_letter_counts(&self) -> Result<BTreeMap<(String, String), u64>, LogError>;
 
-    /// Sends dead letters again, with their key, headers and bytes, and takes them off the list. Those of erased users stay.
-    /// Answers how many were sent.
+    /// Sends dead letters again, with their key, headers and bytes, to the topic and lane that they came from, and takes them off the
+    /// list. Those of erased users stay. Answers how many were sent.
     ///
     /// # Errors
     /// [`LogError`] when the log does not answer; then none was sent.

@@ -4,7 +4,10 @@
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
-use endcap_schemas::{UserKey, topics::Topic};
+use endcap_schemas::{
+    UserKey,
+    topics::{Lane, Topic},
+};
 
 use crate::{
     Broker, Commit, DeadLetter, DeadLetterFilter, DeadLetterId, DropReason, Erasure, Headers, Log, LogError, Outgoing,
@@ -46,6 +49,7 @@ pub fn check_broker<L: LogUnderTest>(make: impl Fn() -> L) {
     what_was_refused_is_kept_and_counted_beside_what_was_taken(&make());
     groups_and_ends_tell_how_far_the_work_is(&make());
     dead_letters_are_listed_shown_and_sent_again(&make());
+    lanes_are_apart(&make());
 }
 
 /// Checks that a full log takes nothing but what insists, on a log that `make` gives empty and that takes few records until they are read.
@@ -150,7 +154,7 @@ fn whole(log: &impl LogUnderTest, id: &DeadLetterId) -> DeadLetter {
     let letter = log.broker().dead_letter(id).expect("a dead letter is read").expect("a listed dead letter is there");
     let StoredDeadLetter { partition, offset, appended_ms, key, headers, value, group, stage, attempts, kind, message, .. } =
         letter;
-    let topic = Topic::PATH.into_iter().find(|topic| topic.name() == letter.topic).expect("a topic of the path");
+    let topic = Topic::named(&letter.topic).expect("a topic of the path");
     let record = Received { topic, partition, offset, appended_ms, key, headers, value };
     DeadLetter { record, group, stage, attempts, kind, message }
 }
@@ -330,6 +334,42 @@ fn dead_letters_are_listed_shown_and_sent_again(log: &impl LogUnderTest) {
     let again = poll_all(&mut *consumer, 1);
     assert_eq!((&again[0].key, &again[0].headers, &again[0].value), (&got[2].key, &got[2].headers, &got[2].value));
     assert_eq!(broker.redrive(&ids).expect("letters are sent"), 2);
+}
+
+fn lanes_are_apart(log: &impl LogUnderTest) {
+    let (broker, slow) = (log.broker(), Topic::CONTEXTS.on(Lane::Backfill));
+    append(log, &[record(Topic::CONTEXTS, "anna", b"live"), record(slow, "anna", b"slow"), record(slow, "anna", b"bad")]);
+    let mut live = log.consumer("endcap.themes.live", Topic::CONTEXTS);
+    let mut backfill = log.consumer("endcap.themes.backfill", slow);
+    assert_eq!(values(&poll_all(&mut *live, 1)), [b"live"]);
+    assert!(live.poll(1, Duration::ZERO).expect("an empty poll is answered").is_empty());
+    let got = poll_all(&mut *backfill, 2);
+    assert_eq!((values(&got), got[0].topic), (vec![&b"slow"[..], b"bad"], slow));
+    assert_eq!(got[0].headers.kind, Topic::CONTEXTS.name(), "a type does not depend on the lane");
+    let letters = vec![letter(&got[1])];
+    let outputs = vec![record(Topic::THEMES.on(Lane::Backfill), "anna", b"out")];
+    let commit = Commit { outputs, dead_letters: letters, ..through("s.backfill", &got[1]) };
+    backfill.commit(&commit).expect("a commit is taken");
+    assert_eq!((waiting(&mut *live), waiting(&mut *backfill)), (1, 0));
+    let groups = broker.groups().expect("groups are told");
+    let topics: BTreeMap<&str, &str> = groups.iter().map(|state| (&state.group[..], &state.topic[..])).collect();
+    let wanted = [("endcap.themes.backfill", slow.name()), ("endcap.themes.live", Topic::CONTEXTS.name())];
+    assert!(wanted.iter().all(|(group, topic)| topics.get(group) == Some(topic)), "{topics:?}");
+    let out = poll_all(&mut *log.consumer("h", Topic::THEMES.on(Lane::Backfill)), 1);
+    assert_eq!(values(&out), [b"out"]);
+    let listed = broker.dead_letters(&DeadLetterFilter::default()).expect("dead letters are listed");
+    assert_eq!((listed.len(), &listed[0].topic[..]), (1, slow.name()));
+    assert_eq!(broker.redrive(&[listed[0].id.clone()]).expect("a letter is sent"), 1);
+    assert_eq!(values(&poll_all(&mut *backfill, 1)), [b"bad"], "a letter goes back to its lane");
+    offsets_are_found_by_time(broker, &got);
+}
+
+fn offsets_are_found_by_time(broker: &dyn Broker, got: &[Received]) {
+    let Received { topic, partition, offset, appended_ms, .. } = got[0];
+    let at = |ms| broker.offsets_at(topic, ms).expect("offsets are told");
+    assert_eq!((at(0)[&partition], at(appended_ms)[&partition]), (offset, offset));
+    let ends = broker.ends(topic).expect("ends are told");
+    assert_eq!(at(appended_ms + 86_400_000), ends, "where nothing is as new, the end is meant and not the beginning");
 }
 
 /// Checks the contract of [`Store`] on stores that `make` gives, each empty.

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use endcap_schemas::{UserKey, topics::Topic};
+use endcap_schemas::{
+    UserKey,
+    topics::{Lane, Topic},
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -64,7 +67,7 @@ pub struct Headers {
     /// `ce_id`: id of the record, derived from its parent's, so that a record that is made again has the same one.
     #[serde(rename = "ce_id")]
     pub id: String,
-    /// `ce_type`: name of its topic.
+    /// `ce_type`: name of its topic, on whichever lane it travels.
     #[serde(rename = "ce_type")]
     pub kind: String,
     /// `ce_time`, ms since 1970: when the event behind it happened.
@@ -84,7 +87,7 @@ pub struct Headers {
 impl Headers {
     /// Headers of a record that enters the log.
     pub fn root(id: impl Into<String>, topic: Topic, time_ms: i64) -> Self {
-        Self { id: id.into(), kind: topic.name().to_owned(), time_ms, ..Self::default() }
+        Self { id: id.into(), kind: topic.on(Lane::Live).name().to_owned(), time_ms, ..Self::default() }
     }
 
     /// Headers of the record that `stage` makes of the one with these headers.
@@ -94,7 +97,7 @@ impl Headers {
         hash.update(self.id.as_bytes()).update(&[0]).update(stage.as_bytes());
         Self {
             id: hash.finalize().to_hex()[..32].to_owned(),
-            kind: topic.name().to_owned(),
+            kind: topic.on(Lane::Live).name().to_owned(),
             time_ms: self.time_ms,
             causation: Some(self.id.clone()),
             traceparent: self.traceparent.clone(),
@@ -106,7 +109,7 @@ impl Headers {
 /// A record to be appended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outgoing {
-    /// Where to.
+    /// Where to, and on which lane.
     pub topic: Topic,
     /// Whose.
     pub key: UserKey,
@@ -119,7 +122,7 @@ pub struct Outgoing {
 /// A record as the log holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
-    /// Where from.
+    /// Where from, and on which lane.
     pub topic: Topic,
     /// Partition.
     pub partition: i32,

@@ -1,14 +1,16 @@
-//! Names, units and labels of every metric that the runtime writes. Nothing else names a metric of a stage.
+//! Names, units and labels of every metric that the runtime writes. Nothing else names a metric of a stage. What a stage does is told by its
+//! lane, too: `live` or `backfill`.
 
 use std::time::Duration;
 
+use endcap_schemas::topics::Lane;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::{Backlog, Phase, Tally};
 
-/// Records by stage (or `ingest`, the door for events from outside), verdict (`passed`, `dropped`, `dead_lettered`) and reason.
+/// Records by stage (or `ingest`, the door for events from outside), lane, verdict (`passed`, `dropped`, `dead_lettered`) and reason.
 pub const RECORDS: &str = "endcap_stage_records_total";
-/// Seconds of each step by stage and place (`poll`, `batch`, `infer`, `store`, `commit`, `idle`). Their sum, which only grows, is
+/// Seconds of each step by stage, lane and place (`poll`, `batch`, `infer`, `store`, `commit`, `idle`). Their sum, which only grows, is
 /// `endcap_stage_seconds_sum`.
 pub const SECONDS: &str = "endcap_stage_seconds";
 /// Records in a batch handed to a stage.
@@ -21,9 +23,9 @@ pub const COUNTS: &str = "endcap_stage_counts_total";
 pub const WAITING: &str = "endcap_stage_waiting_records";
 /// Age of the oldest record that waits for a stage.
 pub const OLDEST: &str = "endcap_stage_oldest_unprocessed_seconds";
-/// From the acceptance of an event to its page being readable.
+/// From the acceptance of an event to its page being readable; pages of the live lane alone.
 pub const FRESHNESS: &str = "endcap_page_freshness_seconds";
-/// Attempts that met an unavailable dependency, by stage and dependency.
+/// Attempts that met an unavailable dependency, by stage, lane and dependency.
 pub const RETRIES: &str = "endcap_stage_retries_total";
 
 /// Describes every metric to the recorder; call once, after it is installed.
@@ -40,16 +42,18 @@ pub fn describe() {
 }
 
 /// Writes down what a commit made durable, under the name of a stage or of the door.
-pub fn committed(stage: &'static str, tally: &Tally) {
+pub fn committed(stage: &'static str, lane: Lane, tally: &Tally) {
     if tally.passed > 0 {
-        counter!(RECORDS, "stage" => stage, "verdict" => "passed", "reason" => "").increment(tally.passed);
+        counter!(RECORDS, "stage" => stage, "lane" => lane.name(), "verdict" => "passed", "reason" => "").increment(tally.passed);
     }
     for (reason, count) in &tally.dropped {
-        counter!(RECORDS, "stage" => stage, "verdict" => "dropped", "reason" => reason.clone()).increment(*count);
+        counter!(RECORDS, "stage" => stage, "lane" => lane.name(), "verdict" => "dropped", "reason" => reason.clone())
+            .increment(*count);
     }
     for (kind, count) in &tally.dead_lettered {
-        counter!(RECORDS, "stage" => stage, "verdict" => "dead_lettered", "reason" => kind.clone()).increment(*count);
-        counter!(DEAD_LETTERS, "stage" => stage, "kind" => kind.clone()).increment(*count);
+        counter!(RECORDS, "stage" => stage, "lane" => lane.name(), "verdict" => "dead_lettered", "reason" => kind.clone())
+            .increment(*count);
+        counter!(DEAD_LETTERS, "stage" => stage, "lane" => lane.name(), "kind" => kind.clone()).increment(*count);
     }
     for (name, count) in &tally.counters {
         counter!(COUNTS, "stage" => stage, "name" => name.clone()).increment(*count);
@@ -57,20 +61,20 @@ pub fn committed(stage: &'static str, tally: &Tally) {
 }
 
 /// One step of a stage. Not a counter of its own, as those hold whole numbers here: the sum of the steps is one.
-pub(crate) fn spent(stage: &'static str, phase: Phase, time: Duration) {
-    histogram!(SECONDS, "stage" => stage, "where" => phase.label()).record(time.as_secs_f64());
+pub(crate) fn spent(stage: &'static str, lane: Lane, phase: Phase, time: Duration) {
+    histogram!(SECONDS, "stage" => stage, "lane" => lane.name(), "where" => phase.label()).record(time.as_secs_f64());
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-pub(crate) fn batch(stage: &'static str, records: usize) {
-    histogram!(BATCH, "stage" => stage).record(records as f64);
+pub(crate) fn batch(stage: &'static str, lane: Lane, records: usize) {
+    histogram!(BATCH, "stage" => stage, "lane" => lane.name()).record(records as f64);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts and milliseconds far below 2^52")]
-pub(crate) fn backlog(stage: &'static str, backlog: Backlog, now_ms: i64) {
-    gauge!(WAITING, "stage" => stage).set(backlog.waiting as f64);
+pub(crate) fn backlog(stage: &'static str, lane: Lane, backlog: Backlog, now_ms: i64) {
+    gauge!(WAITING, "stage" => stage, "lane" => lane.name()).set(backlog.waiting as f64);
     let age_ms = backlog.oldest_ms.map_or(0, |oldest| (now_ms - oldest).max(0));
-    gauge!(OLDEST, "stage" => stage).set(age_ms as f64 / 1_000.0);
+    gauge!(OLDEST, "stage" => stage, "lane" => lane.name()).set(age_ms as f64 / 1_000.0);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "milliseconds far below 2^52")]
@@ -78,6 +82,6 @@ pub(crate) fn freshness(ms: i64) {
     histogram!(FRESHNESS).record(ms.max(0) as f64 / 1_000.0);
 }
 
-pub(crate) fn retried(stage: &'static str, dependency: &'static str) {
-    counter!(RETRIES, "stage" => stage, "dependency" => dependency).increment(1);
+pub(crate) fn retried(stage: &'static str, lane: Lane, dependency: &'static str) {
+    counter!(RETRIES, "stage" => stage, "lane" => lane.name(), "dependency" => dependency).increment(1);
 }

@@ -43,7 +43,7 @@ impl Phase {
     }
 }
 
-/// Counts of one stage. `received = passed + dropped + dead_lettered`, always.
+/// Counts of one stage on one lane. `received = passed + dropped + dead_lettered`, always.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tally {
     /// Records whose fate is decided.
@@ -133,7 +133,7 @@ pub struct StageStats {
 /// A moment of [`StageStats`].
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StageSnapshot {
-    /// What was committed since the stage started in this process.
+    /// What was committed of the live lane since the stage started in this process.
     pub tally: Tally,
     /// Records polled and not yet committed.
     pub held: usize,
@@ -147,6 +147,8 @@ pub struct StageSnapshot {
     pub running: bool,
     /// The batch that is being processed; none between two.
     pub at_work: Option<AtWork>,
+    /// How the backfill lane is doing beside it.
+    pub backfill: LaneSnapshot,
 }
 
 /// A batch in a stage's hands.
@@ -156,6 +158,15 @@ pub struct AtWork {
     pub records: usize,
     /// When the stage got it, ms.
     pub since_ms: i64,
+}
+
+/// What of a [`StageSnapshot`] is the backfill lane's own.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LaneSnapshot {
+    /// What was committed of it since the stage started in this process.
+    pub tally: Tally,
+    /// Why nothing of it is worked on, while the live lane is.
+    pub trouble: Option<String>,
 }
 
 impl StageStats {

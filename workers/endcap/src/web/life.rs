@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use anyhow::Result;
 use axum::http::StatusCode;
+use endcap_schemas::topics::Lane;
 
 use super::error::ApiError;
 use crate::{
@@ -62,7 +63,7 @@ impl Life {
         match self.desk.get() {
             None => Health { ok: false, troubles: vec![starting()] },
             Some(desk) if self.is_draining() => {
-                Health { ok: false, troubles: vec![format!("draining: {} records wait", desk.figures().waiting())] }
+                Health { ok: false, troubles: vec![format!("draining: {} records wait", desk.figures().waiting(Lane::Live))] }
             }
             Some(desk) => desk.ready(),
         }

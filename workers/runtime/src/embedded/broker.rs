@@ -42,6 +42,10 @@ impl Broker for Embedded {
         Ok(BTreeMap::from([(0, self.end(topic)?)]))
     }
 
+    fn offsets_at(&self, topic: Topic, at_ms: i64) -> Result<BTreeMap<i32, i64>, LogError> {
+        Ok(BTreeMap::from([(0, self.offset_at(topic, at_ms)?)]))
+    }
+
     fn records(&self, topic: Topic, partition: i32, from: i64, max: usize) -> Result<Vec<Received>, LogError> {
         if partition == 0 { Embedded::records(self, topic, from, max) } else { Ok(Vec::new()) }
     }

@@ -54,7 +54,7 @@ impl Embedded {
             for id in ids.iter().filter_map(number_of) {
                 let mut statement = transaction.prepare_cached(&format!("{SELECT} WHERE id = ?2"))?;
                 let Some(letter) = statement.query_map(params![true, id], letter_of)?.next().transpose()? else { continue };
-                let Some(topic) = Topic::PATH.into_iter().find(|topic| topic.name() == letter.topic) else { continue };
+                let Some(topic) = Topic::named(&letter.topic) else { continue };
                 if letter.masked {
                     continue;
                 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use endcap_schemas::UserKey;
+use endcap_schemas::{UserKey, topics::Topic};
 use rusqlite::{OptionalExtension, params};
 
 use super::{Embedded, store::USER_TABLES};
@@ -90,6 +90,17 @@ impl Embedded {
             let mut statement = connection.prepare_cached("SELECT stage, kind, count(*) FROM dead_letters GROUP BY 1, 2")?;
             let rows = statement.query_map([], |row| Ok(((row.get(0)?, row.get(1)?), row.get::<_, i64>(2)?.unsigned_abs())))?;
             rows.collect()
+        })
+    }
+
+    /// Offset of the first record of `topic` that was appended at `at_ms` or later; the end where there is none.
+    pub(super) fn offset_at(&self, topic: Topic, at_ms: i64) -> Result<i64, LogError> {
+        self.shared.read(|connection| {
+            let found: Option<i64> = connection
+                .prepare_cached(&format!("SELECT min(\"offset\") FROM \"{topic}\" WHERE appended_ms >= ?1"))?
+                .query_row([at_ms], |row| row.get(0))?;
+            let end = connection.query_row("SELECT next FROM topics WHERE name = ?1", [topic.name()], |row| row.get(0))?;
+            Ok(found.unwrap_or(end))
         })
     }
 

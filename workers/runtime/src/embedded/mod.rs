@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use endcap_schemas::topics::Topic;
+use endcap_schemas::topics::{Lane, Topic};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use thiserror::Error;
 
@@ -229,7 +229,7 @@ impl Producer {
     /// # Errors
     /// [`LogError::Full`] while a group is too far behind (nothing is written; try again later), [`LogError`] when the file does not answer.
     pub fn append(&self, records: &[Outgoing], progress: Option<(&str, &str)>) -> Result<Vec<i64>, LogError> {
-        self.write(|transaction, now_ms| {
+        self.write(lane_of(records), |transaction, now_ms| {
             if let Some((name, value)) = progress {
                 transaction.execute(
                     "INSERT INTO progress VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
@@ -246,12 +246,12 @@ impl Producer {
     /// [`LogError::Full`] as [`Producer::append`]; [`LogError`] when the file does not answer. Then nothing was kept.
     pub fn admit(&self, records: &[Outgoing], refused: &[DeadLetter]) -> Result<(), LogError> {
         let tally = entering(records, refused);
-        self.write(|transaction, now_ms| {
+        self.write(lane_of(records), |transaction, now_ms| {
             refused.iter().try_for_each(|letter| dead_letters::bury(transaction, letter, now_ms))?;
             consumer::count(transaction, INGEST, &tally)?;
             append(transaction, records, now_ms).map(|_| ())
         })?;
-        metric::committed(INGEST, &tally);
+        metric::committed(INGEST, Lane::Live, &tally);
         Ok(())
     }
 
@@ -266,16 +266,20 @@ impl Producer {
             append(transaction, records, now_ms)
         })?;
         self.shared.wake.notify();
-        metric::committed(INGEST, &tally);
+        metric::committed(INGEST, Lane::Live, &tally);
         Ok(())
     }
 
-    /// Runs `work` with the time in a transaction, unless the log is full.
-    fn write<R: Default>(&self, work: impl FnOnce(&Transaction<'_>, i64) -> rusqlite::Result<R>) -> Result<R, LogError> {
+    /// Runs `work` with the time in a transaction, unless the log is full on `lane`.
+    fn write<R: Default>(
+        &self,
+        lane: Lane,
+        work: impl FnOnce(&Transaction<'_>, i64) -> rusqlite::Result<R>,
+    ) -> Result<R, LogError> {
         let limit = self.shared.config.waiting_max;
         let mut full = None;
         let written = self.shared.write::<_, LogError>(|transaction| {
-            full = fullest(transaction)?.filter(|(_, waiting)| *waiting >= limit);
+            full = fullest(transaction, lane)?.filter(|(_, waiting)| *waiting >= limit);
             if full.is_some() { Ok(R::default()) } else { work(transaction, self.shared.clock.now_ms()) }
         })?;
         if let Some((topic, waiting)) = full {
@@ -453,12 +457,18 @@ fn backlog(connection: &Connection, topic: &str, position: i64, end: i64) -> rus
     Ok(Backlog { waiting: u64::try_from(end - position).unwrap_or(0), oldest_ms })
 }
 
-/// The topic of the group that is furthest behind, and how many records wait for it.
-fn fullest(connection: &Connection) -> rusqlite::Result<Option<(String, u64)>> {
+/// The lane that `records` are for: the slower one, where they are for both.
+fn lane_of(records: &[Outgoing]) -> Lane {
+    records.iter().map(|record| record.topic.lane()).max().unwrap_or(Lane::Live)
+}
+
+/// The topic of the group that is furthest behind on `lane`, and how many records wait for it.
+fn fullest(connection: &Connection, lane: Lane) -> rusqlite::Result<Option<(String, u64)>> {
     connection
         .prepare_cached(
-            "SELECT p.topic, t.next - p.next FROM positions p JOIN topics t ON t.name = p.topic ORDER BY 2 DESC LIMIT 1",
+            "SELECT p.topic, t.next - p.next FROM positions p JOIN topics t ON t.name = p.topic
+             WHERE (p.topic LIKE '%.backfill') = ?1 ORDER BY 2 DESC LIMIT 1",
         )?
-        .query_row([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
+        .query_row([lane == Lane::Backfill], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
         .optional()
 }

@@ -99,7 +99,7 @@ impl Shared {
         let step = i64::from(keep.step);
         self.write(|transaction| {
             let mut gone = Retained::default();
-            for topic in Topic::PATH {
+            for topic in Topic::all() {
                 gone.records += trim(transaction, topic, before(keep.records_age), &keep)?;
             }
             gone.results = transaction

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use endcap_schemas::topics::Topic;
+use endcap_schemas::topics::{Lane, Topic};
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::OpenError;
@@ -12,21 +12,12 @@ const APPLICATION_ID: i32 = 0x456E_6463;
 
 /// One step per schema version: the n-th brings a file from version n to n + 1.
 pub(super) fn migrations() -> Vec<String> {
-    vec![first(), second(), third()]
+    vec![first(), second(), third(), fourth()]
 }
 
 /// Version 1: one table per topic, named like it, so that `sqlite3` shows what is where.
 fn first() -> String {
-    let topics: String = Topic::PATH
-        .iter()
-        .map(|topic| {
-            format!(
-                "CREATE TABLE \"{topic}\" (\"offset\" INTEGER PRIMARY KEY, appended_ms INTEGER NOT NULL, \"key\" TEXT NOT NULL,
-                     headers TEXT NOT NULL, value BLOB NOT NULL) STRICT;
-                 INSERT INTO topics VALUES ('{topic}', 0);"
-            )
-        })
-        .collect();
+    let topics = tables_on(Lane::Live);
     format!(
         "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
          CREATE TABLE topics (name TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -52,6 +43,18 @@ fn first() -> String {
     )
 }
 
+/// The topics of a lane.
+fn tables_on(lane: Lane) -> String {
+    let table = |topic: Topic| {
+        format!(
+            "CREATE TABLE \"{topic}\" (\"offset\" INTEGER PRIMARY KEY, appended_ms INTEGER NOT NULL, \"key\" TEXT NOT NULL,
+                 headers TEXT NOT NULL, value BLOB NOT NULL) STRICT;
+             INSERT INTO topics VALUES ('{topic}', 0);"
+        )
+    };
+    Topic::PATH.into_iter().map(|topic| table(topic.on(lane))).collect()
+}
+
 /// Version 2: an erasure tells where in the log it was asked for; that of an older one is not known.
 fn second() -> String {
     "ALTER TABLE erased ADD COLUMN partition INTEGER NOT NULL DEFAULT -1;
@@ -62,6 +65,11 @@ fn second() -> String {
 /// Version 3: the manifests that the pipeline was deployed with, under their numbers.
 fn third() -> String {
     "CREATE TABLE generations (generation INTEGER PRIMARY KEY, manifest TEXT NOT NULL) STRICT;".to_owned()
+}
+
+/// Version 4: the topics of the backfill lane.
+fn fourth() -> String {
+    tables_on(Lane::Backfill)
 }
 
 /// Refuses a database of something else. Only reads, so that a stranger's file stays as it was.

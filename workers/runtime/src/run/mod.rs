@@ -1,9 +1,11 @@
 //! The loop of one stage: poll, decode, hold and coalesce, batch, process, store, commit.
 //!
 //! Records are settled in offset order: what the loop holds is a queue, a batch is a prefix of it, and a commit moves the position to the
-//! end of that prefix. So whatever was not committed is delivered again after a crash, and nothing that was committed is.
+//! end of that prefix. So whatever was not committed is delivered again after a crash, and nothing that was committed is. A stage may have two
+//! such queues, one per lane: `lanes` decides whose turn it is.
 
 mod breaker;
+mod lanes;
 mod pending;
 mod settle;
 
@@ -13,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use endcap_schemas::topics::Lane;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
@@ -22,6 +25,7 @@ use crate::{
 };
 use breaker::Breaker;
 pub use breaker::BreakerConfig;
+use lanes::Lanes;
 use pending::{Fate, Held, Pending};
 
 /// Kind of a dead letter whose bytes could not be read.
@@ -36,8 +40,17 @@ pub(crate) const UNWRITABLE: &str = "unwritable_output";
 pub(crate) const TOO_LARGE: &str = "too_large";
 /// How often a dependency that falters is asked before the records are to blame.
 const FALTERS_MAX: usize = 6;
-/// How often the backlog is measured.
-const BACKLOG_EVERY: Duration = Duration::from_secs(1);
+/// A batch of the backfill lane has at most this part of a live batch's records: live records wait for it.
+const BACKFILL_BATCH_PART: usize = 4;
+/// Most looks at a backfill lane that does not answer that are left out.
+const SKIPS_MAX: u32 = 64;
+/// How often the backlog of a lane is measured: a log on servers is asked about every partition.
+const fn backlog_every(lane: Lane) -> Duration {
+    match lane {
+        Lane::Live => Duration::from_secs(1),
+        Lane::Backfill => Duration::from_secs(10),
+    }
+}
 
 /// Limits of a stage's loop.
 #[derive(Debug, Clone, Copy)]
@@ -46,14 +59,16 @@ pub struct LoopConfig {
     pub poll_max: usize,
     /// Records held at once; when so many are held, none waits for company any longer.
     pub held_max: usize,
-    /// Live records of one batch.
+    /// Records of one batch that the stage is asked about; a quarter of it on the backfill lane, as live records wait for such a batch.
     pub batch_records_max: usize,
     /// Tokens of one batch, as [`Stage::tokens`] counts them; a single larger record still goes, alone.
     pub batch_tokens_max: usize,
-    /// How long a record waits for a newer context of its user before it is processed; zero for none.
+    /// How long a live record waits for a newer context of its user before it is processed; zero for none.
     pub debounce: Duration,
     /// How long a user's contexts may supersede each other before one is processed.
     pub debounce_max: Duration,
+    /// While both lanes have work, the backfill lane gets one batch in so many; at least 2.
+    pub backfill_share: u32,
     /// How long a poll waits for records: bounds how late a shutdown is noticed.
     pub poll_wait: Duration,
     /// Waits between attempts at something unavailable.
@@ -71,6 +86,7 @@ impl Default for LoopConfig {
             batch_tokens_max: usize::MAX,
             debounce: Duration::ZERO,
             debounce_max: Duration::from_secs(10),
+            backfill_share: 10,
             poll_wait: Duration::from_millis(100),
             retry: RetryConfig::default(),
             breaker: BreakerConfig::default(),
@@ -144,15 +160,33 @@ pub enum StageStopped {
     Store(#[from] StoreError),
 }
 
-/// Runs `stage` until somebody asks it to finish: then the batch in hand is committed and the rest is left to the next start.
+/// Runs `stage` on its live lane until somebody asks it to finish: then the batch in hand is committed and the rest is left to the next start.
 ///
 /// # Errors
 /// [`StageStopped`] when going on would lose or waste records. What is unavailable is retried for as long as it takes.
 pub fn run_stage<S: Stage>(stage: &mut S, log: &mut dyn Log, env: &StageEnv) -> Result<(), StageStopped> {
     info!(stage = S::NAME, group = log.group(), "stage starts");
+    run(stage, Lanes::new(log, None, env), env)
+}
+
+/// Runs `stage` on both of its lanes, as [`run_stage`] does on one. Live records go first; the backfill lane takes the time that they leave
+/// and, while both have work, its share ([`LoopConfig::backfill_share`]). It waits for no newer contexts.
+///
+/// # Errors
+/// As [`run_stage`]; but where only the backfill lane's records fail, that lane stops until the next start and the live one goes on.
+pub fn run_lanes<S: Stage>(
+    stage: &mut S,
+    live: &mut dyn Log,
+    backfill: &mut dyn Log,
+    env: &StageEnv,
+) -> Result<(), StageStopped> {
+    info!(stage = S::NAME, group = live.group(), backfill = backfill.group(), "stage starts");
+    run(stage, Lanes::new(live, Some(backfill), env), env)
+}
+
+fn run<S: Stage>(stage: &mut S, mut lanes: Lanes<'_, S>, env: &StageEnv) -> Result<(), StageStopped> {
     env.stats.update(|s| s.running = true);
-    let mut run = Run::new(stage, log, env);
-    let result = catch_unwind(AssertUnwindSafe(|| run.turn_until_shutdown()))
+    let result = catch_unwind(AssertUnwindSafe(|| lanes.turn_until_shutdown(stage)))
         .unwrap_or_else(|panic| Err(StageStopped::Panicked { stage: S::NAME, cause: panic_text(&*panic).to_owned() }));
     env.stats.update(|s| (s.running, s.at_work) = (false, None));
     match &result {
@@ -162,19 +196,21 @@ pub fn run_stage<S: Stage>(stage: &mut S, log: &mut dyn Log, env: &StageEnv) -> 
     result
 }
 
-/// The loop's state between turns.
+/// The state of one lane between turns.
 struct Run<'a, S: Stage> {
-    stage: &'a mut S,
+    lane: Lane,
     log: &'a mut dyn Log,
     env: &'a StageEnv,
     pending: Pending<S::In>,
     breaker: Breaker,
     /// Time that no commit has taken along yet.
     unsaved: Tally,
-    /// Live records among which a culprit is looked for; zero while nothing fails.
+    /// Records among which a culprit is looked for; zero while nothing fails.
     suspects: usize,
     /// Waits between polls of a log that is down.
     poll_waits: Waits,
+    /// Looks at the lane that are left out, as it does not answer, and how many the next failure leaves out.
+    skips: (u32, u32),
     backlog_at: Option<Duration>,
 }
 
@@ -187,33 +223,53 @@ enum Attempt<Out> {
 }
 
 impl<'a, S: Stage> Run<'a, S> {
-    fn new(stage: &'a mut S, log: &'a mut dyn Log, env: &'a StageEnv) -> Self {
+    fn new(lane: Lane, log: &'a mut dyn Log, env: &'a StageEnv) -> Self {
         let breaker = Breaker::new(env.config.breaker);
-        let pending = Pending::new(env.config.debounce, env.config.debounce_max);
+        let pending = match lane {
+            Lane::Live => Pending::new(env.config.debounce, env.config.debounce_max),
+            Lane::Backfill => Pending::new(Duration::ZERO, Duration::ZERO),
+        };
         let poll_waits = Waits::new(env.config.retry);
-        Self { stage, log, env, pending, breaker, unsaved: Tally::default(), suspects: 0, poll_waits, backlog_at: None }
+        let unsaved = Tally::default();
+        Self { lane, log, env, pending, breaker, unsaved, suspects: 0, poll_waits, skips: (0, 1), backlog_at: None }
     }
 
-    fn turn_until_shutdown(&mut self) -> Result<(), StageStopped> {
-        while !self.env.shutdown.is_triggered() {
-            self.let_revoked_go();
-            self.fill()?;
-            self.watch_backlog();
-            let batch = self.take_batch()?;
-            if !batch.is_empty() {
-                self.work(batch)?;
-            }
-            let (held, now_ms) = (self.pending.len(), self.env.clocks.wall.now_ms());
-            self.env.stats.update(|s| (s.held, s.alive_ms, s.at_work) = (held, now_ms, None));
+    /// Records polled and not yet committed.
+    fn held(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether a batch can be taken.
+    fn is_due(&self) -> bool {
+        self.is_full() || self.pending.until_due(self.env.clocks.wall.now_ms()) == Some(Duration::ZERO)
+    }
+
+    fn is_full(&self) -> bool {
+        self.pending.len() >= self.env.config.held_max
+    }
+
+    /// Takes a batch, asks `stage` about it, stores and commits.
+    fn turn(&mut self, stage: &mut S) -> Result<(), StageStopped> {
+        let batch = self.take_batch(stage)?;
+        if batch.is_empty() { Ok(()) } else { self.work(stage, batch) }
+    }
+
+    /// Polls until enough is held, waiting `at_most` and only while nothing is due.
+    fn fill(&mut self, at_most: Duration) -> Result<(), StageStopped> {
+        self.let_revoked_go();
+        if self.skips.0 > 0 {
+            self.skips.0 -= 1;
+            return Ok(());
         }
+        self.poll(at_most)?;
+        self.watch_backlog();
         Ok(())
     }
 
-    /// Polls until enough is held, waiting only while nothing is due.
-    fn fill(&mut self) -> Result<(), StageStopped> {
+    fn poll(&mut self, at_most: Duration) -> Result<(), StageStopped> {
         let config = &self.env.config;
         let now_ms = self.env.clocks.wall.now_ms();
-        let mut wait = self.pending.until_due(now_ms).map_or(config.poll_wait, |due| due.min(config.poll_wait));
+        let mut wait = self.pending.until_due(now_ms).map_or(at_most, |due| due.min(at_most));
         loop {
             let room = config.held_max.saturating_sub(self.pending.len()).min(config.poll_max);
             if room == 0 {
@@ -223,9 +279,7 @@ impl<'a, S: Stage> Run<'a, S> {
             let polled = match self.log.poll(room, wait) {
                 Ok(polled) => polled,
                 Err(LogError::Unavailable(cause)) => {
-                    let mut waits = std::mem::replace(&mut self.poll_waits, Waits::new(config.retry));
-                    self.pause("log", &cause, &mut waits);
-                    self.poll_waits = waits;
+                    self.be_without_log(&cause);
                     return Ok(());
                 }
                 Err(LogError::Conflict(_)) => {
@@ -238,8 +292,7 @@ impl<'a, S: Stage> Run<'a, S> {
                 }
                 Err(error) => return Err(error.into()),
             };
-            self.poll_waits.reset();
-            self.env.stats.update(|s| s.trouble = None);
+            self.log_answers();
             // A poll that had to wait is idleness, one that did not is work.
             self.spend(if wait.is_zero() || !polled.is_empty() { Phase::Poll } else { Phase::Idle }, start);
             let full = polled.len() == room;
@@ -255,13 +308,40 @@ impl<'a, S: Stage> Run<'a, S> {
         }
     }
 
+    /// Waits for a log that is down. The live lane does not wait for the backfill lane's: that one is looked at less often.
+    fn be_without_log(&mut self, cause: &str) {
+        if self.lane == Lane::Live {
+            let mut waits = std::mem::replace(&mut self.poll_waits, Waits::new(self.env.config.retry));
+            self.pause("log", cause, &mut waits);
+            self.poll_waits = waits;
+            return;
+        }
+        warn!(stage = S::NAME, lane = %self.lane, cause, "log is unavailable; will try again");
+        metric::retried(S::NAME, self.lane, "log");
+        self.env.stats.update(|s| s.backfill.trouble = Some(format!("log: {cause}")));
+        self.skips = (self.skips.1, (self.skips.1 * 2).min(SKIPS_MAX));
+    }
+
+    fn log_answers(&mut self) {
+        self.poll_waits.reset();
+        self.skips = (0, 1);
+        let lane = self.lane;
+        self.env.stats.update(|s| match lane {
+            Lane::Live => s.trouble = None,
+            Lane::Backfill => s.backfill.trouble = None,
+        });
+    }
+
     /// The next batch: the due prefix of the queue, cut where its live records reach a limit, with what need not be processed sorted out.
-    fn take_batch(&mut self) -> Result<Vec<Held<S::In>>, StageStopped> {
+    fn take_batch(&mut self, stage: &S) -> Result<Vec<Held<S::In>>, StageStopped> {
         let start = self.env.clocks.wall.monotonic();
         let config = &self.env.config;
-        let everything = self.pending.len() >= config.held_max;
-        let records_max = if self.suspects > 0 { (self.suspects / 2).max(1) } else { config.batch_records_max };
-        let stage = &*self.stage;
+        let everything = self.is_full();
+        let usual_max = match self.lane {
+            Lane::Live => config.batch_records_max,
+            Lane::Backfill => config.batch_records_max.div_ceil(BACKFILL_BATCH_PART),
+        };
+        let records_max = if self.suspects > 0 { (self.suspects / 2).max(1) } else { usual_max };
         let mut batch =
             self.pending.take(self.env.clocks.wall.now_ms(), everything, records_max, config.batch_tokens_max, |value| {
                 stage.tokens(value)
@@ -275,13 +355,13 @@ impl<'a, S: Stage> Run<'a, S> {
     }
 
     /// Processes a batch and settles it; one that fails goes back to be taken in halves, or ends as a dead letter when it is one record.
-    fn work(&mut self, mut batch: Vec<Held<S::In>>) -> Result<(), StageStopped> {
+    fn work(&mut self, stage: &mut S, mut batch: Vec<Held<S::In>>) -> Result<(), StageStopped> {
         let inputs: Vec<Input<S::In>> = batch.iter_mut().filter_map(Held::start).collect();
         let live = inputs.len();
         let since_ms = self.env.clocks.wall.now_ms();
         self.env.stats.update(|s| s.at_work = (live > 0).then_some(AtWork { records: live, since_ms }));
         let start = self.env.clocks.wall.monotonic();
-        let attempt = if live == 0 { Attempt::Done(Vec::new()) } else { self.process(&inputs)? };
+        let attempt = if live == 0 { Attempt::Done(Vec::new()) } else { self.process(stage, &inputs)? };
         let infer = self.env.clocks.wall.monotonic().saturating_sub(start);
         match attempt {
             Attempt::Done(verdicts) if verdicts.len() != live => {
@@ -289,7 +369,7 @@ impl<'a, S: Stage> Run<'a, S> {
             }
             Attempt::Done(verdicts) => {
                 if live > 0 {
-                    metric::batch(S::NAME, live);
+                    metric::batch(S::NAME, self.lane, live);
                     self.unsaved.batches += 1;
                 }
                 self.suspects = self.suspects.saturating_sub(live);
@@ -316,12 +396,12 @@ impl<'a, S: Stage> Run<'a, S> {
     }
 
     /// Asks the stage, for as long as a dependency of it is down; a dependency that falters is asked a few times.
-    fn process(&mut self, inputs: &[Input<S::In>]) -> Result<Attempt<S::Out>, StageStopped> {
+    fn process(&mut self, stage: &mut S, inputs: &[Input<S::In>]) -> Result<Attempt<S::Out>, StageStopped> {
         let mut waits = Waits::new(self.env.config.retry);
         let mut falters = 0;
         loop {
             let start = self.env.clocks.wall.monotonic();
-            let answer = catch_unwind(AssertUnwindSafe(|| self.stage.process(inputs)));
+            let answer = catch_unwind(AssertUnwindSafe(|| stage.process(inputs)));
             self.spend(Phase::Infer, start);
             match answer {
                 Ok(Ok(verdicts)) => {
@@ -352,7 +432,7 @@ impl<'a, S: Stage> Run<'a, S> {
     /// Waits out a dependency that is down; answers whether somebody asked to finish meanwhile.
     fn pause(&mut self, dependency: &'static str, cause: &str, waits: &mut Waits) -> bool {
         warn!(stage = S::NAME, dependency, cause, "unavailable; will try again");
-        metric::retried(S::NAME, dependency);
+        metric::retried(S::NAME, self.lane, dependency);
         let now_ms = self.env.clocks.wall.now_ms();
         self.env.stats.update(|s| {
             s.trouble = Some(format!("{dependency}: {cause}"));
@@ -388,18 +468,18 @@ impl<'a, S: Stage> Run<'a, S> {
     /// Measures the backlog from time to time. Only a measure: a log that does not answer is met by the next poll.
     fn watch_backlog(&mut self) {
         let now = self.env.clocks.wall.monotonic();
-        if self.backlog_at.is_some_and(|at| now.saturating_sub(at) < BACKLOG_EVERY) {
+        if self.backlog_at.is_some_and(|at| now.saturating_sub(at) < backlog_every(self.lane)) {
             return;
         }
         self.backlog_at = Some(now);
         if let Ok(backlog) = self.log.backlog() {
-            metric::backlog(S::NAME, backlog, self.env.clocks.wall.now_ms());
+            metric::backlog(S::NAME, self.lane, backlog, self.env.clocks.wall.now_ms());
         }
     }
 
     fn spend(&mut self, phase: Phase, since: Duration) {
         let time = self.env.clocks.wall.monotonic().saturating_sub(since);
-        metric::spent(S::NAME, phase, time);
+        metric::spent(S::NAME, self.lane, phase, time);
         self.unsaved.spend(phase, time);
     }
 }

@@ -5,7 +5,11 @@ use std::{
     time::Duration,
 };
 
-use endcap_schemas::{Head, Message, UserKey, wire};
+use endcap_schemas::{
+    Head, Message, UserKey,
+    topics::{Lane, Topic},
+    wire,
+};
 use serde_json::{Value, json};
 use tracing::warn;
 
@@ -30,13 +34,14 @@ struct Outcome {
 #[derive(Default)]
 struct Part {
     commit: Commit,
-    /// When the log accepted the event behind each published page, ms.
+    /// When the log accepted the event behind each page that was published on the live lane, ms.
     accepted_ms: Vec<i64>,
 }
 
 /// What the explanations of a batch share.
 struct Circumstances {
     stage: &'static str,
+    lane: Lane,
     records: usize,
     infer: Duration,
     now_ms: i64,
@@ -73,7 +78,8 @@ impl<S: Stage> Run<'_, S> {
         verdicts: Vec<Verdict<S::Out>>,
         infer: Duration,
     ) -> Result<(), StageStopped> {
-        let circumstances = Circumstances { stage: S::NAME, records: inputs.len(), infer, now_ms: self.env.clocks.wall.now_ms() };
+        let (lane, records, now_ms) = (self.lane, inputs.len(), self.env.clocks.wall.now_ms());
+        let circumstances = Circumstances { stage: S::NAME, lane, records, infer, now_ms };
         let outcome = outcome_of(self.log.group(), batch, inputs, verdicts, &circumstances);
         for fault in &outcome.faults {
             if let Err(tripped) = self.breaker.observe(fault.is_some()) {
@@ -104,7 +110,7 @@ impl<S: Stage> Run<'_, S> {
         let spent = std::mem::take(&mut self.unsaved);
         let mut waits = Waits::new(self.env.config.retry);
         let commit = loop {
-            let commit = whole(S::NAME, &parts, &spent);
+            let commit = whole(self.lane.named(S::NAME), &parts, &spent);
             let start = self.env.clocks.wall.monotonic();
             let answer = self.log.commit(&commit);
             self.spend(Phase::Commit, start);
@@ -139,13 +145,17 @@ impl<S: Stage> Run<'_, S> {
     /// Tells everybody what is durable now.
     fn tell_committed<'a>(&self, commit: &Commit, accepted_ms: impl Iterator<Item = &'a i64>) {
         let now_ms = self.env.clocks.wall.now_ms();
-        metric::committed(S::NAME, &commit.tally);
+        metric::committed(S::NAME, self.lane, &commit.tally);
         accepted_ms.for_each(|accepted_ms| metric::freshness(now_ms - accepted_ms));
         for letter in &commit.dead_letters {
             warn!(stage = S::NAME, kind = letter.kind, offset = letter.record.offset, "dead letter: {}", letter.message);
         }
+        let lane = self.lane;
         self.env.stats.update(|s| {
-            s.tally += &commit.tally;
+            match lane {
+                Lane::Live => s.tally += &commit.tally,
+                Lane::Backfill => s.backfill.tally += &commit.tally,
+            }
             s.committed_ms = now_ms;
             s.trouble = None;
         });
@@ -169,8 +179,8 @@ impl<S: Stage> Run<'_, S> {
 }
 
 /// One commit of all parts. Records of one key come from one partition, so their order stays.
-fn whole(stage: &str, parts: &BTreeMap<i32, Part>, spent: &Tally) -> Commit {
-    let mut whole = Commit { stage: stage.to_owned(), tally: spent.clone(), ..Commit::default() };
+fn whole(stage: String, parts: &BTreeMap<i32, Part>, spent: &Tally) -> Commit {
+    let mut whole = Commit { stage, tally: spent.clone(), ..Commit::default() };
     for Part { commit, .. } in parts.values() {
         whole.outputs.extend_from_slice(&commit.outputs);
         whole.dead_letters.extend_from_slice(&commit.dead_letters);
@@ -245,10 +255,11 @@ impl Outcome {
                 self.explain(&attempt, &user, stamp, "passed", "", passed.explanation);
                 let headers = attempt.record.headers.child(attempt.circumstances.stage, Out::TOPIC);
                 let part = self.part(partition);
-                if Out::TOPIC == endcap_schemas::topics::Topic::PAGES {
+                let topic = Out::TOPIC.on(attempt.circumstances.lane);
+                if topic == Topic::PAGES {
                     part.accepted_ms.extend(passed.out.head().map(|head| head.cause.accepted_ms));
                 }
-                part.commit.outputs.push(Outgoing { topic: Out::TOPIC, key: user, headers, value });
+                part.commit.outputs.push(Outgoing { topic, key: user, headers, value });
                 part.commit.tally.pass();
                 part.count(&passed.counters);
                 self.writes.extend(passed.writes);
@@ -287,7 +298,7 @@ impl Outcome {
         explanation: Value,
     ) {
         let (Some(stamp), false) = (stamp, explanation.is_null()) else { return };
-        let Circumstances { stage, records, infer, now_ms } = *attempt.circumstances;
+        let Circumstances { stage, records, infer, now_ms, .. } = *attempt.circumstances;
         let told = |explanation: Value| {
             let story = json!({
                 "verdict": verdict,

@@ -13,12 +13,16 @@ use std::{
 };
 
 use endcap_runtime::{
-    Clocks, Embedded, EmbeddedConfig, LoopConfig, Shutdown, StageEnv, StageStats, Store, SystemClock, Tally,
-    embedded::DeadLetterFilter, run_stage,
+    Clocks, Embedded, EmbeddedConfig, LoopConfig, Outgoing, Shutdown, StageEnv, StageStats, Store, SystemClock, Tally,
+    embedded::DeadLetterFilter, run_lanes, run_stage,
 };
-use endcap_schemas::{ContextChanged, KeywordsChosen, Message, UserKey, topics::Topic, wire};
+use endcap_schemas::{
+    ContextChanged, KeywordsChosen, Message, UserKey,
+    topics::{Lane, Topic},
+    wire,
+};
 
-use crate::toys::{Choose, Compose, Fold, Hop, NOW_MS, Toy, event, sent};
+use crate::toys::{Choose, Compose, Fold, Hop, NOW_MS, Toy, context, event, sent};
 
 const FILE: &str = "ENDCAP_CRASH_FILE";
 const ROLES: &str = "ENDCAP_CRASH_ROLES";
@@ -38,7 +42,8 @@ fn environment(file: &Embedded) -> StageEnv {
     StageEnv { store: Arc::new(file.clone()), clocks, config, stats: Arc::new(StageStats::default()), shutdown: Shutdown::new() }
 }
 
-/// Appends events from where the last producer was stopped to the `up_to`-th, a few at a time.
+/// Appends events from where the last producer was stopped to the `up_to`-th, a few at a time, and as many contexts of other users to the
+/// backfill lane.
 fn produce(file: &Embedded, up_to: i64, shutdown: &Shutdown) {
     let producer = file.producer();
     while !shutdown.is_triggered() {
@@ -47,18 +52,25 @@ fn produce(file: &Embedded, up_to: i64, shutdown: &Shutdown) {
         if from == to {
             return;
         }
-        let events: Vec<_> = (from..to)
-            .map(|n| sent(&event(&format!("u{}", n % USERS), NOW_MS + n, &format!("e{n}")), &format!("e{n}")))
-            .collect();
-        producer.append(&events, Some(("toy", &to.to_string()))).unwrap();
+        let live = |n: i64| sent(&event(&format!("u{}", n % USERS), NOW_MS + n, &format!("e{n}")), &format!("e{n}"));
+        let slow = |n: i64| {
+            let message = context(&format!("b{n}"), NOW_MS, &format!("e{n}"));
+            Outgoing { topic: Topic::CONTEXTS.on(Lane::Backfill), ..sent(&message, &format!("b{n}")) }
+        };
+        let records: Vec<_> = (from..to).flat_map(|n| [live(n), slow(n)]).collect();
+        producer.append(&records, Some(("toy", &to.to_string()))).unwrap();
     }
 }
 
 fn consume<H: Hop>(file: &Embedded, shutdown: &Shutdown) {
     let env = StageEnv { shutdown: shutdown.clone(), ..environment(file) };
-    let group = format!("endcap.{}.live", H::NAME);
-    let mut log = file.consumer(&group, H::In::TOPIC).unwrap();
-    run_stage(&mut Toy::<H>::new(), &mut log, &env).unwrap();
+    let log = |lane| file.consumer(&format!("endcap.{}.{lane}", H::NAME), H::In::TOPIC.on(lane)).unwrap();
+    let (mut stage, mut live) = (Toy::<H>::new(), log(Lane::Live));
+    if H::In::TOPIC == Topic::EVENTS {
+        run_stage(&mut stage, &mut live, &env).unwrap();
+    } else {
+        run_lanes(&mut stage, &mut live, &mut log(Lane::Backfill), &env).unwrap();
+    }
 }
 
 /// Plays `roles`, one thread each, until `shutdown`; events are produced up to the `up_to`-th.
@@ -183,12 +195,27 @@ fn check(file: &Embedded) {
         assert_eq!(file.state(&user).unwrap(), Some(format!("e{n}").into_bytes()), "and is what the store ends with");
     }
     assert!(file.dead_letters(&DeadLetterFilter::default()).unwrap().is_empty());
+    check_backfill(file);
     println!(
         "{} contexts, {} pages, {} superseded",
         contexts.len(),
         pages.len(),
         of("themes").dropped_total() + of("keywords").dropped_total()
     );
+}
+
+/// Every user of the backfill lane came through it once.
+fn check_backfill(file: &Embedded) {
+    let records = file.records(Topic::KEYWORDS.on(Lane::Backfill), 0, usize::MAX).unwrap();
+    let mut users: Vec<&str> = records.iter().map(|record| record.key.as_str()).collect();
+    users.sort_unstable();
+    let mut wanted: Vec<String> = (0..EVENTS).map(|n| UserKey::of(format!("b{n}")).to_string()).collect();
+    wanted.sort_unstable();
+    assert_eq!(users, wanted);
+    let tallies = file.tallies().unwrap();
+    for stage in ["themes.backfill", "keywords.backfill"] {
+        assert_eq!((tallies[stage].received, tallies[stage].passed), (EVENTS.unsigned_abs(), EVENTS.unsigned_abs()), "{stage}");
+    }
 }
 
 fn all<M: Message>(file: &Embedded) -> Vec<M> {

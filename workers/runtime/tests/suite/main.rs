@@ -3,6 +3,7 @@
 mod contracts;
 mod crash;
 mod embedded;
+mod lanes;
 mod partitions;
 mod stage_loop;
 mod throughput;

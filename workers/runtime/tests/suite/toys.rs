@@ -12,11 +12,13 @@ use std::{
 use endcap_runtime::{
     Backlog, Clock, Clocks, Commit, Embedded, EmbeddedConfig, Erasure, Headers, Input, Log, LogError, LoopConfig, ManualClock,
     Outgoing, Passed, Received, RetryConfig, Shutdown, Stage, StageEnv, StageError, StageResult, StageStats, Stamp, Store,
-    StoreError, StoredPage, Verdict, Write,
+    StoreError, StoredPage, Verdict, Write, embedded::Consumer,
 };
 use endcap_schemas::{
     Brief, Budget, Cause, ContextChanged, DietSet, EventKind, Head, KeywordsChosen, Message, Season, ShopperEvent, ThemesWritten,
-    UserKey, Versions, topics::Topic, wire,
+    UserKey, Versions,
+    topics::{Lane, Topic},
+    wire,
 };
 use serde_json::json;
 
@@ -204,14 +206,44 @@ impl Bench {
     pub(crate) fn run_ticking<S: Stage>(&mut self, mut stage: S, tick: Duration) -> Result<(), endcap_runtime::StageStopped> {
         self.env.shutdown = Shutdown::new();
         let group = format!("endcap.{}.live", S::NAME);
-        let mut log = UntilEmpty {
-            log: self.file.consumer(&group, S::In::TOPIC).expect("a consumer"),
+        let mut log = self.until_done(&group, S::In::TOPIC, tick, nothing_waits(&self.file, &group));
+        endcap_runtime::run_stage(&mut stage, &mut log, &self.env)
+    }
+
+    /// Runs a stage on both lanes until nothing waits for it on either.
+    pub(crate) fn run_lanes<S: Stage>(&mut self, stage: S) {
+        self.run_lanes_ticking(stage, Duration::ZERO);
+    }
+
+    pub(crate) fn run_lanes_ticking<S: Stage>(&mut self, stage: S, tick: Duration) {
+        let done = nothing_waits(&self.file, &format!("endcap.{}.", S::NAME));
+        self.run_lanes_until(stage, tick, done);
+    }
+
+    /// Runs a stage on both lanes until a poll of the live one finds nothing and `done` is true.
+    pub(crate) fn run_lanes_until<S: Stage>(&mut self, mut stage: S, tick: Duration, done: impl Fn() -> bool + Send + 'static) {
+        self.env.shutdown = Shutdown::new();
+        let group = |lane| format!("endcap.{}.{lane}", S::NAME);
+        let mut live = self.until_done(&group(Lane::Live), S::In::TOPIC, tick, done);
+        let mut backfill = self.file.consumer(&group(Lane::Backfill), S::In::TOPIC.on(Lane::Backfill)).expect("a consumer");
+        endcap_runtime::run_lanes(&mut stage, &mut live, &mut backfill, &self.env).expect("the stage finishes");
+    }
+
+    fn until_done(
+        &self,
+        group: &str,
+        topic: Topic,
+        tick: Duration,
+        done: impl Fn() -> bool + Send + 'static,
+    ) -> UntilDone<Consumer> {
+        UntilDone {
+            log: self.file.consumer(group, topic).expect("a consumer"),
             shutdown: self.env.shutdown.clone(),
             clock: self.clock.clone(),
             tick,
             faults: self.faults.clone(),
-        };
-        endcap_runtime::run_stage(&mut stage, &mut log, &self.env)
+            done: Box::new(done),
+        }
     }
 
     pub(crate) fn run<S: Stage>(&mut self, stage: S) {
@@ -232,23 +264,33 @@ impl Bench {
     }
 }
 
-/// A log that asks its stage to finish when nothing waits any more.
-struct UntilEmpty<L> {
+/// Whether nothing waits for the groups that begin so.
+fn nothing_waits(file: &Embedded, groups: &str) -> impl Fn() -> bool + Send + 'static {
+    let (file, groups) = (file.clone(), groups.to_owned());
+    move || {
+        let states = file.groups().expect("groups are told");
+        states.iter().filter(|state| state.group.starts_with(&groups)).all(|state| state.backlog.waiting == 0)
+    }
+}
+
+/// A log that asks its stage to finish when everything is done.
+struct UntilDone<L> {
     log: L,
     shutdown: Shutdown,
     clock: Arc<ManualClock>,
     tick: Duration,
     faults: Arc<Faults>,
+    done: Box<dyn Fn() -> bool + Send>,
 }
 
-impl<L: Log> Log for UntilEmpty<L> {
+impl<L: Log> Log for UntilDone<L> {
     fn poll(&mut self, max: usize, _: Duration) -> Result<Vec<Received>, LogError> {
         if fails(&self.faults.poll) {
             return Err(LogError::Unavailable("toy log is down".to_owned()));
         }
         let polled = self.log.poll(max, Duration::ZERO)?;
         if polled.is_empty() {
-            if self.log.backlog()?.waiting == 0 {
+            if (self.done)() {
                 self.shutdown.trigger();
             }
             self.clock.advance(self.tick);

@@ -1,0 +1,65 @@
+//! A shopper's events folded anew from the log, with a memory of its own: what a replay of events does. Without any waiting.
+//!
+//! The new state takes the old one's place under the same clock, so that it neither loses against it nor runs ahead of it: of two states of
+//! one stamp a store keeps the later epoch. Where the live fold has meanwhile taken an event that is not in the new state, its stamp is the
+//! greater one and it stays; the replay takes that event in and tries again. Live folds keep the epoch of the state that they go on from.
+
+use endcap_runtime::Erasure;
+use endcap_schemas::{Product, ShopperEvent};
+
+use crate::{ContextConfig, FoldState, Folded, Known, Position, fold};
+
+/// The fold of one shopper's events, from scratch.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Refold {
+    known: Known,
+    /// The last event that it has seen, whatever became of it: partition and offset.
+    seen: Option<(i32, i64)>,
+}
+
+impl Refold {
+    /// Before the first event of a shopper who was last erased at `erasure`: what stands before it in the log belongs to a life that is gone.
+    pub fn new(erasure: Option<Erasure>) -> Self {
+        let erased_until_ms = erasure.map(|erasure| erasure.stamp.0.div_euclid(1_000));
+        let known = Known { state: None, erased_until_ms, erased_at: erasure.and_then(|erasure| erasure.at) };
+        Self { known, seen: None }
+    }
+
+    /// Takes an event in, as [`fold`] does, and answers what became of it.
+    pub fn take(
+        &mut self,
+        event: &ShopperEvent,
+        at: Position,
+        config: &ContextConfig,
+        product: impl Fn(&str) -> Option<Product>,
+    ) -> Folded {
+        self.seen = Some((at.partition, at.offset));
+        let folded = fold(&self.known, event, at, config, product);
+        match &folded {
+            Folded::Changed(state) => self.known.state = Some((**state).clone()),
+            Folded::Erase(until_ms) => self.known = self.known.erase(*until_ms, at),
+            Folded::Again | Folded::Dropped(_) | Folded::Rejected(_) => {}
+        }
+        folded
+    }
+
+    /// The state that takes the place of `live`, the stored one, in `epoch`; `None` where nothing is known of the shopper.
+    pub fn in_place_of(&self, live: Option<&FoldState>, epoch: i64) -> Option<FoldState> {
+        let mut state = self.known.state.clone()?;
+        state.epoch = epoch;
+        if let Some(live) = live.filter(|live| self.has_seen(live)) {
+            state.clock_ms = state.clock_ms.max(live.clock_ms);
+            if state.partition == live.partition {
+                // What the live fold took and this one did not is not taken later, either.
+                state.offset = state.offset.max(live.offset);
+            }
+        }
+        Some(state)
+    }
+
+    /// Whether every event of `live` was seen here. Offsets of different partitions tell nothing of each other: a log that was made anew
+    /// has all of them elsewhere.
+    fn has_seen(&self, live: &FoldState) -> bool {
+        self.seen.is_some_and(|(partition, offset)| partition != live.partition || live.offset <= offset)
+    }
+}

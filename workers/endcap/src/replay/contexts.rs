@@ -1,0 +1,175 @@
+//! A replay of contexts: each shopper's latest snapshot goes through the backfill lane under the current generation.
+//!
+//! Two passes over the log, which ends for both where it ended at the start: the first one finds where each shopper's latest snapshot
+//! stands, the second one sends those. Snapshots of earlier replays stand on the backfill lane: where a replay of events has made a newer one
+//! of the same context, that one is sent.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use endcap_runtime::{Clock, Headers, Outgoing, Received, Stamp};
+use endcap_schemas::{
+    ContextChanged,
+    topics::{Lane, Topic},
+    wire,
+};
+
+use super::run::{Note, Place, Sender};
+use crate::{progress, sides::Sides};
+
+/// What a replay of contexts works with.
+pub(super) struct Contexts<'a> {
+    pub(super) sides: &'a Sides,
+    pub(super) clock: &'a dyn Clock,
+    pub(super) generation: i32,
+    /// How long a page is worth making, ms, on the replay's clock.
+    pub(super) expires_ms: i64,
+}
+
+/// What the first pass has found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Snapshots in the range, of those who are meant.
+    pub(super) records: u64,
+    pub(super) unreadable: u64,
+    /// Beside it, whether any of the shopper's snapshots in the range is a live one.
+    latest: HashMap<String, (Latest, bool)>,
+}
+
+/// A shopper's latest snapshot: the newer context, then the higher generation, then what was sent later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Latest {
+    context_ms: i64,
+    generation: i32,
+    stretch: usize,
+    offset: i64,
+}
+
+impl Found {
+    pub(super) fn shoppers(&self) -> u64 {
+        self.latest.len() as u64
+    }
+
+    fn take(&mut self, stretch: usize, record: &Received) {
+        let is_live = record.topic.lane() == Lane::Live;
+        self.records += 1;
+        let Ok(context) = wire::decode::<ContextChanged>(&record.value) else {
+            self.unreadable += 1;
+            return;
+        };
+        let (context_ms, generation) = (context.head.context_ms, context.head.generation);
+        let latest = Latest { context_ms, generation, stretch, offset: record.offset };
+        let (kept, has_live) = self.latest.entry(record.key.clone()).or_insert((latest, is_live));
+        *kept = (*kept).max(latest);
+        *has_live |= is_live;
+    }
+}
+
+/// What was sent.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    pub(super) erased: u64,
+}
+
+impl Contexts<'_> {
+    /// Finds where the latest snapshot of each shopper stands whom `note` means.
+    ///
+    /// # Errors
+    /// When the log does not answer.
+    pub(super) fn find(&self, note: &Note) -> Result<Found> {
+        let (mut found, bar) = (Found::default(), progress::steps("reading contexts", 0));
+        for (place, stretch) in note.stretches.iter().enumerate() {
+            stretch.read(&*self.sides.log, 0, &mut |records| {
+                for record in records.iter().filter(|record| note.is_meant(&record.key)) {
+                    found.take(place, record);
+                }
+                bar.at("reading contexts", found.records, 0);
+                Ok(())
+            })?;
+        }
+        bar.finish();
+        found.latest.retain(|_, (_, has_live)| *has_live || note.is_whole);
+        Ok(found)
+    }
+
+    /// How many of the shoppers are erased since.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(super) fn erased(&self, found: &Found) -> Result<u64> {
+        let mut erased = 0;
+        for (key, (latest, _)) in &found.latest {
+            erased += u64::from(self.is_erased(key, latest.context_ms)?);
+        }
+        Ok(erased)
+    }
+
+    fn is_erased(&self, key: &str, context_ms: i64) -> Result<bool> {
+        let user = key.parse().unwrap_or_else(|never| match never {});
+        let erasure = self.sides.store.erasure(&user).context("cannot read the store")?;
+        Ok(erasure.is_some_and(|erasure| Stamp::of(context_ms, self.generation) <= erasure.stamp))
+    }
+
+    /// Sends what was found, from where `note` says on.
+    ///
+    /// # Errors
+    /// When log or store do not answer, or somebody asks to end.
+    pub(super) fn send(&self, found: &Found, note: &mut Note, sender: &mut Sender<'_>) -> Result<Sent> {
+        let chosen: HashSet<(usize, i64)> = found.latest.values().map(|(latest, _)| (latest.stretch, latest.offset)).collect();
+        let (mut sent, bar) = (Sent::default(), progress::steps("sending contexts", found.shoppers()));
+        let (first, from) = match note.place {
+            Place::Contexts { stretch, next } => (stretch, next),
+            _ => (0, 0),
+        };
+        for (at, stretch) in note.stretches.clone().iter().enumerate().skip(first) {
+            let from = if at == first { from } else { 0 };
+            stretch.read(&*self.sides.log, from, &mut |records| {
+                let ours: Vec<&Received> = records.iter().filter(|record| chosen.contains(&(at, record.offset))).collect();
+                for some in ours.chunks(sender.batch_max()) {
+                    let mut outgoing = Vec::with_capacity(some.len());
+                    for record in some {
+                        match self.outgoing(record, note.run)? {
+                            Some(record) => outgoing.push(record),
+                            None => sent.erased += 1,
+                        }
+                    }
+                    let next = some.last().map_or(0, |record| record.offset + 1);
+                    note.place = Place::Contexts { stretch: at, next };
+                    sender.send(&outgoing, note)?;
+                    bar.at("sending contexts", note.sent, found.shoppers());
+                }
+                sender.go_on(Duration::ZERO)
+            })?;
+        }
+        note.place = Place::Done;
+        sender.send(&[], note)?;
+        bar.finish();
+        Ok(sent)
+    }
+
+    /// The snapshot as it is sent again; `None` for one of a shopper who was erased since.
+    fn outgoing(&self, record: &Received, run: i64) -> Result<Option<Outgoing>> {
+        let mut context: ContextChanged = wire::decode(&record.value).context("cannot read a context")?;
+        if self.is_erased(&record.key, context.head.context_ms)? {
+            return Ok(None);
+        }
+        let headers = record.headers.child(&format!("replay/{run}"), Topic::CONTEXTS);
+        renew(&mut context, self.generation, self.clock.now_ms() + self.expires_ms);
+        outgoing_of(&context, headers).map(Some)
+    }
+}
+
+/// Brings a context to this generation and to the replay's clock.
+pub(super) fn renew(context: &mut ContextChanged, generation: i32, expires_ms: i64) {
+    context.head.generation = generation;
+    context.head.expires_ms = expires_ms;
+}
+
+/// A context as a replay sends it.
+pub(super) fn outgoing_of(context: &ContextChanged, headers: Headers) -> Result<Outgoing> {
+    let value = wire::encode(context).context("cannot send a context")?;
+    Ok(Outgoing { topic: Topic::CONTEXTS.on(Lane::Backfill), key: context.head.user.clone(), headers, value })
+}

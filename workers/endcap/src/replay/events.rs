@@ -1,0 +1,296 @@
+//! A replay of events: the shoppers' events are folded from scratch, the new states take the old ones' place, and their contexts go through
+//! the backfill lane.
+//!
+//! The folding is done here and not by the context stage: nothing half folded has to be stored, and no event gets a second verdict. A new
+//! state is written under the clock of the one that it replaces (`Refold::in_place_of`), so the store keeps it unless the live fold has
+//! gone on from the old one meanwhile. Whether it has is known when the context stage has come past the end that the log had after the
+//! write: whatever it had in work then is stored. Shoppers whose states were overtaken are folded again, up to that end: a further pass.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use endcap_context::{ContextConfig, FoldState, Folded, Position, Refold};
+use endcap_retrieval::Market;
+use endcap_runtime::{Broker, Clock, Headers, Outgoing, Received, Store, Write};
+use endcap_schemas::{
+    Product, ShopperEvent, UserKey,
+    topics::{Lane, Topic},
+    wire,
+};
+
+use super::{
+    bounds::Stretch,
+    contexts::{outgoing_of, renew},
+    run::{Note, Place, Sender},
+};
+use crate::{monitor::group_of, progress, sides::Sides};
+
+/// Shoppers whose events are folded in one reading of their partition: bounds the memory, some kilobytes each.
+const SHOPPERS_MAX: usize = 25_000;
+/// How often the context stage's position is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const CANNOT_READ: &str = "cannot read the store";
+
+/// What a replay of events works with.
+pub(super) struct Events<'a> {
+    pub(super) sides: &'a Sides,
+    pub(super) market: &'a Market,
+    pub(super) config: &'a ContextConfig,
+    pub(super) clock: &'a dyn Clock,
+    pub(super) generation: i32,
+}
+
+/// The shoppers of a range.
+#[derive(Debug, Default)]
+pub(super) struct Shoppers {
+    /// Their events in the range.
+    pub(super) events: u64,
+    /// Per stretch, in order.
+    by_stretch: Vec<BTreeSet<String>>,
+}
+
+impl Shoppers {
+    pub(super) fn count(&self) -> u64 {
+        self.by_stretch.iter().map(|shoppers| shoppers.len() as u64).sum()
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub(super) passes: u32,
+    /// Events by what became of them, over all passes.
+    pub(super) events: BTreeMap<&'static str, u64>,
+    /// Shoppers of whom nothing is left to be known: their states stay as they are.
+    pub(super) kept: HashSet<String>,
+}
+
+impl Events<'_> {
+    /// Finds the shoppers of the range whom `note` means.
+    ///
+    /// # Errors
+    /// When the log does not answer.
+    pub(super) fn find(&self, note: &Note) -> Result<Shoppers> {
+        let (mut found, bar) = (Shoppers::default(), progress::steps("reading events", 0));
+        for stretch in &note.stretches {
+            let mut shoppers = BTreeSet::new();
+            stretch.read(self.log(), 0, &mut |records| {
+                for event in records.iter().filter_map(event_of) {
+                    let key = event.key().to_string();
+                    if note.is_meant(&key) {
+                        found.events += 1;
+                        shoppers.insert(key);
+                    }
+                }
+                bar.at("reading events", found.events, 0);
+                Ok(())
+            })?;
+            found.by_stretch.push(shoppers);
+        }
+        bar.finish();
+        Ok(found)
+    }
+
+    /// Folds, switches and sends until every shopper's state is of this run.
+    ///
+    /// # Errors
+    /// When log, store or catalogue do not answer, somebody asks to end, or a newer generation's states stand in the way.
+    pub(super) fn run(&self, found: &Shoppers, note: &mut Note, sender: &mut Sender<'_>) -> Result<Told> {
+        let mut told = Told::default();
+        loop {
+            let Place::Events { pass, to, .. } = &note.place else { return Ok(told) };
+            let (pass, to) = (*pass, to.clone());
+            told.passes = pass;
+            told.kept.clear();
+            self.pass(found, note, sender, &mut told)?;
+            let ends = self.log().ends(Topic::EVENTS).context("cannot read the log")?;
+            self.wait_for_live(&ends, sender)?;
+            let left = self.left(found, note.run, &told)?;
+            if left == 0 {
+                note.place = Place::Done;
+                sender.send(&[], note)?;
+                return Ok(told);
+            }
+            if to.iter().all(|(partition, end)| ends.get(partition) == Some(end)) {
+                bail!("{left} shoppers keep states that a newer generation has written: replay with the release that runs now");
+            }
+            progress::say(&format!("pass {pass}: live events have overtaken {left} shoppers; they are folded again"));
+            note.place = Place::Events { pass: pass + 1, to: ends, stretch: 0, after: None };
+            sender.send(&[], note)?;
+        }
+    }
+
+    fn log(&self) -> &dyn Broker {
+        &*self.sides.log
+    }
+
+    fn store(&self) -> &dyn Store {
+        &*self.sides.store
+    }
+
+    /// One pass over all stretches, from where `note` says on.
+    fn pass(&self, found: &Shoppers, note: &mut Note, sender: &mut Sender<'_>, told: &mut Told) -> Result<()> {
+        let Place::Events { pass, to, stretch: first, after } = note.place.clone() else { return Ok(()) };
+        let bar = progress::steps("folding events", found.count());
+        for (at, shoppers) in found.by_stretch.iter().enumerate().skip(first) {
+            let mut stretch = note.stretches[at].clone();
+            stretch.to = to.get(&stretch.partition).copied().unwrap_or(stretch.to);
+            let after = after.as_ref().filter(|_| at == first);
+            let mut ours = Vec::new();
+            for key in shoppers.iter().filter(|key| after.is_none_or(|after| *key > after)) {
+                // The first pass takes all: a context may not have been sent although the state is there.
+                if pass == 1 || !self.is_switched(key, note.run)? {
+                    ours.push(key.clone());
+                }
+            }
+            for some in ours.chunks(SHOPPERS_MAX) {
+                let folded = self.fold(&stretch, some, told)?;
+                for few in some.chunks(sender.batch_max()) {
+                    let outgoing = self.switch(few, &folded, note.run, told)?;
+                    let after = few.last().cloned();
+                    note.place = Place::Events { pass, to: to.clone(), stretch: at, after };
+                    sender.send(&outgoing, note)?;
+                    bar.at("folding events", note.sent, found.count());
+                }
+            }
+        }
+        bar.finish();
+        Ok(())
+    }
+
+    /// Folds the events of `shoppers` in a stretch from scratch.
+    fn fold(&self, stretch: &Stretch, shoppers: &[String], told: &mut Told) -> Result<HashMap<String, Refold>> {
+        let mut folds = HashMap::with_capacity(shoppers.len());
+        for key in shoppers {
+            folds.insert(key.clone(), Refold::new(self.store().erasure(&user_of(key)).context(CANNOT_READ)?));
+        }
+        stretch.read(self.log(), 0, &mut |records| {
+            for record in records {
+                let Some(event) = event_of(record) else { continue };
+                let Some(fold) = folds.get_mut(&event.key().to_string()) else { continue };
+                let Received { partition, offset, appended_ms, .. } = *record;
+                let products = self.products(&event)?;
+                let at = Position { partition, offset, appended_ms };
+                let became = match fold.take(&event, at, self.config, |id| products.get(id).cloned()) {
+                    Folded::Changed(_) => "folded",
+                    Folded::Erase(_) => "erasures",
+                    Folded::Again => "duplicate",
+                    Folded::Dropped(reason) => reason.label(),
+                    Folded::Rejected(rejection) => rejection.kind,
+                };
+                *told.events.entry(became).or_default() += 1;
+            }
+            Ok(())
+        })?;
+        Ok(folds)
+    }
+
+    /// The products of an event's lines, as far as the catalogue has them.
+    fn products(&self, event: &ShopperEvent) -> Result<HashMap<String, Product>> {
+        let (market, mut products) = (self.market.snapshot(), HashMap::with_capacity(event.lines.len()));
+        for line in &event.lines {
+            let found = market.product(&line.product).context("cannot read the catalogue")?;
+            products.extend(found.map(|product| (line.product.clone(), product)));
+        }
+        Ok(products)
+    }
+
+    /// Writes the new states in the old ones' place, and answers their contexts.
+    fn switch(&self, shoppers: &[String], folds: &HashMap<String, Refold>, run: i64, told: &mut Told) -> Result<Vec<Outgoing>> {
+        let (mut writes, mut outgoing) = (Vec::new(), Vec::new());
+        let expires_ms = self.clock.now_ms() + self.config.expires_ms();
+        for key in shoppers {
+            let (user, live) = (user_of(key), self.state(key)?);
+            if live.as_ref().is_some_and(|live| live.epoch() > run) {
+                continue; // a later replay was here
+            }
+            let Some(state) = folds.get(key).and_then(|fold| fold.in_place_of(live.as_ref(), run)) else {
+                told.kept.insert(key.clone());
+                continue;
+            };
+            let mut context = state.snapshot(&user, self.generation, self.config);
+            renew(&mut context, self.generation, expires_ms);
+            let cause = &context.head.cause;
+            let event = Headers::root(cause.event_id.clone(), Topic::EVENTS, cause.event_ms);
+            let headers = event.child(&format!("replay/{run}"), Topic::CONTEXTS);
+            outgoing.push(outgoing_of(&context, headers)?);
+            writes.push(Write::State { user, stamp: state.stamp(self.generation), state: state.encode() });
+        }
+        self.store().put_all(&writes, &[]).context("cannot write the new states")?;
+        Ok(outgoing)
+    }
+
+    fn state(&self, key: &str) -> Result<Option<FoldState>> {
+        let bytes = self.store().state(&user_of(key)).context(CANNOT_READ)?;
+        bytes.map(|bytes| FoldState::decode(&bytes).with_context(|| format!("cannot read the state of {key}"))).transpose()
+    }
+
+    /// Whether a shopper's state goes back to this run, or to a later one; without a state there is nothing to switch.
+    fn is_switched(&self, key: &str, run: i64) -> Result<bool> {
+        Ok(self.state(key)?.is_none_or(|state| state.epoch() >= run))
+    }
+
+    /// How many shoppers' states are not of this run.
+    fn left(&self, found: &Shoppers, run: i64, told: &Told) -> Result<u64> {
+        let mut left = 0;
+        for key in found.by_stretch.iter().flatten().filter(|key| !told.kept.contains(*key)) {
+            left += u64::from(!self.is_switched(key, run)?);
+        }
+        Ok(left)
+    }
+
+    /// Waits until the context stage has come past `ends`: what it had in work before is stored by then.
+    fn wait_for_live(&self, ends: &BTreeMap<i32, i64>, sender: &Sender<'_>) -> Result<()> {
+        let (group, bar) = (group_of("context", Lane::Live), progress::steps("waiting for the context stage", 0));
+        loop {
+            let mut behind = ends.clone();
+            behind.retain(|_, end| *end > 0);
+            let mut waiting = 0;
+            for state in self.sides.groups()?.into_iter().filter(|state| state.group == group) {
+                let is_past = ends.get(&state.partition).is_none_or(|end| state.position >= *end);
+                // The end of a log may lie behind offsets of its own.
+                if is_past || state.backlog.waiting == 0 {
+                    behind.remove(&state.partition);
+                } else {
+                    waiting += state.backlog.waiting;
+                }
+            }
+            if behind.is_empty() {
+                bar.finish();
+                return Ok(());
+            }
+            bar.at("waiting for the context stage; events before it", waiting, 0);
+            sender.go_on(LOOK_EVERY)?;
+        }
+    }
+
+    /// What the log does not tell any more, in words; `None` where it is whole.
+    ///
+    /// # Errors
+    /// When the log does not answer.
+    pub(super) fn forgotten(&self, stretches: &[Stretch]) -> Result<Option<String>> {
+        let mut first: Option<(i64, i64)> = None;
+        for stretch in stretches {
+            let records = self.log().records(Topic::EVENTS, stretch.partition, stretch.from, 1).context("cannot read the log")?;
+            for record in records.iter().filter(|record| record.offset > 0) {
+                first = first.max(Some((record.appended_ms, record.offset)));
+            }
+        }
+        Ok(first.map(|(ms, _)| {
+            let at = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_millis(ms.unsigned_abs()));
+            format!("the range does not begin with the log: what shoppers did before {at} is forgotten, preferences and diets included")
+        }))
+    }
+}
+
+fn user_of(key: &str) -> UserKey {
+    key.parse().unwrap_or_else(|never| match never {})
+}
+
+/// The event of a record; what cannot be read became a dead letter when it came.
+fn event_of(record: &Received) -> Option<ShopperEvent> {
+    wire::decode(&record.value).ok()
+}
