@@ -72,7 +72,15 @@ impl Run {
     /// # Errors
     /// As [`Run::up`].
     pub fn stages(&self, stages: &[&str], args: &[&str]) -> Result<Endcap> {
-        self.ready(self.spawn(self.command(&[&["run"], stages].concat(), args))?)
+        self.ready(self.begin_stages(stages, args)?)
+    }
+
+    /// As [`Run::stages`], but waits for its address only.
+    ///
+    /// # Errors
+    /// As [`Run::start`].
+    pub fn begin_stages(&self, stages: &[&str], args: &[&str]) -> Result<Endcap> {
+        self.spawn(self.command(&[&["run"], stages].concat(), args))
     }
 
     fn ready(&self, mut up: Endcap) -> Result<Endcap> {
@@ -171,6 +179,14 @@ impl Endcap {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
     }
 
     /// Status and JSON of a GET.

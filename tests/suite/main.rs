@@ -1,6 +1,7 @@
 //! What must hold across crates, one module per subject.
 
 mod architecture;
+mod convergence;
 mod fleet;
 mod generations;
 mod import_docs;

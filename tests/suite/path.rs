@@ -25,7 +25,7 @@ use endcap_tests::twins;
 const SHOPPERS: u32 = 12;
 
 /// A demo market with an index by the twin encoder.
-fn market(dir: &Dir) -> endcap_retrieval::Market {
+pub(crate) fn market(dir: &Dir) -> endcap_retrieval::Market {
     let market = Market::generate(DEMO_SEED);
     let out = MarketDir::create(dir).unwrap();
     write_demo(&out, &market.products, &market.categories, &market.terms).unwrap();

@@ -2,8 +2,11 @@
 //!
 //! A check panics with what was broken. They draw no randomness of their own and read no clock.
 
+mod convergence;
+
 use std::{collections::BTreeMap, thread, time::Duration};
 
+pub use convergence::check_schedules;
 use endcap_schemas::{
     UserKey,
     topics::{Lane, Topic},

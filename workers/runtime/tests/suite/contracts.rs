@@ -1,10 +1,18 @@
 //! The contracts of the borders, run against the embedded side.
 
-use std::sync::Arc;
+use std::{
+    env,
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::Arc,
+    time::Instant,
+};
 
 use endcap_runtime::{
     Broker, Embedded, EmbeddedConfig, Log, ManualClock, Stamp, Write,
-    contract::{LogUnderTest, check_any_order, check_broker, check_full, check_log, check_overview, check_rivals, check_store},
+    contract::{
+        LogUnderTest, check_any_order, check_broker, check_full, check_log, check_overview, check_rivals, check_schedules,
+        check_store,
+    },
 };
 use endcap_schemas::{UserKey, topics::Topic};
 use proptest::{collection::vec, prelude::*};
@@ -94,4 +102,28 @@ proptest! {
     ) {
         check_any_order(stores(&tempfile::tempdir().unwrap()), &writes, &orders);
     }
+}
+
+/// Schedules of a run; `ENDCAP_TEST_SCHEDULES` sets another number.
+const SCHEDULES: u64 = 2_000;
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a whole number")))
+}
+
+/// The long mode: `TMPDIR=/dev/shm ENDCAP_TEST_SCHEDULES=100000 cargo test -p endcap-runtime -- --nocapture schedules_end`.
+#[test]
+fn random_schedules_end_in_the_rows_that_their_greatest_writes_name() {
+    let seed = number("ENDCAP_TEST_SEED").unwrap_or_else(|| RandomState::new().build_hasher().finish());
+    println!("ENDCAP_TEST_SEED={seed}");
+    let schedules = number("ENDCAP_TEST_SCHEDULES").unwrap_or(SCHEDULES);
+    let (mut state, start, dir) = (seed, Instant::now(), tempfile::tempdir().unwrap());
+    // Two connections, as two processes would have them.
+    check_schedules(&[open(&dir, EmbeddedConfig::default()), open(&dir, EmbeddedConfig::default())], schedules, &mut |below| {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let x = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (x ^ (x >> 31)) % below
+    });
+    println!("{schedules} schedules in {:.1} s", start.elapsed().as_secs_f64());
 }

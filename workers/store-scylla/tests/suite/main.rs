@@ -1,6 +1,7 @@
 //! The store against a real CQL server, whose address stands in the environment (`tests/services`), and against servers that are none.
 
 mod contract;
+mod convergence;
 mod faults;
 mod migrations;
 mod overview;
@@ -8,4 +9,3 @@ mod real;
 mod rows;
 mod security;
 mod tools;
-mod twin;

@@ -1,0 +1,241 @@
+//! Holds what a disturbed run left behind against what must be, and against an undisturbed run.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use endcap_context::FoldState;
+use endcap_market::{DEMO_SEED, Market};
+use endcap_runtime::{INGEST, Stamp, Tally};
+use endcap_schemas::{ContextChanged, Origin, PagePublished, Theme, ThemesDeduped, UserKey, topics::Topic, wire};
+use serde::Deserialize;
+
+use crate::{
+    expect::{Expected, Shopper},
+    facts::{Facts, Rows},
+    fleet::STAGES,
+    load::Sent,
+};
+
+/// What was found. Everything but the first and the last is a fault.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Figures {
+    pub(crate) accepted: u64,
+    /// Events, effects and records that must be there and are not.
+    pub(crate) lost: u64,
+    /// Effects and records that are there more often than they must be.
+    pub(crate) duplicated: u64,
+    /// Pages that cannot be read, or whose parts are not of one context.
+    pub(crate) torn: u64,
+    /// Shoppers whose page is another one than in the undisturbed run.
+    pub(crate) differing_pages: u64,
+    /// Stages whose verdicts are not as many as their records.
+    pub(crate) unbalanced: u64,
+    /// What was wrong, in words; the first few.
+    pub(crate) findings: Vec<String>,
+    /// Processes that had been at work and ended by themselves.
+    pub(crate) stopped: u64,
+}
+
+/// Findings that are kept in words.
+const FINDINGS: usize = 40;
+
+impl Figures {
+    fn find(&mut self, count: u64, field: fn(&mut Self) -> &mut u64, words: impl FnOnce() -> String) {
+        if count == 0 {
+            return;
+        }
+        *field(self) += count;
+        if self.findings.len() < FINDINGS {
+            self.findings.push(words());
+        }
+    }
+
+    fn lose(&mut self, count: u64, words: impl FnOnce() -> String) {
+        self.find(count, |figures| &mut figures.lost, words);
+    }
+
+    fn double(&mut self, count: u64, words: impl FnOnce() -> String) {
+        self.find(count, |figures| &mut figures.duplicated, words);
+    }
+
+    /// `got` must be `wanted`: less is lost, more is doubled.
+    fn weigh(&mut self, got: u64, wanted: u64, what: impl Fn() -> String) {
+        self.lose(wanted.saturating_sub(got), || format!("{}: {got}, {wanted} are due", what()));
+        self.double(got.saturating_sub(wanted), || format!("{}: {got}, {wanted} are due", what()));
+    }
+}
+
+/// Judges a run.
+pub(crate) fn judge(sent: &Sent, run: &Facts, calm: &Facts) -> Figures {
+    let catalogue: BTreeSet<String> = Market::generate(DEMO_SEED).products.into_iter().map(|product| product.id).collect();
+    let expected = Expected::of(&run.events, |product| catalogue.contains(product));
+    let mut figures = Figures { accepted: sent.accepted.len() as u64, ..Figures::default() };
+    let missing: Vec<&String> = sent.accepted.difference(&expected.ids).collect();
+    figures.lose(missing.len() as u64, || format!("accepted, but not in the log: {missing:?}"));
+    stages(&mut figures, run, &expected);
+    for (user, shopper) in &expected.shoppers {
+        effects(&mut figures, user, shopper, run);
+    }
+    pages(&mut figures, run);
+    compare(&mut figures, run, calm);
+    figures
+}
+
+/// Every stage has one verdict for each record of its topic, and one record of the next topic for each that it passed on.
+fn stages(figures: &mut Figures, run: &Facts, expected: &Expected) {
+    let none = Tally::default();
+    for (place, stage) in STAGES.iter().enumerate() {
+        let tally = run.tallies.get(*stage).unwrap_or(&none);
+        let (before, after) = (run.records[&Topic::PATH[place]], run.records[&Topic::PATH[place + 1]]);
+        figures.find(u64::from(!tally.is_balanced()), |figures| &mut figures.unbalanced, || format!("{stage}: {tally:?}"));
+        figures.weigh(tally.received, before.count, || format!("records with a verdict of {stage}"));
+        figures.weigh(after.count, tally.passed, || format!("records that {stage} passed on"));
+        figures.double(after.doubled, || format!("{} records of {stage} stand in the log twice", after.doubled));
+    }
+    let context = run.tallies.get(STAGES[0]).unwrap_or(&none);
+    let kinds: BTreeSet<&String> = expected.dead_lettered.keys().chain(context.dead_lettered.keys()).collect();
+    for kind in kinds {
+        let of = |counts: &BTreeMap<String, u64>| counts.get(kind).copied().unwrap_or(0);
+        figures.weigh(of(&context.dead_lettered), of(&expected.dead_lettered), || format!("dead letters `{kind}`"));
+    }
+    let door = run.tallies.get(INGEST).unwrap_or(&none);
+    figures.find(u64::from(!door.is_balanced()), |figures| &mut figures.unbalanced, || format!("{INGEST}: {door:?}"));
+}
+
+/// The part of a fold state that is judged.
+#[derive(Debug, Deserialize)]
+struct State {
+    clock_ms: i64,
+    cause: Cause,
+    purchases: Vec<Purchase>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Cause {
+    event_id: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Purchase {
+    product: String,
+    count: i64,
+}
+
+/// Everything that a shopper did is in their state, once.
+fn effects(figures: &mut Figures, user: &UserKey, shopper: &Shopper, run: &Facts) {
+    let rows = run.rows.get(user).cloned().unwrap_or_default();
+    let Some(last) = &shopper.last else {
+        figures.double(u64::from(rows != Rows::default()), || format!("{user} has rows, and none is due: {rows:?}"));
+        return;
+    };
+    let Some(state) = rows.state.as_deref().and_then(state_of) else {
+        figures.lose(1, || format!("{user} has no state that can be read, and one is due"));
+        return;
+    };
+    figures.lose(u64::from(state.cause.event_id != *last), || {
+        format!("the last event of {user} is {}, {last} is due", state.cause.event_id)
+    });
+    let bought: BTreeMap<&str, i64> =
+        state.purchases.iter().map(|purchase| (purchase.product.as_str(), purchase.count)).collect();
+    let products: BTreeSet<&str> = bought.keys().copied().chain(shopper.bought.keys().map(String::as_str)).collect();
+    for product in products {
+        let got = bought.get(product).copied().unwrap_or(0).unsigned_abs();
+        let due = shopper.bought.get(product).copied().unwrap_or(0).unsigned_abs();
+        figures.weigh(got, due, || format!("purchases of {product} by {user}"));
+    }
+    let newest = run.contexts.iter().filter(|context| context.head.user == *user).max_by_key(|context| context.head.context_ms);
+    let is_told = newest
+        .is_some_and(|context| context.head.context_ms == state.clock_ms && context.head.cause.event_id == state.cause.event_id);
+    figures.lose(u64::from(!is_told), || format!("the last context of {user} is not in the log"));
+    let mut clocks = BTreeSet::new();
+    let doubled = run.contexts.iter().filter(|context| context.head.user == *user);
+    let doubled = doubled.filter(|context| !clocks.insert(context.head.context_ms)).count();
+    figures.double(doubled as u64, || format!("{doubled} contexts of {user} stand in the log twice"));
+}
+
+/// State as the store holds it: one that the context stage itself reads.
+fn state_of(bytes: &[u8]) -> Option<State> {
+    FoldState::decode(bytes).ok()?;
+    serde_json::from_slice(bytes).ok()
+}
+
+/// Whose, and of which context.
+type Name = (UserKey, i64);
+
+/// Every page, in the log and in the store, is whole and of one context.
+fn pages(figures: &mut Figures, run: &Facts) {
+    let contexts: BTreeMap<Name, &ContextChanged> =
+        run.contexts.iter().map(|context| ((context.head.user.clone(), context.head.context_ms), context)).collect();
+    let deduped: BTreeMap<Name, &ThemesDeduped> =
+        run.deduped.iter().map(|page| ((page.head.user.clone(), page.head.context_ms), page)).collect();
+    let mut published: BTreeMap<Name, &[u8]> = BTreeMap::new();
+    for (bytes, page) in &run.pages {
+        let name = (page.head.user.clone(), page.head.context_ms);
+        let is_torn = fault(page, contexts.get(&name).copied(), deduped.get(&name).copied());
+        figures.find(
+            u64::from(is_torn.is_some()),
+            |figures| &mut figures.torn,
+            || format!("page {name:?} in the log: {}", is_torn.unwrap_or_default()),
+        );
+        published.insert(name, bytes);
+    }
+    for (user, rows) in &run.rows {
+        let Some(stored) = &rows.page else { continue };
+        let Some(bytes) = &stored.page else { continue };
+        let page = wire::decode::<PagePublished>(bytes).ok();
+        let is_whole = page
+            .as_ref()
+            .is_some_and(|page| page.head.user == *user && stored.stamp == Stamp::of(page.head.context_ms, page.head.generation));
+        figures.find(u64::from(!is_whole), |figures| &mut figures.torn, || format!("the stored page of {user} is not whole"));
+        if let Some(page) = page {
+            let in_log = published.get(&(user.clone(), page.head.context_ms));
+            figures.find(
+                u64::from(in_log.is_some_and(|other| *other != &bytes[..])),
+                |figures| &mut figures.torn,
+                || format!("the stored page of {user} is not the one in the log"),
+            );
+            figures.lose(u64::from(in_log.is_none()), || format!("the stored page of {user} is not in the log"));
+        }
+    }
+}
+
+/// What of a published page does not go back to its own context.
+fn fault(page: &PagePublished, context: Option<&ContextChanged>, deduped: Option<&ThemesDeduped>) -> Option<&'static str> {
+    let (Some(context), Some(deduped)) = (context, deduped) else { return Some("its context is not in the log") };
+    let themes: BTreeSet<&str> = deduped.drafts.iter().map(|draft| draft.theme.title.as_str()).collect();
+    let is_own = |theme: &Theme| theme.origin == Origin::FloorFallback || themes.contains(theme.title.as_str());
+    if page.page.diets != context.brief.diets || context.head.cause != page.head.cause {
+        Some("its diets or its cause are another context's")
+    } else if page.page.persona != deduped.persona {
+        Some("its persona is another context's")
+    } else if !page.page.placements.iter().all(|placement| is_own(&placement.theme)) {
+        Some("a placement is another context's")
+    } else {
+        None
+    }
+}
+
+/// Both runs end in the same pages, made for the same last event.
+fn compare(figures: &mut Figures, run: &Facts, calm: &Facts) {
+    let users: BTreeSet<&UserKey> = run.rows.keys().chain(calm.rows.keys()).collect();
+    for user in users {
+        let (ours, theirs) = (shown(run, user), shown(calm, user));
+        figures.find(
+            u64::from(ours != theirs),
+            |figures| &mut figures.differing_pages,
+            || {
+                let cause = |page: &Option<(String, endcap_schemas::Page)>| page.as_ref().map(|(cause, _)| cause.clone());
+                format!("the page of {user} differs: it is of {:?}, undisturbed of {:?}", cause(&ours), cause(&theirs))
+            },
+        );
+    }
+}
+
+/// What a shopper sees, and the event behind it.
+fn shown(facts: &Facts, user: &UserKey) -> Option<(String, endcap_schemas::Page)> {
+    let bytes = facts.rows.get(user)?.page.as_ref()?.page.as_ref()?;
+    let published = wire::decode::<PagePublished>(bytes).ok()?;
+    Some((published.head.cause.event_id, published.page))
+}
+
+#[cfg(test)]
+mod tests;
