@@ -8,6 +8,7 @@ position. Needs `pip install confluent-kafka[avro]`.
 """
 
 import json
+import signal
 import sys
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
@@ -48,6 +49,7 @@ def records(brokers, topic):
 
 
 def main(brokers, registry, topic):
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
     read = AvroDeserializer(SchemaRegistryClient({"url": registry}))
     context = SerializationContext(topic, MessageField.VALUE)
     for record in records(brokers, topic):
