@@ -48,8 +48,8 @@ struct Args {
     /// Shoppers with a page.
     #[arg(long, default_value_t = 5_000)]
     shoppers: u64,
-    /// Bytes of a page.
-    #[arg(long, default_value_t = 12_000)]
+    /// Bytes of a page; those of the demo market have about so many.
+    #[arg(long, default_value_t = 5_000)]
     bytes: usize,
 }
 

@@ -73,7 +73,8 @@ impl Server {
 
     /// A fresh log of these settings.
     pub(crate) fn with(settings: KafkaSettings, partitions: u16) -> Self {
-        let config = checked(settings.clone());
+        // A busy machine makes two dozen topics slowly, and that is no fault here.
+        let config = checked(KafkaSettings { request_timeout_s: settings.transaction_timeout_s, ..settings.clone() });
         Topics::connect(&config, &small(partitions)).expect("a connection").apply().expect("topics are made");
         let dir = tempfile::tempdir().expect("a directory");
         let clock = Arc::new(SystemClock::default());

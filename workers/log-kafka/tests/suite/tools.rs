@@ -85,7 +85,7 @@ fn confluents_consumer_reads_every_version_of_every_topic() {
         for (record, (_, says)) in read.iter().zip(&samples) {
             assert!(is_within(&record["value"], says), "{topic}: {} is not of {says}", record["value"]);
             assert_eq!((&record["key"], &record["headers"]["ce_id"]), (&"default/shopper-0001".into(), &"order-17".into()));
-            assert_eq!(record["headers"]["ce_time"], "2023-11-14T22:13:20Z");
+            assert_eq!(record["headers"]["ce_time"], "2023-11-14T22:13:20.000Z");
         }
         let (newest, (_, says)) = (read.last().expect("a record"), samples.last().expect("a sample"));
         assert_eq!(&newest["value"], says, "{topic}: today's version says all");
