@@ -86,6 +86,13 @@ export function seconds(value) {
   return value < 100 ? `${value.toFixed(1)} s` : `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
 }
 
+/** A probability in as many digits as tell it from certainty, cut and not rounded: 96%, 99.3%, 99.98%. */
+export function probability(p) {
+  if (p >= 0.99999) return '>99.999%';
+  const digits = Math.max(0, Math.floor(-Math.log10(1 - p)) - 1);
+  return `${(Math.floor(p * 100 * 10 ** digits) / 10 ** digits).toFixed(digits)}%`;
+}
+
 export const clock = (ms) => new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit' }).format(ms);
 
 export const price = (cents) => cents === null || cents === undefined ? '' : new Intl.NumberFormat('en', { style: 'currency', currency: 'USD' }).format(cents / 100);

@@ -1,6 +1,6 @@
 // The storefront: a shopper's page as carousels, the control page beside it, and what happens after a purchase.
 
-import { byId, clock, every, get, h, number, post, price, seconds, sentence, svg, toast } from './dom.js';
+import { byId, clock, every, get, h, number, post, price, probability, seconds, sentence, svg, toast } from './dom.js';
 import { explain } from './explain.js';
 import { hue, pictogram } from './pictograms.js';
 
@@ -114,7 +114,7 @@ function card(product, fresh) {
   const name = [product.brand, product.name, product.size].filter(Boolean).join(' ');
   return h(fresh ? 'article.card.fresh' : 'article.card', { '--hue': hue(product.department), 'data-product': product.id },
     h('div.tile', {}, pictogram(product)),
-    product.score === null ? null : h('span.score', { title: 'Relevance to the placement, by the cross-encoder' }, `${Math.round(product.score * 100)}%`),
+    product.score === null ? null : h('span.score', { title: 'Probability that it belongs to the placement, by the cross-encoder' }, probability(product.score)),
     h('div.card-words', {},
       h('p.card-brand', {}, product.brand || sentence(product.category)),
       h('h3', { title: name }, sentence(product.name)),

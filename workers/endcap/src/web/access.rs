@@ -1,9 +1,8 @@
 //! Who may ask, and what every answer carries.
 //!
-//! With a token, requests must bring it: as a bearer token, or as the cookie that the sign-in page sets for a browser (`/?token=…` does too).
-//! A person without it gets that page, a program an error in JSON. Without
-//! a token the address is a loopback one, and then the `Host` must be too: a foreign web page can point its own name at 127.0.0.1, but
-//! cannot make the browser say `localhost`.
+//! With a token, requests must bring it: as a bearer token, or as the cookie that the sign-in page sets for a browser (`/?token=…` sets it,
+//! too). A person without it gets that page, a program an error in JSON. Without a token the address is a loopback one, and then the `Host`
+//! must be too: a foreign web page can point its own name at 127.0.0.1, but cannot make the browser say `localhost`.
 //!
 //! Health is told without the token: an orchestrator's probe brings none. So is what the sign-in page is drawn with, which is no secret.
 
@@ -20,7 +19,6 @@ use super::{error::ApiError, sign_in};
 use crate::config::Token;
 
 const COOKIE: &str = "endcap_token";
-const WRONG: &str = "the token is not the right one";
 /// What is told to everybody.
 const OPEN: [&str; 4] = ["/health/live", "/health/ready", "/app.css", "/favicon.svg"];
 
@@ -41,7 +39,7 @@ impl Access {
         match &self.token {
             Some(token) => match given(headers) {
                 Some(text) if same(text, token) => Ok(()),
-                Some(_) => Err(ApiError::new(StatusCode::UNAUTHORIZED, WRONG)),
+                Some(_) => Err(ApiError::new(StatusCode::UNAUTHORIZED, "the token is not the right one")),
                 None => Err(ApiError::new(
                     StatusCode::UNAUTHORIZED,
                     "a token is needed: `Authorization: Bearer …`; a browser is asked for it at `/`",

@@ -1,10 +1,13 @@
-//! The sign-in page of a browser that brings no token, and what its form sends. No script: it works before anything else is served.
+//! The sign-in page of a browser that brings no token, and what its form sends. No script: a stranger's browser gets none of ours.
+
+use std::time::Duration;
 
 use axum::{
     body::{Body, to_bytes},
     http::{HeaderMap, Method, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
+use tokio::time::timeout;
 
 /// Where the form is sent.
 pub(super) const PATH: &str = "/sign-in";
@@ -13,6 +16,8 @@ const PAGE: &str = include_str!("../../web/sign-in.html");
 const FAULT: &str = "{fault}";
 /// Most bytes of the form.
 const FORM_MAX_BYTES: usize = 4_096;
+/// How long the form may take to come in: nobody has shown who they are yet.
+const FORM_TIME: Duration = Duration::from_secs(10);
 
 /// Whether a person is asking, who can do nothing with JSON.
 pub(super) fn is_wanted(method: &Method, headers: &HeaderMap) -> bool {
@@ -29,7 +34,7 @@ pub(super) fn page(fault: &str) -> Response {
 
 /// The token of a form; empty where it holds none.
 pub(super) async fn token_of(form: Body) -> String {
-    let form = to_bytes(form, FORM_MAX_BYTES).await.unwrap_or_default();
+    let Ok(Ok(form)) = timeout(FORM_TIME, to_bytes(form, FORM_MAX_BYTES)).await else { return String::new() };
     let form = String::from_utf8_lossy(&form);
     let token = form.split('&').find_map(|pair| pair.strip_prefix("token=")).unwrap_or_default();
     // Of a token's characters a form writes this one otherwise; blanks around it come from copying.
