@@ -342,8 +342,8 @@ fn dead_letters_are_listed_shown_and_sent_again(log: &impl LogUnderTest) {
 fn lanes_are_apart(log: &impl LogUnderTest) {
     let (broker, slow) = (log.broker(), Topic::CONTEXTS.on(Lane::Backfill));
     append(log, &[record(Topic::CONTEXTS, "anna", b"live"), record(slow, "anna", b"slow"), record(slow, "anna", b"bad")]);
-    let mut live = log.consumer("endcap.themes.live", Topic::CONTEXTS);
-    let mut backfill = log.consumer("endcap.themes.backfill", slow);
+    let mut live = broker.consumer("endcap.themes.live", Topic::CONTEXTS).expect("a consumer");
+    let mut backfill = broker.consumer("endcap.themes.backfill", slow).expect("a consumer");
     assert_eq!(values(&poll_all(&mut *live, 1)), [b"live"]);
     assert!(live.poll(1, Duration::ZERO).expect("an empty poll is answered").is_empty());
     let got = poll_all(&mut *backfill, 2);

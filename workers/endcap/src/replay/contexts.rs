@@ -56,7 +56,8 @@ impl Found {
     fn take(&mut self, stretch: usize, record: &Received) {
         let is_live = record.topic.lane() == Lane::Live;
         self.records += 1;
-        let Ok(context) = wire::decode::<ContextChanged>(&record.value) else {
+        let context = wire::decode::<ContextChanged>(&record.value).ok();
+        let Some(context) = context.filter(|context| context.head.user.to_string() == record.key) else {
             self.unreadable += 1;
             return;
         };
@@ -172,4 +173,77 @@ pub(super) fn renew(context: &mut ContextChanged, generation: i32, expires_ms: i
 pub(super) fn outgoing_of(context: &ContextChanged, headers: Headers) -> Result<Outgoing> {
     let value = wire::encode(context).context("cannot send a context")?;
     Ok(Outgoing { topic: Topic::CONTEXTS.on(Lane::Backfill), key: context.head.user.clone(), headers, value })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use endcap_runtime::{Broker, Embedded, EmbeddedConfig, ManualClock, Shutdown, Store, Write};
+    use endcap_schemas::{Brief, Budget, Cause, DietSet, Head, Season, UserKey};
+
+    use super::*;
+    use crate::replay::bounds::{Bound, Wanted};
+
+    const NOW_MS: i64 = 1_700_000_000_000;
+
+    fn context(user: &str, context_ms: i64, event_id: &str, lane: Lane) -> Outgoing {
+        let cause = Cause { event_id: event_id.to_owned(), event_ms: 1, accepted_ms: 1 };
+        let head = Head { user: UserKey::of(user), context_ms, generation: 1, cause, expires_ms: 2 };
+        let brief = Brief {
+            diets: DietSet::NONE,
+            budget: Budget::Middle,
+            locale: "en".to_owned(),
+            season: Season::Winter,
+            dislikes: Vec::new(),
+            personalise: true,
+        };
+        let message = ContextChanged { head, brief, favourites: Vec::new(), recent: Vec::new() };
+        let outgoing = outgoing_of(&message, Headers::root(event_id, Topic::CONTEXTS, 1)).unwrap();
+        Outgoing { topic: Topic::CONTEXTS.on(lane), ..outgoing }
+    }
+
+    /// What a replay of `from` sends: event, generation and expiry.
+    fn sent(file: &Embedded, from: Bound) -> Vec<(String, i32, i64)> {
+        let (sides, clock, shutdown) = (Sides::embedded(file.clone()), ManualClock::at(NOW_MS), Shutdown::new());
+        let wanted = Wanted { from, to: None, partitions: Vec::new() };
+        let slow = Topic::CONTEXTS.on(Lane::Backfill);
+        let mut stretches = wanted.stretches(file, Topic::CONTEXTS, NOW_MS).unwrap();
+        stretches.extend(wanted.behind().stretches(file, slow, NOW_MS).unwrap());
+        let place = Place::Contexts { stretch: 0, next: 0 };
+        let mut note = Note { run: 5, stretches, users: Vec::new(), is_whole: wanted.is_whole(), rate: None, sent: 0, place };
+        let contexts = Contexts { sides: &sides, clock: &clock, generation: 7, expires_ms: 60 };
+        let (found, end) = (contexts.find(&note).unwrap(), file.end(slow).unwrap());
+        contexts.send(&found, &mut note, &mut Sender::new(file, &clock, &shutdown, None)).unwrap();
+        assert_eq!(Note::of(file, 5).unwrap().place, Place::Done);
+        let records = file.records(slow, end, 99).unwrap();
+        let read = |record: &Received| wire::decode::<ContextChanged>(&record.value).unwrap().head;
+        records.iter().map(read).map(|head| (head.cause.event_id, head.generation, head.expires_ms)).collect()
+    }
+
+    #[test]
+    fn of_each_shopper_the_latest_context_is_sent_wherever_it_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = Embedded::open(dir.path().join("file"), EmbeddedConfig::default(), Arc::new(ManualClock::at(NOW_MS))).unwrap();
+        let mut records = vec![
+            context("anna", 1, "old", Lane::Live),
+            context("anna", 2, "anna", Lane::Live),
+            context("bert", 9, "bert", Lane::Live),
+            context("gone", 1, "gone", Lane::Live),
+            context("anna", 2, "anna again", Lane::Backfill),
+            context("bert", 8, "bert before", Lane::Backfill),
+            context("carl", 1, "carl", Lane::Backfill),
+        ];
+        records.push(Outgoing { key: UserKey::of("else"), ..records[0].clone() });
+        Broker::append(&file, &records, None).unwrap();
+        let erase = Write::Erase { user: UserKey::of("gone"), stamp: Stamp::of(1, 999), at: None };
+        file.put_all(&[erase], &[]).unwrap();
+        let told = |event: &str| (event.to_owned(), 7, NOW_MS + 60);
+        let changed = sent(&file, Bound::Last(Duration::from_secs(1)));
+        assert_eq!(changed, [told("bert"), told("anna again")], "carl's live context is not in the range");
+        assert_eq!(sent(&file, Bound::Offset(2)), [told("bert")]);
+        let whole = sent(&file, Bound::Earliest);
+        assert_eq!(whole.len(), 3, "{whole:?}");
+        assert!(whole.contains(&told("carl")));
+    }
 }

@@ -30,6 +30,8 @@ use crate::{monitor::group_of, progress, sides::Sides};
 
 /// Shoppers whose events are folded in one reading of their partition: bounds the memory, some kilobytes each.
 const SHOPPERS_MAX: usize = 25_000;
+/// States that are read at once.
+const READ_MAX: usize = 1_000;
 /// How often the context stage's position is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const CANNOT_READ: &str = "cannot read the store";
@@ -78,12 +80,9 @@ impl Events<'_> {
         for stretch in &note.stretches {
             let mut shoppers = BTreeSet::new();
             stretch.read(self.log(), 0, &mut |records| {
-                for event in records.iter().filter_map(event_of) {
-                    let key = event.key().to_string();
-                    if note.is_meant(&key) {
-                        found.events += 1;
-                        shoppers.insert(key);
-                    }
+                for record in records.iter().filter(|record| note.is_meant(&record.key) && event_of(record).is_some()) {
+                    found.events += 1;
+                    shoppers.insert(record.key.clone());
                 }
                 bar.at("reading events", found.events, 0);
                 Ok(())
@@ -101,20 +100,21 @@ impl Events<'_> {
     pub(super) fn run(&self, found: &Shoppers, note: &mut Note, sender: &mut Sender<'_>) -> Result<Told> {
         let mut told = Told::default();
         loop {
-            let Place::Events { pass, to, .. } = &note.place else { return Ok(told) };
-            let (pass, to) = (*pass, to.clone());
+            let Place::Events { pass, to, stretch, after } = note.place.clone() else { return Ok(told) };
+            let is_whole = stretch == 0 && after.is_none();
             told.passes = pass;
             told.kept.clear();
             self.pass(found, note, sender, &mut told)?;
             let ends = self.log().ends(Topic::EVENTS).context("cannot read the log")?;
             self.wait_for_live(&ends, sender)?;
-            let left = self.left(found, note.run, &told)?;
+            let all = found.by_stretch.iter().flatten().filter(|key| !told.kept.contains(*key));
+            let left = self.left(all, note.run)?.len();
             if left == 0 {
                 note.place = Place::Done;
                 sender.send(&[], note)?;
                 return Ok(told);
             }
-            if to.iter().all(|(partition, end)| ends.get(partition) == Some(end)) {
+            if is_whole && to.iter().all(|(partition, end)| ends.get(partition) == Some(end)) {
                 bail!("{left} shoppers keep states that a newer generation has written: replay with the release that runs now");
             }
             progress::say(&format!("pass {pass}: live events have overtaken {left} shoppers; they are folded again"));
@@ -139,20 +139,27 @@ impl Events<'_> {
             let mut stretch = note.stretches[at].clone();
             stretch.to = to.get(&stretch.partition).copied().unwrap_or(stretch.to);
             let after = after.as_ref().filter(|_| at == first);
-            let mut ours = Vec::new();
-            for key in shoppers.iter().filter(|key| after.is_none_or(|after| *key > after)) {
-                // The first pass takes all: a context may not have been sent although the state is there.
-                if pass == 1 || !self.is_switched(key, note.run)? {
-                    ours.push(key.clone());
-                }
+            let wanted = shoppers.iter().filter(|key| after.is_none_or(|after| *key > after));
+            let mut ours: Vec<String> = wanted.cloned().collect();
+            // The first pass sends everybody's context.
+            if pass > 1 {
+                let old = self.left(ours.iter(), note.run)?;
+                ours.retain(|key| old.contains(key));
             }
             for some in ours.chunks(SHOPPERS_MAX) {
                 let folded = self.fold(&stretch, some, told)?;
                 for few in some.chunks(sender.batch_max()) {
-                    let outgoing = self.switch(few, &folded, note.run, told)?;
+                    let (outgoing, writes) = self.replaced(few, &folded, note.run, told)?;
                     let after = few.last().cloned();
                     note.place = Place::Events { pass, to: to.clone(), stretch: at, after };
-                    sender.send(&outgoing, note)?;
+                    // Killed between the two, a run does both again: the first pass takes whoever was not sent, the others whose state is old.
+                    if pass == 1 {
+                        self.write(&writes)?;
+                        sender.send(&outgoing, note)?;
+                    } else {
+                        sender.send(&outgoing, note)?;
+                        self.write(&writes)?;
+                    }
                     bar.at("folding events", note.sent, found.count());
                 }
             }
@@ -163,14 +170,13 @@ impl Events<'_> {
 
     /// Folds the events of `shoppers` in a stretch from scratch.
     fn fold(&self, stretch: &Stretch, shoppers: &[String], told: &mut Told) -> Result<HashMap<String, Refold>> {
-        let mut folds = HashMap::with_capacity(shoppers.len());
-        for key in shoppers {
-            folds.insert(key.clone(), Refold::new(self.store().erasure(&user_of(key)).context(CANNOT_READ)?));
-        }
+        let users: Vec<UserKey> = shoppers.iter().map(|key| user_of(key)).collect();
+        let erasures = self.store().erasures(&users).context(CANNOT_READ)?;
+        let mut folds: HashMap<String, Refold> = shoppers.iter().cloned().zip(erasures.into_iter().map(Refold::new)).collect();
         stretch.read(self.log(), 0, &mut |records| {
             for record in records {
                 let Some(event) = event_of(record) else { continue };
-                let Some(fold) = folds.get_mut(&event.key().to_string()) else { continue };
+                let Some(fold) = folds.get_mut(&record.key) else { continue };
                 let Received { partition, offset, appended_ms, .. } = *record;
                 let products = self.products(&event)?;
                 let at = Position { partition, offset, appended_ms };
@@ -198,12 +204,18 @@ impl Events<'_> {
         Ok(products)
     }
 
-    /// Writes the new states in the old ones' place, and answers their contexts.
-    fn switch(&self, shoppers: &[String], folds: &HashMap<String, Refold>, run: i64, told: &mut Told) -> Result<Vec<Outgoing>> {
+    /// The new states in place of the stored ones, and their contexts.
+    fn replaced(
+        &self,
+        shoppers: &[String],
+        folds: &HashMap<String, Refold>,
+        run: i64,
+        told: &mut Told,
+    ) -> Result<(Vec<Outgoing>, Vec<Write>)> {
         let (mut writes, mut outgoing) = (Vec::new(), Vec::new());
         let expires_ms = self.clock.now_ms() + self.config.expires_ms();
-        for key in shoppers {
-            let (user, live) = (user_of(key), self.state(key)?);
+        for (key, live) in shoppers.iter().zip(self.states(shoppers)?) {
+            let user = user_of(key);
             if live.as_ref().is_some_and(|live| live.epoch() > run) {
                 continue; // a later replay was here
             }
@@ -219,25 +231,31 @@ impl Events<'_> {
             outgoing.push(outgoing_of(&context, headers)?);
             writes.push(Write::State { user, stamp: state.stamp(self.generation), state: state.encode() });
         }
-        self.store().put_all(&writes, &[]).context("cannot write the new states")?;
-        Ok(outgoing)
+        Ok((outgoing, writes))
     }
 
-    fn state(&self, key: &str) -> Result<Option<FoldState>> {
-        let bytes = self.store().state(&user_of(key)).context(CANNOT_READ)?;
-        bytes.map(|bytes| FoldState::decode(&bytes).with_context(|| format!("cannot read the state of {key}"))).transpose()
+    fn write(&self, states: &[Write]) -> Result<()> {
+        self.store().put_all(states, &[]).context("cannot write the new states")
     }
 
-    /// Whether a shopper's state goes back to this run, or to a later one; without a state there is nothing to switch.
-    fn is_switched(&self, key: &str, run: i64) -> Result<bool> {
-        Ok(self.state(key)?.is_none_or(|state| state.epoch() >= run))
+    /// The stored states of shoppers, in their order.
+    fn states(&self, shoppers: &[String]) -> Result<Vec<Option<FoldState>>> {
+        let users: Vec<UserKey> = shoppers.iter().map(|key| user_of(key)).collect();
+        let states = self.store().states(&users).context(CANNOT_READ)?;
+        let read = |(key, bytes): (&String, Option<Vec<u8>>)| {
+            bytes.map(|bytes| FoldState::decode(&bytes).with_context(|| format!("cannot read the state of {key}"))).transpose()
+        };
+        shoppers.iter().zip(states).map(read).collect()
     }
 
-    /// How many shoppers' states are not of this run.
-    fn left(&self, found: &Shoppers, run: i64, told: &Told) -> Result<u64> {
-        let mut left = 0;
-        for key in found.by_stretch.iter().flatten().filter(|key| !told.kept.contains(*key)) {
-            left += u64::from(!self.is_switched(key, run)?);
+    /// Those of `shoppers` whose states go back to an earlier fold than this run's; without a state there is nothing to switch.
+    fn left<'k>(&self, shoppers: impl Iterator<Item = &'k String>, run: i64) -> Result<HashSet<String>> {
+        let shoppers: Vec<String> = shoppers.cloned().collect();
+        let mut left = HashSet::new();
+        for some in shoppers.chunks(READ_MAX) {
+            let states = some.iter().zip(self.states(some)?);
+            let old = states.filter(|(_, state)| state.as_ref().is_some_and(|state| state.epoch() < run));
+            left.extend(old.map(|(key, _)| key.clone()));
         }
         Ok(left)
     }
@@ -290,7 +308,7 @@ fn user_of(key: &str) -> UserKey {
     key.parse().unwrap_or_else(|never| match never {})
 }
 
-/// The event of a record; what cannot be read became a dead letter when it came.
+/// The event of a record. What cannot be read, or came under another key than its shopper's, became a dead letter then and stays one.
 fn event_of(record: &Received) -> Option<ShopperEvent> {
-    wire::decode(&record.value).ok()
+    wire::decode::<ShopperEvent>(&record.value).ok().filter(|event| event.key().to_string() == record.key)
 }
