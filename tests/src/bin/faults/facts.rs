@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result};
 use endcap::sides::Sides;
 use endcap_runtime::{Received, StoredPage, Tally};
-use endcap_schemas::{ContextChanged, Message, PagePublished, ThemesDeduped, UserKey, topics::Topic, wire};
+use endcap_schemas::{
+    ContextChanged, KeywordsChosen, Message, PagePublished, ThemesDeduped, ThemesWritten, UserKey, topics::Topic, wire,
+};
 
 /// Records that are read at once.
 const READ: usize = 256;
@@ -18,7 +20,7 @@ pub(crate) struct Facts {
     pub(crate) deduped: Vec<ThemesDeduped>,
     /// Published pages with their bytes.
     pub(crate) pages: Vec<(Vec<u8>, PagePublished)>,
-    /// Records of each topic, and how many of them have an id that stands there already.
+    /// Records of each topic, and how many of them repeat an earlier one.
     pub(crate) records: BTreeMap<Topic, Records>,
     pub(crate) tallies: BTreeMap<String, Tally>,
     /// State and page of everybody who has an event.
@@ -53,14 +55,20 @@ impl Facts {
                 Ok(())
             })?;
         }
-        let records = topics.iter().map(|(topic, records)| (*topic, counted(*topic, records))).collect();
         let pages = decoded::<PagePublished>(&topics)?;
         let values = topics[&Topic::PAGES].iter().map(|record| record.value.clone());
         let mut facts = Self {
+            records: BTreeMap::from([
+                (Topic::EVENTS, Records { count: topics[&Topic::EVENTS].len() as u64, doubled: 0 }),
+                counted(&topics, &decoded::<ContextChanged>(&topics)?),
+                counted(&topics, &decoded::<ThemesWritten>(&topics)?),
+                counted(&topics, &decoded::<KeywordsChosen>(&topics)?),
+                counted(&topics, &decoded::<ThemesDeduped>(&topics)?),
+                counted(&topics, &pages),
+            ]),
             contexts: decoded(&topics)?,
             deduped: decoded(&topics)?,
             pages: values.zip(pages).collect(),
-            records,
             tallies: sides.tallies()?,
             rows: BTreeMap::new(),
             events: topics.remove(&Topic::EVENTS).unwrap_or_default(),
@@ -80,11 +88,13 @@ pub(crate) fn key_of(record: &Received) -> UserKey {
     record.key.parse().unwrap_or_else(|never| match never {})
 }
 
-/// Ids of events are their senders', who may repeat them; all others are made of the record before.
-fn counted(topic: Topic, records: &[Received]) -> Records {
-    let ids: BTreeSet<&str> = records.iter().map(|record| record.headers.id.as_str()).collect();
-    let doubled = if topic == Topic::EVENTS { 0 } else { records.len() - ids.len() };
-    Records { count: records.len() as u64, doubled: doubled as u64 }
+/// A record is another one when its id or its context is. An id alone may come again: behind an erasure, so may the event that it is made of.
+fn counted<M: Message>(topics: &BTreeMap<Topic, Vec<Received>>, messages: &[M]) -> (Topic, Records) {
+    let records = &topics[&M::TOPIC];
+    let context_ms = |message: &M| message.head().map(|head| head.context_ms);
+    let names = records.iter().zip(messages).map(|(record, message)| (&record.headers.id, &record.key, context_ms(message)));
+    let distinct = names.collect::<BTreeSet<_>>().len();
+    (M::TOPIC, Records { count: records.len() as u64, doubled: (records.len() - distinct) as u64 })
 }
 
 fn decoded<M: Message>(topics: &BTreeMap<Topic, Vec<Received>>) -> Result<Vec<M>> {

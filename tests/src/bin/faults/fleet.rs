@@ -2,11 +2,13 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
-use endcap::sides::Sides;
+use anyhow::{Result, bail};
+use endcap::{monitor::group_of, sides::Sides};
+use endcap_runtime::GroupState;
 use endcap_tests::Endcap;
 
 use crate::{patience::Patience, side::Place};
@@ -19,8 +21,9 @@ const TWICE: &str = STAGES[0];
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How often a process that starts is asked whether it is ready.
 const ASK_EVERY: Duration = Duration::from_millis(200);
-/// How long a process that ended by itself stays down, so that an outage is not spent on starts.
+/// How long a process that ended by itself stays down at first, and at most: so that an outage is not spent on starts.
 const DOWN: Duration = Duration::from_secs(2);
+const DOWN_MAX: Duration = Duration::from_secs(15);
 /// How often the log is asked whether everything is worked off, and how often in a row it must say so.
 const DRAINED_EVERY: Duration = Duration::from_millis(500);
 const DRAINED_TIMES: u32 = 2;
@@ -45,21 +48,86 @@ pub(crate) struct Fleet<'a> {
 struct Slot {
     name: String,
     stage: &'static str,
-    process: Option<Endcap>,
-    is_ready: bool,
+    process: Process,
     /// Whether it goes away with its process.
     is_guest: bool,
     /// When it may be started, or asked, next.
     next: Instant,
+    /// How long it stays down when its process ends by itself.
+    down: Duration,
+}
+
+/// How far a process is.
+enum Process {
+    Down,
+    /// A start takes a moment, in which the others are looked after.
+    Starting(JoinHandle<Result<Endcap>>),
+    /// It runs; whether it is ready to work.
+    Up(Endcap, bool),
 }
 
 impl Slot {
     fn of(name: String, stage: &'static str, is_guest: bool) -> Self {
-        Self { name, stage, process: None, is_ready: false, is_guest, next: Instant::now() }
+        Self { name, stage, process: Process::Down, is_guest, next: Instant::now(), down: DOWN }
     }
 
     fn works(&self) -> bool {
-        self.is_ready && self.process.is_some()
+        matches!(self.process, Process::Up(_, true))
+    }
+
+    fn running(&self) -> Option<&Endcap> {
+        if let Process::Up(process, _) = &self.process { Some(process) } else { None }
+    }
+
+    fn take(&mut self) -> Process {
+        std::mem::replace(&mut self.process, Process::Down)
+    }
+
+    /// Goes on with its process; answers whether one that was at work has ended by itself.
+    fn tend(&mut self, place: &Place, patience: &Patience) -> Result<bool> {
+        self.next = Instant::now() + ASK_EVERY;
+        match self.take() {
+            Process::Down => self.process = self.start(place)?,
+            Process::Starting(start) if start.is_finished() => match start.join() {
+                Ok(Ok(process)) => self.process = Process::Up(process, false),
+                Ok(Err(error)) => self.falls("did not start", &format!("{error:#}"), patience),
+                Err(_) => bail!("the start of {} has panicked", self.name),
+            },
+            Process::Starting(start) => self.process = Process::Starting(start),
+            Process::Up(mut process, was_ready) => {
+                if process.has_ended()? {
+                    self.falls(if was_ready { "stopped" } else { "did not start" }, &process.kill(), patience);
+                    return Ok(was_ready);
+                }
+                let is_ready = was_ready || matches!(process.get("/health/ready"), Ok((200, _)));
+                self.down = if is_ready { DOWN } else { self.down };
+                self.process = Process::Up(process, is_ready);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Begins a start.
+    fn start(&mut self, place: &Place) -> Result<Process> {
+        let (run, stage, models, config) = (place.run(), self.stage, place.models.clone(), place.config(&self.name)?);
+        Ok(Process::Starting(thread::spawn(move || run.begin_stages(&[stage], &["--models", &models, "--config", &config]))))
+    }
+
+    /// Its process has ended by itself, with these last words.
+    fn falls(&mut self, how: &str, said: &str, patience: &Patience) {
+        let last = said.lines().rev().find(|line| line.starts_with("error")).or(said.lines().last()).unwrap_or_default();
+        patience.tell(&format!("{} {how}: {last}", self.name));
+        self.next = Instant::now() + self.down;
+        self.down = (self.down * 2).min(DOWN_MAX);
+    }
+}
+
+impl Drop for Slot {
+    /// What starts is waited for, so that it can be ended.
+    fn drop(&mut self) {
+        if let Process::Starting(start) = self.take() {
+            let _ = start.join();
+        }
     }
 }
 
@@ -81,26 +149,8 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// When a process cannot be looked after.
     pub(crate) fn tend(&mut self, patience: &Patience) -> Result<()> {
-        let place = self.place;
-        for slot in &mut self.slots {
-            let ended = slot.process.as_mut().map_or(Ok(false), Endcap::has_ended)?;
-            if ended && let Some(process) = slot.process.take() {
-                let said = process.kill();
-                let last = said.lines().rev().find(|line| line.contains("ERROR")).or(said.lines().last()).unwrap_or_default();
-                let state = if slot.is_ready { "stopped" } else { "did not start" };
-                patience.tell(&format!("{} {state}: {last}", slot.name));
-                self.stopped += u64::from(slot.is_ready);
-                (slot.is_ready, slot.next) = (false, Instant::now() + DOWN);
-            }
-            if Instant::now() < slot.next {
-                continue;
-            }
-            slot.next = Instant::now() + ASK_EVERY;
-            match &slot.process {
-                None => start(place, slot, patience)?,
-                Some(process) if !slot.is_ready => slot.is_ready = matches!(process.get("/health/ready"), Ok((200, _))),
-                Some(_) => {}
-            }
+        for slot in self.slots.iter_mut().filter(|slot| slot.next <= Instant::now()) {
+            self.stopped += u64::from(slot.tend(self.place, patience)?);
         }
         self.leaving.retain_mut(|process| !process.has_ended().unwrap_or(false));
         self.show_doors();
@@ -109,8 +159,8 @@ impl<'a> Fleet<'a> {
 
     /// Tells whoever posts where it can.
     fn show_doors(&self) {
-        let working = self.slots.iter().filter(|slot| slot.works());
-        let open = working.filter_map(|slot| slot.process.as_ref()).map(|process| process.address().to_owned()).collect();
+        let working = self.slots.iter().filter(|slot| slot.works()).filter_map(Slot::running);
+        let open = working.map(|process| process.address().to_owned()).collect();
         *self.doors.lock().unwrap_or_else(PoisonError::into_inner) = open;
     }
 
@@ -125,7 +175,7 @@ impl<'a> Fleet<'a> {
         })
     }
 
-    /// Waits until no record waits at any stage, and none is in hand.
+    /// Waits until every process works, and no record waits at any stage.
     ///
     /// # Errors
     /// When that does not come about in time.
@@ -135,10 +185,9 @@ impl<'a> Fleet<'a> {
             self.tend(patience)?;
             if asked.elapsed() > DRAINED_EVERY {
                 asked = Instant::now();
-                let is_done = sides
-                    .groups()
-                    .is_ok_and(|groups| groups.len() >= STAGES.len() && groups.iter().all(|group| group.backlog.waiting == 0));
-                times = if is_done { times + 1 } else { 0 };
+                let works = self.slots.iter().all(Slot::works);
+                let is_drained = works && sides.groups().is_ok_and(|groups| is_drained(&groups));
+                times = if is_drained { times + 1 } else { 0 };
             }
             Ok(times >= DRAINED_TIMES)
         })
@@ -149,8 +198,8 @@ impl<'a> Fleet<'a> {
         let working: Vec<usize> = (0..self.slots.len()).filter(|at| self.slots[*at].works()).collect();
         let chosen = *working.get((number % working.len().max(1) as u64) as usize)?;
         let slot = &mut self.slots[chosen];
-        drop(slot.process.take().map(Endcap::kill));
-        (slot.is_ready, slot.next) = (false, Instant::now());
+        drop(slot.take());
+        slot.next = Instant::now();
         let name = slot.name.clone();
         if slot.is_guest {
             self.slots.remove(chosen);
@@ -173,21 +222,21 @@ impl<'a> Fleet<'a> {
     /// When it cannot be asked to.
     pub(crate) fn see_off(&mut self, killed: bool) -> Result<Option<String>> {
         let Some(at) = self.slots.iter().position(|slot| slot.is_guest) else { return Ok(None) };
-        let slot = self.slots.remove(at);
+        let mut slot = self.slots.remove(at);
         self.show_doors();
-        if let Some(process) = slot.process
-            && !killed
-            && slot.is_ready
-        {
-            process.interrupt()?;
-            self.leaving.push(process);
+        match slot.take() {
+            Process::Up(process, true) if !killed => {
+                process.interrupt()?;
+                self.leaving.push(process);
+            }
+            process => slot.process = process,
         }
-        Ok(Some(slot.name))
+        Ok(Some(slot.name.clone()))
     }
 
     /// Ids of the processes that run.
     pub(crate) fn ids(&self) -> Vec<u32> {
-        self.slots.iter().filter_map(|slot| slot.process.as_ref()).map(Endcap::id).collect()
+        self.slots.iter().filter_map(Slot::running).map(Endcap::id).collect()
     }
 
     /// Ends all processes; answers how many had stopped by themselves.
@@ -196,14 +245,8 @@ impl<'a> Fleet<'a> {
     }
 }
 
-fn start(place: &Place, slot: &mut Slot, patience: &Patience) -> Result<()> {
-    let config = place.config(&slot.name)?;
-    match place.run().begin_stages(&[slot.stage], &["--models", &place.models, "--config", &config]) {
-        Ok(process) => slot.process = Some(process),
-        Err(error) => {
-            patience.tell(&format!("{} does not start: {error:#}", slot.name));
-            slot.next = Instant::now() + DOWN;
-        }
-    }
-    Ok(())
+/// Whether nothing waits for any stage. A group that has never committed is not among those of a Kafka log: what waits for it is not seen.
+fn is_drained(groups: &[GroupState]) -> bool {
+    let is_known = |stage: &&str| groups.iter().any(|group| group.group == group_of(stage));
+    STAGES.iter().all(is_known) && groups.iter().all(|group| group.backlog.waiting == 0)
 }

@@ -69,14 +69,17 @@ impl<'a> Injector<'a> {
     /// # Errors
     /// When a fault cannot be injected, or the run takes too long.
     pub(crate) fn follow(&mut self, schedule: &Schedule, fleet: &mut Fleet<'_>, patience: &Patience) -> Result<()> {
-        let start = Instant::now();
+        let mut start = Instant::now();
         for (at, deed) in &schedule.deeds {
             patience.until("the next fault", LOOK_EVERY, || {
                 fleet.tend(patience)?;
                 self.keep_full(fleet)?;
                 Ok(start.elapsed() >= *at)
             })?;
+            let began = Instant::now();
             self.inject(*deed, fleet, patience).with_context(|| format!("cannot inject {deed:?}"))?;
+            // While a server takes its time to come back, the schedule waits: deeds keep their distance.
+            start += began.elapsed();
         }
         patience.until("a server that comes back", LOOK_EVERY, || {
             fleet.tend(patience)?;

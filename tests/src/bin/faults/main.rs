@@ -114,7 +114,7 @@ fn run(wish: &Wish, models: Option<&Path>, patience: &Patience) -> Result<SideRe
     let schedule = Schedule::draw(wish);
     patience.tell(&format!("{}: seed {}, {} kills in about {} s", wish.side, wish.seed, wish.kills, schedule.seconds()));
     let place = Place::make(wish.side, models)?;
-    place.declare()?;
+    place.declare(patience)?;
     let mut fleet = Fleet::new(&place);
     fleet.wait_until_ready(patience)?;
     let sides = place.sides()?;

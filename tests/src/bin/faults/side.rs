@@ -5,9 +5,10 @@ use std::{
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use endcap::{
     config::{Config, Layer, Settings},
@@ -18,10 +19,12 @@ use endcap_engine::fixture;
 use endcap_runtime::{Embedded, EmbeddedConfig, SystemClock};
 use endcap_tests::Run;
 
-use crate::PROGRAM;
+use crate::{PROGRAM, patience::Patience};
 
 /// Partitions of every topic on Kafka.
 const PARTITIONS: u16 = 4;
+/// Before servers are asked again to take topics and tables.
+const DECLARE_EVERY: Duration = Duration::from_secs(2);
 
 /// What the path runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -92,7 +95,6 @@ impl Servers {
 
 /// Where a run happens. Its files go with it.
 pub(crate) struct Place {
-    pub(crate) side: Side,
     dir: tempfile::TempDir,
     servers: Option<Servers>,
     /// Names what is this run's alone on the servers.
@@ -116,17 +118,26 @@ impl Place {
             None => tiny_models(dir.path())?,
         };
         let own = format!("faults{}x{}", std::process::id(), side as u8);
-        Ok(Self { side, servers, own, program, models: models.display().to_string(), dir })
+        Ok(Self { servers, own, program, models: models.display().to_string(), dir })
     }
 
-    /// Makes topics and tables, where they are on servers.
-    pub(crate) fn declare(&self) -> Result<()> {
-        if self.servers.is_some() {
-            let config = self.config("declaring")?;
-            for args in [["topics", "apply"], ["store", "migrate"]] {
+    /// Makes topics and tables, where they are on servers. A server that has just started, on a busy machine, may need a second asking.
+    ///
+    /// # Errors
+    /// When the servers do not take them in time.
+    pub(crate) fn declare(&self, patience: &Patience) -> Result<()> {
+        if self.servers.is_none() {
+            return Ok(());
+        }
+        let config = self.config("declaring")?;
+        for args in [["topics", "apply"], ["store", "migrate"]] {
+            patience.until("topics and tables", DECLARE_EVERY, || {
                 let output = self.run().plain(&[&args[..], &["--config", &config]].concat())?;
-                ensure!(output.status.success(), "{args:?} failed: {}", String::from_utf8_lossy(&output.stderr));
-            }
+                if !output.status.success() {
+                    patience.tell(&format!("{args:?}: {}", String::from_utf8_lossy(&output.stderr).trim()));
+                }
+                Ok(output.status.success())
+            })?;
         }
         Ok(())
     }
