@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Result, bail};
 use endcap::{monitor::group_of, sides::Sides};
 use endcap_runtime::GroupState;
+use endcap_schemas::topics::Lane;
 use endcap_tests::Endcap;
 
 use crate::{patience::Patience, side::Place};
@@ -247,6 +248,6 @@ impl<'a> Fleet<'a> {
 
 /// Whether nothing waits for any stage. A group that has never committed is not among those of a Kafka log: what waits for it is not seen.
 fn is_drained(groups: &[GroupState]) -> bool {
-    let is_known = |stage: &&str| groups.iter().any(|group| group.group == group_of(stage));
+    let is_known = |stage: &&str| groups.iter().any(|group| group.group == group_of(stage, Lane::Live));
     STAGES.iter().all(is_known) && groups.iter().all(|group| group.backlog.waiting == 0)
 }
