@@ -118,7 +118,7 @@ mod tests {
         for (every, work, got) in [
             (4, "2222222222", "lllblllbll"),
             (4, "bbbb--llll", "bbbb--llll"),
-            (4, "22lllll222", "lllllllb" /* its share is kept while it has nothing */),
+            (4, "22lllll222", "llllllllb" /* its share is kept while it has nothing */),
             (2, "222222", "lblblb"),
         ] {
             assert!(turns(every, work).starts_with(got), "{work}: {}", turns(every, work));
