@@ -15,9 +15,7 @@ use serde_json::Value;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often and how many times an answer is looked at.
 const ASKED_EVERY: Duration = Duration::from_millis(50);
-const ASKED_MAX: usize = 3_600;
-/// How many times at a start, which makes a market.
-const ASKED_AT_START_MAX: usize = 6_000;
+const ASKED_MAX: usize = 6_000;
 /// What `endcap up` prints before its address, as soon as it serves.
 const ADDRESS: &str = "address: ";
 
@@ -58,11 +56,12 @@ impl Run {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Starts `endcap up` on a free port and waits until it is ready. For a run that ends by itself there is [`Run::finish`]: it may have
+    /// Starts `endcap up` on a free port and waits until it is ready, for as long as the start goes on: on a busy machine making a market may
+    /// take half an hour. For a run that ends by itself there is [`Run::finish`]: it may have
     /// ended before anybody saw it ready.
     ///
     /// # Errors
-    /// When it cannot be started, ends before it is ready or is not within five minutes; with what it said.
+    /// When it cannot be started, ends before it is ready, or stands still for five minutes on its way; with what it said.
     pub fn up(&self, args: &[&str]) -> Result<Endcap> {
         self.ready(self.start(args)?)
     }
@@ -84,16 +83,19 @@ impl Run {
     }
 
     fn ready(&self, mut up: Endcap) -> Result<Endcap> {
-        let patience = Shutdown::new();
-        for _ in 0..ASKED_AT_START_MAX {
+        let (patience, mut told, mut asked) = (Shutdown::new(), Value::Null, 0);
+        while asked < ASKED_MAX {
+            asked += 1;
             match up.get("/health/ready") {
                 Ok((200, _)) => return Ok(up),
-                Ok(_) => patience.wait(ASKED_EVERY),
-                Err(_) if up.child.try_wait()?.is_none() => patience.wait(ASKED_EVERY),
+                Ok((_, answer)) if answer != told => (told, asked) = (answer, 0),
+                Ok(_) => {}
+                Err(_) if up.child.try_wait()?.is_none() => {}
                 Err(error) => bail!("endcap ended before it was ready ({error:#}): {}", up.last_words()),
-            };
+            }
+            patience.wait(ASKED_EVERY);
         }
-        bail!("endcap does not become ready: {}", up.last_words())
+        bail!("endcap does not become ready, it stands still at {told}: {}", up.last_words())
     }
 
     /// Runs an `endcap up` that ends by itself.
@@ -201,7 +203,7 @@ impl Endcap {
     /// Asks `path` until `wanted` finds what it looks for in the answer.
     ///
     /// # Errors
-    /// When it does not within three minutes.
+    /// When it does not within five minutes.
     pub fn wait_for<T>(&self, path: &str, wanted: impl Fn(&Value) -> Option<T>) -> Result<T> {
         let patience = Shutdown::new();
         for _ in 0..ASKED_MAX {

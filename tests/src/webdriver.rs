@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 /// How long a page may take to become what a test waits for: models run beside the browser, and other tests may.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// What the driver prints when it listens.
 const LISTENS: &str = "was started successfully on port ";
 /// What the driver says of an element that the page has replaced.
