@@ -125,7 +125,11 @@ fn every_fault_is_found_and_named() {
     check("no state", |run| run.rows.get_mut(&anna()).expect("anna has rows").state = None, LOST);
     check("a context twice", |run| run.contexts.push(run.contexts[0].clone()), DOUBLED);
     check("no context", |run| run.contexts.clear(), [true, false, true, false, false]);
-    let output = |count, doubled| move |run: &mut Facts| drop(run.records.insert(Topic::PAGES, Records { count, doubled }));
+    let output = |count, doubled| {
+        move |run: &mut Facts| {
+            run.records.insert(Topic::PAGES, Records { count, doubled });
+        }
+    };
     check("an output that is not there", output(0, 0), LOST);
     check("an output too many", output(2, 0), DOUBLED);
     check("an output with the id of another one", output(1, 1), DOUBLED);
