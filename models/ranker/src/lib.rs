@@ -1,10 +1,11 @@
-//! The ranking models: two-stage LinUCB, which chooses and explores.
+//! The ranking models: two-stage LinUCB, which chooses and explores, and the ground of PIER, which arranges.
 //!
 //! Pure: no I/O, no clock, and randomness only from seeds that the caller gives. What the papers leave open is decided where it matters, with
 //! section and equation; `docs/ranking.md` has the reasons and the figures.
 
 mod error;
 pub mod linucb;
+pub mod pier;
 mod random;
 
 pub use error::{RankerError, SnapshotError};

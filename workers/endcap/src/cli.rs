@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use endcap_runtime::DeadLetterId;
 use endcap_schemas::UserKey;
 
-use crate::{path::StageName, replay::Bound};
+use crate::{lab::LabCommand, path::StageName, replay::Bound};
 
 /// Turns a stream of shopper events into personal storefronts.
 #[derive(Debug, Parser)]
@@ -67,6 +67,12 @@ pub enum Command {
     Train(TrainArgs),
     /// Measures quality against a market whose truth is known, beside baselines.
     Eval(EvalArgs),
+    /// Runs the ranking papers' experiments anew and writes their tables and figures.
+    Lab {
+        /// Which.
+        #[command(subcommand)]
+        command: LabCommand,
+    },
 }
 
 /// Settings that stand on the command line: key of the configuration, text.

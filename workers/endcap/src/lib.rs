@@ -19,6 +19,7 @@ pub mod grounds;
 pub mod import;
 pub mod imported;
 pub mod intake;
+pub mod lab;
 pub mod logging;
 pub mod manifest;
 pub mod models;
@@ -118,6 +119,10 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Eval(args) => {
             let config = config([args.data.flags(), models(&args.models)].concat())?;
             eval::demo(&config, args.households, args.report.as_deref())
+        }
+        Command::Lab { command } => {
+            config(Flags::new())?; // logs as it says
+            lab::run(command)
         }
         Command::Topics { command } => declare::topics(*command, &config(Flags::new())?),
         Command::Store { command } => declare::store(*command, &config(Flags::new())?),

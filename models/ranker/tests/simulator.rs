@@ -1,0 +1,141 @@
+//! The simulator: what the log may know, what arranging is worth, and selections that need no model.
+
+use endcap_ranker::{
+    pier::{
+        Order, best, hits, orders, random_choice,
+        simulator::{Catalogue, CatalogueSize, SLATE, Truth, arrange, odds, page},
+        value_ratio,
+    },
+    seed,
+};
+
+const SEED: u64 = 5;
+
+fn shop() -> (Catalogue, Truth) {
+    let catalogue = Catalogue::new(SEED, CatalogueSize::default());
+    let truth = Truth::new(SEED, &catalogue);
+    (catalogue, truth)
+}
+
+/// Values of every order of a visit's slate.
+fn values(catalogue: &Catalogue, truth: &Truth, shopper: u64, session: u64) -> Vec<f64> {
+    let slate = catalogue.slate(shopper, session);
+    truth.values(&truth.shopper(shopper, session), &catalogue.of(&slate))
+}
+
+#[test]
+fn pages_are_a_function_of_their_seeds_and_the_policy_that_arranged_them_does_not_know_the_truth() {
+    let (catalogue, truth) = shop();
+    let another = Truth::new(SEED + 1, &catalogue);
+    let (mut clicks, mut other_clicks, mut times) = (0, 0, Vec::new());
+    for session in 0..400 {
+        let page_by = |truth: &Truth| page(&catalogue, truth, catalogue.slate(1, session), SEED);
+        let (one, two) = (page_by(&truth), page_by(&another));
+        assert_eq!(one, page_by(&truth), "seed {SEED}, session {session}");
+        assert_eq!(
+            (&one.order, one.propensity, &one.slate),
+            (&two.order, two.propensity, &two.slate),
+            "the truth shows in the log"
+        );
+        let mut products = one.slate.products.to_vec();
+        products.sort_unstable();
+        products.dedup();
+        assert_eq!(products.len(), SLATE);
+        times.push(one.slate.at_ms);
+        clicks += one.clicks.iter().filter(|click| **click).count();
+        other_clicks += two.clicks.iter().filter(|click| **click).count();
+    }
+    assert!(times.is_sorted());
+    assert_ne!(clicks, other_clicks, "another truth has the same clicks");
+}
+
+#[test]
+fn every_order_is_logged_as_often_as_its_odds_say() {
+    const PAGES: u64 = 60_000;
+    let (catalogue, _) = shop();
+    let slate = catalogue.slate(3, 1);
+    let (products, all) = (catalogue.of(&slate), orders(SLATE, SLATE));
+    let total: f64 = all.iter().map(|order| odds(&products, order)).sum();
+    assert!((total - 1.0).abs() < 1e-12, "the odds of all orders are {total}");
+    let mut counts = vec![0_u64; all.len()];
+    for draw in 0..PAGES {
+        let (order, propensity) = arrange(&products, &[SEED, draw]);
+        let place = all.binary_search(&order).expect("an order of the slate");
+        assert_eq!(propensity, odds(&products, &order));
+        counts[place] += 1;
+    }
+    let surprise: f64 = all.iter().zip(&counts).fold(0.0, |sum, (order, count)| {
+        let expected = PAGES as f64 * odds(&products, order);
+        sum + (*count as f64 - expected).powi(2) / expected
+    });
+    // χ² with 119 degrees of freedom: mean 119, standard deviation 15.4.
+    assert!((60.0..190.0).contains(&surprise), "χ² {surprise}, seed {SEED}");
+}
+
+#[test]
+fn clicks_are_as_many_as_the_truth_says_and_fewer_further_down() {
+    const VISITS: u64 = 20_000;
+    let (catalogue, truth) = shop();
+    let (mut clicked, mut expected, mut variance) = ([0.0; SLATE], [0.0; SLATE], [0.0; SLATE]);
+    for visit in 0..VISITS {
+        let page = page(&catalogue, &truth, catalogue.slate(visit, 2), SEED);
+        let odds = truth.clicks(&truth.shopper(visit, 2), &catalogue.of(&page.slate), &page.order);
+        for place in 0..SLATE {
+            clicked[place] += f64::from(page.clicks[place]);
+            expected[place] += odds[place];
+            variance[place] += odds[place] * (1.0 - odds[place]);
+        }
+    }
+    for place in 0..SLATE {
+        let off = (clicked[place] - expected[place]).abs();
+        assert!(off < 4.0 * variance[place].sqrt(), "place {place}: {clicked:?} clicks, {expected:?} expected, seed {SEED}");
+    }
+    assert!(expected.is_sorted_by(|a, b| a > b), "{expected:?}");
+    let rate = expected.iter().sum::<f64>() / (VISITS as usize * SLATE) as f64;
+    assert!((0.08..0.3).contains(&rate), "click rate {rate}");
+}
+
+#[test]
+fn arranging_is_worth_something_and_by_items_alone_it_is_half_done() {
+    const VISITS: u64 = 2_000;
+    let ((catalogue, truth), all) = (shop(), orders(SLATE, SLATE));
+    let (mut by_chance, mut by_items, mut worst) = (0.0, 0.0, 0.0);
+    for visit in 0..VISITS {
+        let slate = catalogue.slate(visit, 3);
+        let (products, shopper) = (catalogue.of(&slate), truth.shopper(visit, 3));
+        let values = truth.values(&shopper, &products);
+        let best = values[best(&values).expect("there are orders")];
+        by_chance += values.iter().sum::<f64>() / values.len() as f64 / best / VISITS as f64;
+        worst += values.iter().copied().fold(f64::MAX, f64::min) / best / VISITS as f64;
+        // The best that can be known of an item by itself: its clicks over all orders.
+        let mut alone = [0.0; SLATE];
+        for order in &all {
+            order.iter().zip(truth.clicks(&shopper, &products, order)).for_each(|(item, click)| alone[*item] += click);
+        }
+        let mut by_item: Order = (0..SLATE).collect();
+        by_item.sort_by(|a, b| alone[*b].total_cmp(&alone[*a]));
+        by_items += value_ratio(all.binary_search(&by_item).expect("an order"), &values) / VISITS as f64;
+    }
+    println!("V/V*: worst {worst:.3}, by chance {by_chance:.3}, by items alone {by_items:.3}, seed {SEED}");
+    assert!(worst < 0.6 && (0.68..0.8).contains(&by_chance), "worst {worst}, by chance {by_chance}, seed {SEED}");
+    assert!(by_chance + 0.05 < by_items && by_items < 0.9, "by chance {by_chance}, by items {by_items}, seed {SEED}");
+}
+
+#[test]
+fn a_random_choice_of_k_hits_in_k_of_120_and_all_orders_hit_always() {
+    const VISITS: u64 = 6_000;
+    let (catalogue, truth) = shop();
+    let all: Vec<usize> = (0..120).collect();
+    let values: Vec<Vec<f64>> = (0..VISITS).map(|visit| values(&catalogue, &truth, visit % 500, visit / 500)).collect();
+    for most in [1, 5, 10, 20, 50, 119, 120] {
+        let hit = |(visit, values): (usize, &Vec<f64>)| hits(&random_choice(120, most, seed(&[SEED, visit as u64])), values);
+        let hit = values.iter().enumerate().filter(|visit| hit(*visit)).count() as f64 / VISITS as f64;
+        let odds = most as f64 / 120.0;
+        let error = (odds * (1.0 - odds) / VISITS as f64).sqrt();
+        assert!((hit - odds).abs() <= 3.0 * error, "{most} of 120 hit in {hit}, seed {SEED}");
+    }
+    for values in &values {
+        assert!(hits(&all, values));
+        assert_eq!(value_ratio(best(values).expect("there are orders"), values), 1.0);
+    }
+}
