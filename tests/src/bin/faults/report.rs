@@ -105,7 +105,9 @@ impl SideReport {
     pub(crate) fn of(wish: &Wish, took: Duration, figures: Figures, mut faults: Entries, sent: &Sent, run: &Facts) -> Self {
         let kills = faults.get("kill").map_or(0, |entry| entry.times);
         assert_eq!(kills, u64::from(wish.kills), "every kill of the schedule is made");
-        let mut add = |kind, what, times| drop(faults.insert(kind, Entry { what, times, seconds: 0.0 }));
+        let mut add = |kind, what, times| {
+            faults.insert(kind, Entry { what, times, seconds: 0.0 });
+        };
         add("repeated", "an event is posted again later, among others' in another order", sent.repeated);
         add("poisoned", "a record that is no event is written into the topic", sent.poisoned);
         add("refused", "a body or an event that cannot be taken is posted", sent.refused);
