@@ -1,6 +1,8 @@
 //! Records between librdkafka's form and the runtime's.
 
-use endcap_runtime::{DeadLetter, DeadLetterId, Headers, LogError, Outgoing, Received, StoredDeadLetter, in_place_of};
+use endcap_runtime::{
+    CAME_UNDER, DeadLetter, DeadLetterId, Headers, LogError, Outgoing, Received, StoredDeadLetter, in_place_of,
+};
 use endcap_schemas::topics::Topic;
 use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message, OwnedHeaders};
 
@@ -10,9 +12,6 @@ use crate::{
     names::Names,
     registry::{self, Registry},
 };
-
-/// Name of the header that keeps a foreign record's key where that is no text: keys are text in the runtime, and a dead letter keeps its own.
-const KEY_BYTES: &str = "endcap_key";
 
 /// Name of the header that keeps the schema id under which a value travelled, until it is processed: a dead letter travels under it again.
 const SCHEMA_ID: &str = "endcap_schema_id";
@@ -85,9 +84,11 @@ impl Record {
     }
 }
 
-/// The original key, taken out of the headers where it is kept there.
+/// The key of this text; where it was no text, its bytes, taken out of the headers.
 fn take_key(pairs: &mut Pairs, text: &str) -> Vec<u8> {
-    take(pairs, KEY_BYTES).unwrap_or_else(|| text.as_bytes().to_vec())
+    let is_of = |name: &str, value: &[u8]| name == CAME_UNDER && String::from_utf8_lossy(value) == text;
+    let kept = pairs.iter().position(|(name, value)| is_of(name, value));
+    kept.map_or_else(|| text.as_bytes().to_vec(), |at| pairs.remove(at).1)
 }
 
 fn take(pairs: &mut Pairs, name: &str) -> Option<Vec<u8>> {
@@ -121,7 +122,7 @@ fn appended_ms(message: &BorrowedMessage<'_>) -> i64 {
 fn key_of(message: &BorrowedMessage<'_>, headers: &mut Headers) -> String {
     let key = message.key().unwrap_or_default();
     if std::str::from_utf8(key).is_err() {
-        headers.foreign.push((KEY_BYTES.to_owned(), key.to_vec()));
+        headers.foreign.push((CAME_UNDER.to_owned(), key.to_vec()));
     }
     String::from_utf8_lossy(key).into_owned()
 }

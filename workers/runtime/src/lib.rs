@@ -20,7 +20,7 @@ pub use broker::{Broker, DeadLetterFilter, DeadLetterId, GroupState, INGEST, Sto
 pub use clock::{Clock, Clocks, ManualClock, SystemClock};
 pub use embedded::{Embedded, EmbeddedConfig};
 pub use limits::outside;
-pub use log::{Backlog, Commit, DeadLetter, Headers, Log, LogError, Outgoing, Received, in_place_of};
+pub use log::{Backlog, CAME_UNDER, Commit, DeadLetter, Headers, Log, LogError, Outgoing, Received, in_place_of};
 pub use overview::{Remain, StoreOverview};
 pub use retry::RetryConfig;
 pub use run::{BreakerConfig, LoopConfig, StageEnv, StageStopped, run_stage};

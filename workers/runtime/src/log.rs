@@ -8,6 +8,10 @@ use thiserror::Error;
 
 use crate::Tally;
 
+/// Name of the header that keeps the key under which a record came, where it does not stand under it: a key that is no text, or another one
+/// than its user's.
+pub const CAME_UNDER: &str = "endcap_key";
+
 /// Hex digits of a hash that stands for bytes: enough to find them again in the sender's file.
 const HASH_DIGITS: usize = 32;
 
@@ -37,7 +41,8 @@ pub trait Log: Send {
     /// commit the rest. [`LogError::Unavailable`] to be retried as it is.
     fn commit(&mut self, commit: &Commit) -> Result<(), LogError>;
 
-    /// How far the group is behind.
+    /// How far the group is behind, as far as this consumer knows it: its own partitions where it has some. A measure for people: exact
+    /// when the log has been quiet for a moment, near enough while it is not, and never worth waiting for.
     ///
     /// # Errors
     /// [`LogError`] when the log does not answer.
@@ -128,6 +133,19 @@ pub struct Received {
     pub headers: Headers,
     /// The value in wire form, not yet looked at.
     pub value: Vec<u8>,
+}
+
+impl Received {
+    /// The same record under the key of `user`. The key that it came under is kept in its headers.
+    #[must_use]
+    pub fn under(mut self, user: &UserKey) -> Self {
+        let key = std::mem::replace(&mut self.key, user.to_string());
+        let is_kept = |name: &str, value: &[u8]| name == CAME_UNDER && String::from_utf8_lossy(value) == key;
+        if !self.headers.foreign.iter().any(|(name, value)| is_kept(name, value)) {
+            self.headers.foreign.push((CAME_UNDER.to_owned(), key.into_bytes()));
+        }
+        self
+    }
 }
 
 /// A record that could not be processed, with everything needed to look into it and to send it again.

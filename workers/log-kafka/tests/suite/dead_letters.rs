@@ -1,7 +1,9 @@
 //! Dead letters on Kafka, beyond the contract: foreign records as they were, erased users, other processes.
 
+use std::thread;
+
 use endcap_runtime::{
-    Broker, Commit, DeadLetter, DeadLetterFilter, Log, Received, Stamp, Store, Write,
+    Broker, CAME_UNDER, Commit, DeadLetter, DeadLetterFilter, Log, Received, Shutdown, Stamp, Store, Write,
     contract::{poll_all, record, through},
 };
 use endcap_schemas::{UserKey, topics::Topic};
@@ -12,7 +14,11 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer},
 };
 
-use crate::server::Server;
+use crate::{
+    groups::until,
+    server::Server,
+    toy::{all, event, fold},
+};
 
 fn letter(record: &Received) -> DeadLetter {
     DeadLetter {
@@ -25,12 +31,12 @@ fn letter(record: &Received) -> DeadLetter {
     }
 }
 
-/// Sends a record that none of ours would: a key that is no text, a header of its own.
-fn send_foreign(server: &Server, topic: &str) {
+/// Sends a record as no producer of ours would, with a header of its own.
+fn send_foreign(server: &Server, topic: &str, key: &[u8], value: &[u8]) {
     let producer: BaseProducer =
         ClientConfig::new().set("bootstrap.servers", &server.settings.brokers[0]).create().expect("a producer");
     let headers = OwnedHeaders::new().insert(Header { key: "shop", value: Some("berlin") });
-    let record = BaseRecord::<[u8], [u8]>::to(topic).key(&[0xFF, 0x01]).payload(&[0x00, 0xFE]).headers(headers);
+    let record = BaseRecord::<[u8], [u8]>::to(topic).key(key).payload(value).headers(headers);
     producer.send(record).map_err(|(error, _)| error).expect("a record is queued");
     producer.flush(std::time::Duration::from_secs(10)).expect("a record arrives");
 }
@@ -39,7 +45,7 @@ fn send_foreign(server: &Server, topic: &str) {
 fn a_foreign_record_goes_to_the_dead_letters_and_back_with_its_key_bytes_and_headers() {
     let Some(server) = Server::fresh(2) else { return };
     let topic = format!("{}.{}", server.settings.namespace, Topic::EVENTS);
-    send_foreign(&server, &topic);
+    send_foreign(&server, &topic, &[0xFF, 0x01], &[0x00, 0xFE]);
     let mut log = server.kafka.log("g", Topic::EVENTS).expect("a consumer");
     let got = poll_all(&mut log, 1).remove(0);
     assert_eq!(got.headers.id, format!("{topic}/{}/{}", got.partition, got.offset), "an id is derived from its place");
@@ -73,6 +79,40 @@ fn a_foreign_record_goes_to_the_dead_letters_and_back_with_its_key_bytes_and_hea
     assert!(server.kafka.dead_letters(&DeadLetterFilter::default()).expect("a list").is_empty(), "seen by other processes");
     let again = poll_all(&mut log, 1).remove(0);
     assert_eq!((&again.key, &again.value, &again.headers), (&got.key, &got.value, &got.headers));
+}
+
+#[test]
+fn records_under_another_key_than_their_shoppers_are_filed_under_their_shopper() {
+    let Some(server) = Server::fresh(2) else { return };
+    let topic = format!("{}.{}", server.settings.namespace, Topic::EVENTS);
+    for (n, key) in [&b"default/somebody"[..], &[0xFF, 0x01], b""].into_iter().enumerate() {
+        send_foreign(&server, &topic, key, &event(n as i64, 1).value);
+    }
+    let fold_until = |received: u64| {
+        let end = Shutdown::new();
+        thread::scope(|scope| {
+            scope.spawn(|| fold(&server.kafka, &server.store, 10, &end).expect("the worker ends as it was asked to"));
+            until("every record's fate", || {
+                server.kafka.tallies().expect("tallies").get("context").is_some_and(|tally| tally.received == received)
+            });
+            end.trigger();
+        });
+    };
+    fold_until(3);
+    let theirs = DeadLetterFilter { user: Some(UserKey::of("u0")), kind: Some("wrong_key".to_owned()), ..Default::default() };
+    let ids: Vec<_> = server.kafka.dead_letters(&theirs).expect("a list").into_iter().map(|letter| letter.id).collect();
+    let came_under = |id| {
+        let letter = server.kafka.dead_letter(id).expect("an answer").expect("a letter");
+        letter.headers.foreign.into_iter().find(|(name, _)| name == CAME_UNDER).expect("its own key is kept").1
+    };
+    let mut keys: Vec<Vec<u8>> = ids.iter().map(came_under).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, [b"".to_vec(), b"default/somebody".to_vec(), vec![0xFF, 0x01]]);
+    assert_eq!(server.kafka.redrive(&ids).expect("they are sent"), 3);
+    fold_until(6);
+    let contexts = all(&server.kafka, Topic::CONTEXTS);
+    assert_eq!(contexts.len(), 3, "sent again they go where their shopper's records are");
+    assert!(contexts.iter().all(|context| context.key == "default/u0"));
 }
 
 #[test]

@@ -26,6 +26,8 @@ use pending::{Fate, Held, Pending};
 
 /// Kind of a dead letter whose bytes could not be read.
 pub(crate) const MALFORMED: &str = "malformed";
+/// Kind of a dead letter whose key is not its user's: another partition has the rest of the user's records. A sender's fault.
+pub(crate) const WRONG_KEY: &str = "wrong_key";
 /// Kind of a dead letter on which the stage fails even when it is alone.
 pub(crate) const STAGE_FAILED: &str = "stage_failed";
 /// Kind of a dead letter whose output does not fit the wire.

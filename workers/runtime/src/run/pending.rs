@@ -7,8 +7,12 @@ use std::{
 
 use endcap_schemas::{Message, UserKey, wire};
 
-use super::MALFORMED;
+use super::{MALFORMED, WRONG_KEY};
 use crate::{DropReason, Input, Received, Stamp};
+
+/// What is wrong with a record of another's key. Names nobody: log lines repeat it.
+const WRONG_KEY_MESSAGE: &str = "the key is not `tenant/user` of the value, so another partition has the rest of its user's records: mend the \
+                                 producer; sent again, it goes where they are";
 
 /// One record on its way through the loop.
 pub(super) struct Held<T> {
@@ -38,14 +42,22 @@ pub(super) enum Fate<T> {
 impl<T: Message> Held<T> {
     fn new(record: Received) -> Self {
         let first_ms = record.appended_ms;
-        let (fate, context) = match wire::decode::<T>(&record.value) {
-            Ok(value) => {
-                let context = value.head().map(|head| (head.user.clone(), Stamp::of(head.context_ms, head.generation)));
-                (Fate::Live(value), context)
-            }
-            Err(error) => (Fate::Dead { kind: MALFORMED, message: error.to_string() }, None),
+        let value = match wire::decode::<T>(&record.value) {
+            Ok(value) => value,
+            Err(error) => return Self::dead(record, MALFORMED, error.to_string()),
         };
-        Self { record, fate, attempts: 0, context, first_ms }
+        let user = value.user();
+        if record.key != user.to_string() {
+            // Filed under its user, so that it is masked with them, and goes to their partition when it is sent again.
+            return Self::dead(record.under(&user), WRONG_KEY, WRONG_KEY_MESSAGE.to_owned());
+        }
+        let context = value.head().map(|head| (head.user.clone(), Stamp::of(head.context_ms, head.generation)));
+        Self { record, fate: Fate::Live(value), attempts: 0, context, first_ms }
+    }
+
+    fn dead(record: Received, kind: &'static str, message: String) -> Self {
+        let first_ms = record.appended_ms;
+        Self { record, fate: Fate::Dead { kind, message }, attempts: 0, context: None, first_ms }
     }
 
     pub(super) fn is_live(&self) -> bool {

@@ -1,14 +1,15 @@
 //! The loop of one stage, with toy stages whose faults are knobs.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, atomic::Ordering},
     thread,
     time::Duration,
 };
 
 use endcap_runtime::{
-    BreakerConfig, Clocks, DropReason, Input, ManualClock, Rejection, Settled, Shutdown, StageError, StageStopped, Stamp, Store,
-    StoreError, Verdict, Write, embedded::DeadLetterFilter,
+    BreakerConfig, CAME_UNDER, Clocks, DropReason, Input, ManualClock, Rejection, Settled, Shutdown, StageError, StageStopped,
+    Stamp, Store, StoreError, Verdict, Write, embedded::DeadLetterFilter,
 };
 use endcap_schemas::{ContextChanged, KeywordsChosen, Message, ShopperEvent, ThemesWritten, UserKey, topics::Topic};
 use serde_json::json;
@@ -93,6 +94,37 @@ fn bytes_that_cannot_be_read_become_a_dead_letter_as_they_are() {
         (&b"{\"hello\": 1}"[..], &records[1].headers, Topic::CONTEXTS.name())
     );
     assert_eq!((&letter.group[..], &letter.stage[..]), ("endcap.themes.live", "themes"));
+}
+
+#[test]
+fn a_record_under_another_key_than_its_users_is_filed_under_its_user_and_stops_nothing() {
+    let mut bench = Bench::new();
+    bench.env.config.breaker = BreakerConfig { consecutive_max: 5, ..BreakerConfig::default() };
+    let mut records = contexts(30);
+    records[1..29].iter_mut().for_each(|record| record.key = UserKey::of("somebody"));
+    bench.append(&records);
+    bench.run(Toy::<Compose>::new());
+    assert_eq!(users::<ThemesWritten>(&bench), ["u0", "u29"], "a sender's faults do not trip the breaker");
+    assert_eq!(bench.tally::<Compose>().dead_lettered, BTreeMap::from([("wrong_key".to_owned(), 28)]));
+    let letters = |user: &str| {
+        let filter = DeadLetterFilter { user: Some(UserKey::of(user)), ..DeadLetterFilter::default() };
+        bench.file.dead_letters(&filter).unwrap()
+    };
+    assert!(letters("somebody").is_empty());
+    let letter = bench.file.dead_letter(&letters("u7")[0].id).unwrap().unwrap();
+    assert_eq!((&letter.value, letter.offset), (&records[7].value, 7));
+    assert_eq!(letter.headers.foreign, [(CAME_UNDER.to_owned(), b"default/somebody".to_vec())]);
+    assert!(!letter.message.contains("u7") && !letter.message.contains("somebody"), "log lines repeat it: {}", letter.message);
+
+    assert_eq!(bench.file.redrive(&[letter.id]).unwrap(), 1);
+    bench.run(Toy::<Compose>::new());
+    assert_eq!(users::<ThemesWritten>(&bench), ["u0", "u29", "u7"], "sent again it goes where its user's records are");
+
+    let erase = Write::Erase { user: UserKey::of("u8"), stamp: Stamp::of(NOW_MS, 999), at: None };
+    bench.file.put_all(&[erase], &[]).unwrap();
+    let listed = bench.file.dead_letters(&DeadLetterFilter { limit: 100, ..DeadLetterFilter::default() }).unwrap();
+    let masked: Vec<i64> = listed.iter().filter(|letter| letter.masked).map(|letter| letter.offset).collect();
+    assert_eq!(masked, [8], "erasing its user masks it");
 }
 
 #[test]
