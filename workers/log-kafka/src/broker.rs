@@ -1,7 +1,7 @@
 //! The log as a whole: the Kafka side of [`Broker`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -13,15 +13,18 @@ use endcap_runtime::{
 use endcap_schemas::topics::Topic;
 
 use crate::{
-    KafkaConfig, KafkaLog, client,
-    dead_letters::{self, Index, Spot},
+    KafkaConfig, KafkaLog,
+    asker::Asker,
+    client,
+    dead_letters::{self, Letters, Spot},
     inspect::Inspector,
     names::Names,
     notes::{self, Notes},
-    producer::{Around, Ingest},
-    reader::Reader,
+    producer::Ingest,
+    reader::{Reader, Readers},
     record::Record,
     registry::Registry,
+    tender::Tender,
 };
 
 /// How often a producer looks whether the groups are too far behind.
@@ -38,26 +41,24 @@ pub(crate) struct Shared {
     pub(crate) config: KafkaConfig,
     pub(crate) names: Names,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tender: Arc<Tender>,
     pub(crate) inspector: Inspector,
     pub(crate) registry: Option<Arc<Registry>>,
     /// Knows who was erased.
     store: Arc<dyn Store>,
-    /// Locked in this order, where more than one is needed: door, notes, letters, the inspector's reader.
-    door: Mutex<Door>,
-    notes: Mutex<AllNotes>,
-    letters: Mutex<Index>,
+    /// Nobody holds two of these but for letters, then redriven.
+    door: Mutex<Ingest>,
+    room: Mutex<Option<Room>>,
+    tallies: Mutex<Notes>,
+    progress: Mutex<Notes>,
+    letters: Mutex<Letters>,
+    redriven: Mutex<Notes>,
 }
 
-struct Door {
-    ingest: Ingest,
-    /// When the groups were last looked at, and what was too much then.
-    looked: Option<(Duration, Option<(String, u64)>)>,
-}
-
-struct AllNotes {
-    tallies: Notes,
-    progress: Notes,
-    redriven: Notes,
+/// When the groups were last looked at, and what was too much then.
+struct Room {
+    at: Duration,
+    full: Option<(Topic, u64)>,
 }
 
 impl Kafka {
@@ -70,17 +71,28 @@ impl Kafka {
     pub fn connect(config: KafkaConfig, clock: Arc<dyn Clock>, store: Arc<dyn Store>) -> Result<Self, LogError> {
         client::connect(&config, config.request_timeout())?;
         let names = Names::of(config.settings());
-        let inspector = Inspector::new(&config, &names)?;
-        check_topics(&inspector.reader(), &names)?;
+        let tender = Tender::start()?;
+        let asker = Arc::new(Asker::new(&config, &names, &tender)?);
+        check_topics(&asker, &names)?;
         let registry = config.registry().map(Arc::new);
-        let door = Door { ingest: Ingest::new(&config, &names, registry.clone()), looked: None };
-        let notes = AllNotes {
-            tallies: Notes::new(names.tallies()),
-            progress: Notes::new(names.progress()),
-            redriven: Notes::new(names.redriven()),
+        let readers = Arc::new(Readers::new(&config, &names, &asker, &tender));
+        let notes = |topic: String| Mutex::new(Notes::new(topic));
+        let shared = Shared {
+            inspector: Inspector::new(&names, &asker, &readers),
+            door: Mutex::new(Ingest::new(&config, &names, registry.clone(), &readers, &tender)),
+            room: Mutex::default(),
+            tallies: notes(names.tallies()),
+            progress: notes(names.progress()),
+            letters: Mutex::default(),
+            redriven: notes(names.redriven()),
+            config,
+            names,
+            clock,
+            tender,
+            registry,
+            store,
         };
-        let (door, notes, letters) = (Mutex::new(door), Mutex::new(notes), Mutex::default());
-        Ok(Self { shared: Arc::new(Shared { config, names, clock, inspector, registry, store, door, notes, letters }) })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// A consumer of `topic` for `group`.
@@ -100,15 +112,15 @@ impl Kafka {
 
 /// All topics must be there: a broker that makes them by itself makes them as it likes. Those of the path have equal numbers of partitions,
 /// so that a stage's outputs keep their key.
-fn check_topics(reader: &Reader, names: &Names) -> Result<(), LogError> {
+fn check_topics(asker: &Asker, names: &Names) -> Result<(), LogError> {
     let mut counts = BTreeMap::new();
     for topic in Topic::PATH {
         let name = names.topic(topic);
-        counts.insert(name.clone(), reader.partitions(&name)?);
-        reader.partitions(&names.dead_letters(topic))?;
+        counts.insert(name.clone(), asker.partitions(&name)?);
+        asker.partitions(&names.dead_letters(topic))?;
     }
     for name in [names.tallies(), names.progress(), names.redriven()] {
-        reader.partitions(&name)?;
+        asker.partitions(&name)?;
     }
     let first = counts.values().next().copied();
     if counts.values().any(|count| Some(*count) != first) {
@@ -126,28 +138,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Runs `work` at the door, with what it needs around it.
-    fn at_door<R>(&self, work: impl FnOnce(&mut Ingest, Around<'_>) -> R) -> R {
-        let (mut door, mut notes) = (lock(&self.door), lock(&self.notes));
-        let reader = self.inspector.reader();
-        let AllNotes { tallies, progress, .. } = &mut *notes;
-        work(&mut door.ingest, Around { reader: &reader, tallies, progress })
-    }
-
     /// Refuses more while a group is too far behind; looks once a second.
     fn check_room(&self) -> Result<(), LogError> {
         let (now, limit) = (self.clock.monotonic(), self.config.settings().waiting_max);
-        let mut door = lock(&self.door);
-        if door.looked.as_ref().is_none_or(|(at, _)| now.saturating_sub(*at) >= ROOM_EVERY) {
-            let mut waiting: BTreeMap<(String, String), u64> = BTreeMap::new();
-            for state in self.inspector.groups()? {
-                *waiting.entry((state.group, state.topic)).or_default() += state.backlog.waiting;
-            }
-            let fullest = waiting.into_iter().max_by_key(|(_, waiting)| *waiting).filter(|(_, waiting)| *waiting >= limit);
-            door.looked = Some((now, fullest.map(|((_, topic), waiting)| (topic, waiting))));
+        let mut room = lock(&self.room);
+        if room.as_ref().is_none_or(|room| now.saturating_sub(room.at) >= ROOM_EVERY) {
+            let full = self.inspector.furthest_behind()?.filter(|(_, waiting)| *waiting >= limit);
+            *room = Some(Room { at: now, full });
         }
-        match &door.looked {
-            Some((_, Some((topic, waiting)))) => Err(LogError::Full { topic: topic.clone(), waiting: *waiting, limit }),
+        match &*room {
+            Some(Room { full: Some((topic, waiting)), .. }) => {
+                Err(LogError::Full { topic: topic.name().to_owned(), waiting: *waiting, limit })
+            }
             _ => Ok(()),
         }
     }
@@ -179,13 +181,25 @@ impl Shared {
 
     /// One letter with its bytes, unless it was sent again.
     fn letter(&self, spot: Spot) -> Result<Option<StoredDeadLetter>, LogError> {
-        let (mut notes, letters) = (lock(&self.notes), lock(&self.letters));
-        let reader = self.inspector.reader();
-        if notes.redriven.refresh(&reader)?.contains_key(spot.id().as_str()) {
+        let reader = self.inspector.readers().lend()?;
+        if lock(&self.redriven).refresh(&reader)?.contains_key(spot.id().as_str()) {
             return Ok(None);
         }
-        let found = dead_letters::find(&letters, &reader, &self.names, spot)?;
+        let kept = lock(&self.letters).kept(spot);
+        let found = kept.map_or_else(|| dead_letters::find(&reader, &self.names, spot), |letter| Ok(Some(letter)))?;
         found.map(|letter| self.masked(letter)).transpose()
+    }
+
+    /// Asks the index of the letters as they are now, without those that were sent again.
+    fn of_letters<R>(
+        &self,
+        ask: impl FnOnce(&mut Letters, &Reader, &BTreeSet<Spot>) -> Result<R, LogError>,
+    ) -> Result<R, LogError> {
+        let mut letters = lock(&self.letters);
+        let reader = self.inspector.readers().lend()?;
+        letters.refresh(&reader, &self.names)?;
+        let redriven = dead_letters::spots(lock(&self.redriven).refresh(&reader)?);
+        ask(&mut letters, &reader, &redriven)
     }
 }
 
@@ -196,22 +210,22 @@ impl Broker for Kafka {
 
     fn append(&self, records: &[Outgoing], progress: Option<(&str, &str)>) -> Result<(), LogError> {
         self.shared.check_room()?;
-        self.shared.at_door(|ingest, around| ingest.append(around, records, progress))
+        lock(&self.shared.door).append(records, progress)
     }
 
     fn admit(&self, records: &[Outgoing], refused: &[DeadLetter]) -> Result<(), LogError> {
         self.shared.check_room()?;
-        self.shared.at_door(|ingest, around| ingest.admit(around, records, refused, &*self.shared.clock))
+        lock(&self.shared.door).admit(records, refused, &*self.shared.clock)
     }
 
     fn progress(&self, name: &str) -> Result<Option<String>, LogError> {
-        let mut notes = lock(&self.shared.notes);
-        Ok(notes.progress.refresh(&self.shared.inspector.reader())?.get(name).cloned())
+        let reader = self.shared.inspector.readers().lend()?;
+        Ok(lock(&self.shared.progress).refresh(&reader)?.get(name).cloned())
     }
 
     fn tallies(&self) -> Result<BTreeMap<String, Tally>, LogError> {
-        let mut notes = lock(&self.shared.notes);
-        notes::sum(notes.tallies.refresh(&self.shared.inspector.reader())?)
+        let reader = self.shared.inspector.readers().lend()?;
+        notes::sum(lock(&self.shared.tallies).refresh(&reader)?)
     }
 
     fn groups(&self) -> Result<Vec<GroupState>, LogError> {
@@ -219,7 +233,7 @@ impl Broker for Kafka {
     }
 
     fn ends(&self, topic: Topic) -> Result<BTreeMap<i32, i64>, LogError> {
-        let ends = self.shared.inspector.reader().ends(&self.shared.names.topic(topic))?;
+        let ends = self.shared.inspector.ends(topic)?;
         Ok(ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect())
     }
 
@@ -228,12 +242,8 @@ impl Broker for Kafka {
     }
 
     fn dead_letters(&self, filter: &DeadLetterFilter) -> Result<Vec<StoredDeadLetter>, LogError> {
-        let listed = {
-            let (mut notes, mut letters) = (lock(&self.shared.notes), lock(&self.shared.letters));
-            let reader = self.shared.inspector.reader();
-            letters.refresh(&reader, &self.shared.names)?;
-            letters.list(filter, notes.redriven.refresh(&reader)?)
-        };
+        let names = &self.shared.names;
+        let listed = self.shared.of_letters(|letters, reader, redriven| letters.list(reader, names, filter, redriven))?;
         listed.into_iter().map(|letter| self.shared.masked(letter)).collect()
     }
 
@@ -242,10 +252,7 @@ impl Broker for Kafka {
     }
 
     fn dead_letter_counts(&self) -> Result<BTreeMap<(String, String), u64>, LogError> {
-        let (mut notes, mut letters) = (lock(&self.shared.notes), lock(&self.shared.letters));
-        let reader = self.shared.inspector.reader();
-        letters.refresh(&reader, &self.shared.names)?;
-        Ok(letters.counts(notes.redriven.refresh(&reader)?))
+        self.shared.of_letters(|letters, _, redriven| Ok(letters.counts(redriven)))
     }
 
     /// Two calls that send the same letter again at the same moment may both send it.
@@ -260,7 +267,7 @@ impl Broker for Kafka {
             [Record::redriven(names, spot.topic, letter), note]
         });
         let records = records.collect();
-        self.shared.at_door(|ingest, around| ingest.write(around, records, &Tally::default()))?;
+        lock(&self.shared.door).write(records, &Tally::default())?;
         Ok(found.len())
     }
 }
