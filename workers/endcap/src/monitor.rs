@@ -1,4 +1,4 @@
-//! Reads the job's figures from the log and the store, over and over.
+//! Reads the job's figures from the log and the store.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -23,22 +23,37 @@ const READ_MAX: usize = 64;
 /// Readings that rates are taken over.
 const READINGS: usize = 60;
 
+/// Stages in path order, and what each tells of itself.
+pub type Stages = Vec<(&'static str, Arc<StageStats>)>;
+
 /// What reads.
 pub struct Monitor {
     sides: Sides,
-    stages: Vec<(&'static str, Arc<StageStats>)>,
+    stages: Stages,
     /// The first page of each partition that was not read.
     next: BTreeMap<i32, i64>,
     /// Freshness of the last pages, s.
     fresh: VecDeque<f64>,
+    rates: Rates,
+}
+
+/// Reads what this process alone has done since its start: nobody is asked for it.
+pub struct OwnMonitor {
+    stages: Stages,
+    rates: Rates,
+}
+
+/// What rates are taken over.
+#[derive(Default)]
+struct Rates {
     /// Time, tokens per stage and pages of the last readings.
-    past: VecDeque<(Duration, BTreeMap<&'static str, u64>, u64)>,
+    past: VecDeque<(Duration, BTreeMap<String, u64>, u64)>,
 }
 
 impl Monitor {
     /// A monitor over `sides`; `stages` in path order.
-    pub fn new(sides: Sides, stages: Vec<(&'static str, Arc<StageStats>)>) -> Self {
-        Self { sides, stages, next: BTreeMap::new(), fresh: VecDeque::new(), past: VecDeque::new() }
+    pub fn new(sides: Sides, stages: Stages) -> Self {
+        Self { sides, stages, next: BTreeMap::new(), fresh: VecDeque::new(), rates: Rates::default() }
     }
 
     /// A reading. `up_for` is the time since the start; `feeder` says what the feeder is doing.
@@ -51,26 +66,11 @@ impl Monitor {
         let groups = self.sides.groups()?;
         let Counts { events, pages: published, .. } = Counts::of(&tallies, &groups);
         let none = Tally::default();
-        let mut tokens_now = BTreeMap::new();
-        let mut stages: Vec<StageFigures> = Vec::with_capacity(self.stages.len());
-        for (name, stats) in &self.stages {
-            let tally = tallies.get(*name).unwrap_or(&none);
-            let tokens = tokens_of(name, tally);
-            tokens_now.insert(*name, tokens.map_or(0, |tokens| tokens.prefilled + tokens.generated + tokens.forced));
-            stages.push(StageFigures {
-                name: (*name).to_owned(),
-                received: tally.received,
-                passed: tally.passed,
-                dropped: tally.dropped.clone(),
-                dead_lettered: tally.dead_lettered_total(),
-                waiting: waiting(&groups, name),
-                seconds: busy_seconds(tally),
-                tokens,
-                tokens_per_second: 0.0,
-                trouble: stats.snapshot().trouble,
-            });
-        }
-        let pages_per_second = self.rates(up_for, tokens_now, published, &mut stages);
+        let figures = |(name, stats): &(&'static str, Arc<StageStats>)| {
+            stage_figures(name, tallies.get(*name).unwrap_or(&none), waiting(&groups, name), stats.snapshot().trouble)
+        };
+        let mut stages: Vec<StageFigures> = self.stages.iter().map(figures).collect();
+        let pages_per_second = self.rates.fill_in(up_for, published, &mut stages);
         Ok(Figures {
             uptime_s: up_for.as_secs_f64(),
             accepted: events,
@@ -109,10 +109,47 @@ impl Monitor {
         }
         Ok(())
     }
+}
 
+impl OwnMonitor {
+    /// A monitor of `stages`, in path order.
+    pub fn new(stages: Stages) -> Self {
+        Self { stages, rates: Rates::default() }
+    }
+
+    /// A reading; what a stage holds is what waits for it. `up_for` is the time since the start.
+    pub fn read(&mut self, up_for: Duration) -> Vec<StageFigures> {
+        let figures = |(name, stats): &(&'static str, Arc<StageStats>)| {
+            let own = stats.snapshot();
+            stage_figures(name, &own.tally, own.held as u64, own.trouble)
+        };
+        let mut stages: Vec<StageFigures> = self.stages.iter().map(figures).collect();
+        self.rates.fill_in(up_for, 0, &mut stages);
+        stages
+    }
+}
+
+fn stage_figures(name: &str, tally: &Tally, waiting: u64, trouble: Option<String>) -> StageFigures {
+    StageFigures {
+        name: name.to_owned(),
+        received: tally.received,
+        passed: tally.passed,
+        dropped: tally.dropped.clone(),
+        dead_lettered: tally.dead_lettered_total(),
+        waiting,
+        seconds: busy_seconds(tally),
+        tokens: tokens_of(name, tally),
+        tokens_per_second: 0.0,
+        trouble,
+    }
+}
+
+impl Rates {
     /// Fills in tokens a second; answers pages a second.
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-    fn rates(&mut self, now: Duration, tokens: BTreeMap<&'static str, u64>, published: u64, stages: &mut [StageFigures]) -> f64 {
+    fn fill_in(&mut self, now: Duration, published: u64, stages: &mut [StageFigures]) -> f64 {
+        let all = |tokens: TokenCounts| tokens.prefilled + tokens.generated + tokens.forced;
+        let tokens = stages.iter().map(|stage| (stage.name.clone(), stage.tokens.map_or(0, all))).collect();
         self.past.push_back((now, tokens, published));
         if self.past.len() > READINGS {
             self.past.pop_front();
@@ -125,7 +162,7 @@ impl Monitor {
             return 0.0;
         }
         for stage in stages {
-            let count = |counts: &BTreeMap<&'static str, u64>| counts.get(stage.name.as_str()).copied().unwrap_or(0);
+            let count = |counts: &BTreeMap<String, u64>| counts.get(stage.name.as_str()).copied().unwrap_or(0);
             stage.tokens_per_second = count(after).saturating_sub(count(before)) as f64 / seconds;
         }
         published.saturating_sub(*pages_before) as f64 / seconds

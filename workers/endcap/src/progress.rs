@@ -141,15 +141,24 @@ impl Board {
 
     /// Shows `figures`; `up_for` is the time since the start.
     pub fn show(&mut self, figures: &Figures, up_for: Duration) {
+        self.show_with(headline(figures), &figures.stages, up_for);
+    }
+
+    /// Shows what this process's `stages` have done since its start.
+    pub fn show_own(&mut self, stages: &[StageFigures], up_for: Duration) {
+        self.show_with("this process".to_owned(), stages, up_for);
+    }
+
+    fn show_with(&mut self, head: String, stages: &[StageFigures], up_for: Duration) {
         match &mut self.plain {
             Some(next) if up_for >= *next => {
                 *next = up_for + PLAIN_EVERY;
-                say(&format!("{} | {}", headline(figures), figures.stages.iter().map(brief).collect::<Vec<_>>().join(" | ")));
+                say(&format!("{head} | {}", stages.iter().map(brief).collect::<Vec<_>>().join(" | ")));
             }
             Some(_) => {}
             None => {
-                self.head.set_message(headline(figures));
-                for (bar, stage) in self.stages.iter().zip(&figures.stages) {
+                self.head.set_message(head);
+                for (bar, stage) in self.stages.iter().zip(stages) {
                     bar.set_message(row(stage));
                 }
             }

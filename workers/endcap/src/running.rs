@@ -7,22 +7,20 @@
 use std::{
     process,
     sync::{
-        Arc, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, Sender},
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel},
     },
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
-use endcap_runtime::{Clock, Shutdown};
+use endcap_runtime::Shutdown;
 use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 
 use crate::{
     desk::Desk,
-    feed::FeedState,
     figures::Figures,
-    monitor::Monitor,
+    monitor::OwnMonitor,
     path::Ended,
     progress::{Board, say},
     web::Life,
@@ -41,15 +39,14 @@ pub(crate) enum Event {
     Fed(Result<()>),
     /// The web server has ended.
     Served(Result<()>),
+    /// The figures were read, as somebody had asked for.
+    Read(Result<Arc<Figures>>),
     /// Somebody asks to end.
     Signal,
 }
 
 /// Who feeds events in.
 pub(crate) struct Feeder {
-    pub(crate) state: Arc<FeedState>,
-    /// What is being fed, for people.
-    pub(crate) words: String,
     /// Asks it to finish.
     pub(crate) end: Shutdown,
     /// Whether it has.
@@ -74,62 +71,93 @@ pub(crate) fn listen_to_signals(events: &Sender<Event>) -> Result<()> {
     Ok(())
 }
 
+/// Starts the thread that reads the figures when it is asked to: log and store may be slow, and signals are heard at once all the same.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub(crate) fn read_on_demand(desk: &Arc<Desk>, events: &Sender<Event>) -> Result<SyncSender<()>> {
+    let (desk, events) = (desk.clone(), events.clone());
+    let (ask, asked) = sync_channel(1);
+    let read_all = move || asked.into_iter().try_for_each(|()| events.send(Event::Read(desk.gauge.read())));
+    thread::Builder::new().name("figures".to_owned()).spawn(read_all).context("cannot start the thread that reads figures")?;
+    Ok(ask)
+}
+
+/// What the waiting thread shows.
+pub(crate) enum Show {
+    /// The whole job, read by a thread of its own.
+    Job(SyncSender<()>),
+    /// What this process has done: the rest is read when somebody looks at the page.
+    Own(OwnMonitor),
+}
+
+/// What was so when a reading was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    /// Whether the feeder had ended: nothing came from it after that.
+    fed: bool,
+    /// Whether the door was closed: nothing came in after that.
+    closed: bool,
+}
+
 /// The job while it runs.
 pub(crate) struct Running {
     pub(crate) exit_when_drained: bool,
     pub(crate) desk: Arc<Desk>,
     pub(crate) life: Arc<Life>,
-    pub(crate) monitor: Monitor,
+    pub(crate) show: Show,
     /// `None` where nothing is fed.
     pub(crate) feeder: Option<Feeder>,
-    pub(crate) clock: Arc<dyn Clock>,
     /// Asks the stages to finish.
     pub(crate) shutdown: Shutdown,
     /// Whether the first wish to end works off what waits; else, as others go on with it, it stops after what is in hand.
     pub(crate) drains: bool,
+}
+
+/// How far the waiting is.
+struct Waiting {
+    running: Running,
+    board: Board,
     /// Whether somebody asked to end.
-    pub(crate) draining: bool,
+    draining: bool,
+    /// Whether no more events are taken.
+    closed: bool,
+    /// The reading under way.
+    asked: Option<Asked>,
 }
 
 impl Running {
     /// Shows figures and waits for an end: drained, asked, or broken. Whatever it is, everybody is asked to finish, and nobody listens any
     /// more: the next signal ends the process.
-    pub(crate) fn wait(mut self, heard: Receiver<Event>) -> Result<()> {
-        let mut board = Board::new(self.desk.stages.len());
-        let start = self.clock.monotonic();
+    pub(crate) fn wait(self, heard: Receiver<Event>) -> Result<()> {
+        let (every, board) = (self.desk.sides.read_every, Board::new(self.desk.stages.len()));
+        let mut waiting = Waiting { running: self, board, draining: false, closed: false, asked: None };
         let result = loop {
-            let up_for = self.clock.monotonic().saturating_sub(start);
-            match heard.recv_timeout(self.desk.sides.read_every) {
+            match heard.recv_timeout(every) {
                 Ok(event) => {
-                    if let Some(result) = self.hear(event, up_for) {
+                    if let Some(result) = waiting.hear(event) {
                         break result;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    let fed = self.feeder.as_ref().is_none_or(|feeder| feeder.ended); // before the reading: nothing comes after it
-                    let is_empty = self.read(&mut board, up_for) == Some(0);
-                    if is_empty && fed && (self.exit_when_drained || self.draining) {
-                        self.life.drain();
-                        // Only a reading behind the closed door sees everything that came in.
-                        if self.read(&mut board, up_for) == Some(0) {
-                            break Ok(());
-                        }
-                    }
-                }
+                Err(RecvTimeoutError::Timeout) => waiting.look(),
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the thread of the signals keeps a sender"),
             }
         };
-        self.shutdown.trigger();
-        if let Some(feeder) = &self.feeder {
+        let Waiting { running, board, .. } = waiting;
+        running.shutdown.trigger();
+        if let Some(feeder) = &running.feeder {
             feeder.end.trigger();
         }
         board.end();
         result
     }
+}
 
+impl Waiting {
     /// What an event means; `None` to go on.
-    fn hear(&mut self, event: Event, up_for: Duration) -> Option<Result<()>> {
+    fn hear(&mut self, event: Event) -> Option<Result<()>> {
         match event {
+            Event::Read(reading) => self.is_drained(reading).then_some(Ok(())),
             Event::Ended(Ended { stage, result: Err(cause) }) => {
                 Some(Err(anyhow!(cause).context(format!("stage {stage} has stopped"))))
             }
@@ -140,53 +168,79 @@ impl Running {
             Event::Served(Err(error)) => Some(Err(error)),
             Event::Served(Ok(())) => Some(Err(anyhow!("the web server has ended although nobody asked it to"))),
             Event::Fed(Ok(())) => {
-                self.feeder.iter_mut().for_each(|feeder| feeder.ended = true);
+                self.running.feeder.iter_mut().for_each(|feeder| feeder.ended = true);
                 None
             }
-            Event::Signal if self.draining || !self.drains => {
+            Event::Signal if self.draining || !self.running.drains => {
                 say("stopping after what is in hand; the rest is done by others or the next start (once more stops at once)");
                 Some(Ok(()))
             }
             Event::Signal => {
-                self.drain(up_for);
+                self.drain();
                 None
             }
         }
     }
 
     /// Takes no more events.
-    fn drain(&mut self, up_for: Duration) {
+    fn drain(&mut self) {
         self.draining = true;
-        self.life.drain();
-        if let Some(feeder) = &self.feeder {
+        self.close();
+        if let Some(feeder) = &self.running.feeder {
             feeder.end.trigger();
         }
-        let waiting = self.figures(up_for).map_or_else(|_| "some".to_owned(), |figures| figures.waiting().to_string());
+        let last = self.running.desk.gauge.last();
+        let waiting = last.map_or_else(|| "some".to_owned(), |figures| figures.waiting().to_string());
         say(&format!("draining: {waiting} records wait, no new event is taken (once more stops after what is in hand)"));
     }
 
-    /// Reads and shows the figures; answers how many records wait. A reading that fails is tried again with the next one.
-    fn read(&mut self, board: &mut Board, up_for: Duration) -> Option<u64> {
-        self.desk.prometheus.run_upkeep(); // else measures pile up until somebody asks for them
-        match self.figures(up_for) {
-            Ok(figures) => {
-                board.show(&figures, up_for);
-                let waiting = figures.waiting();
-                *self.desk.figures.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(figures);
-                Some(waiting)
+    fn close(&mut self) {
+        self.running.life.drain();
+        self.closed = true;
+    }
+
+    /// Shows what this process did, or asks for a reading of the job.
+    fn look(&mut self) {
+        let desk = &self.running.desk;
+        desk.prometheus.run_upkeep(); // else measures pile up until somebody asks for them
+        match &mut self.running.show {
+            Show::Own(monitor) => {
+                let up_for = desk.gauge.up_for();
+                self.board.show_own(&monitor.read(up_for), up_for);
             }
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "cannot read the figures");
-                None
-            }
+            Show::Job(_) => self.ask(),
         }
     }
 
-    fn figures(&mut self, up_for: Duration) -> Result<Figures> {
-        let words = self.feeder.as_ref().map(|feeder| {
-            let state = if feeder.state.is_done() { "all fed" } else { "feeding" };
-            format!("{}; {} events so far, {state}", feeder.words, feeder.state.fed())
-        });
-        self.monitor.read(up_for, words)
+    /// Asks for a reading, unless one is under way.
+    fn ask(&mut self) {
+        let Show::Job(ask) = &self.running.show else { return };
+        if self.asked.is_none() {
+            let fed = self.running.feeder.as_ref().is_none_or(|feeder| feeder.ended);
+            // The thread ends after this one; should it have panicked, nothing is shown any more.
+            self.asked = ask.send(()).ok().map(|()| Asked { fed, closed: self.closed });
+        }
+    }
+
+    /// Shows a reading; answers whether it shows that everything is worked off and the job is to end then. A reading that fails is tried again
+    /// with the next one.
+    fn is_drained(&mut self, reading: Result<Arc<Figures>>) -> bool {
+        let asked = self.asked.take();
+        let figures = match reading {
+            Ok(figures) => figures,
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "cannot read the figures");
+                return false;
+            }
+        };
+        self.board.show(&figures, self.running.desk.gauge.up_for());
+        let wished = self.running.exit_when_drained || self.draining;
+        let Some(asked) = asked.filter(|asked| asked.fed && wished && figures.waiting() == 0) else { return false };
+        if !asked.closed {
+            // Only a reading behind the closed door sees everything that came in.
+            self.close();
+            self.ask();
+        }
+        asked.closed
     }
 }
