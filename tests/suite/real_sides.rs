@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, env, fs, path::Path};
 
+use endcap_runtime::real_servers;
 use endcap_tests::{Endcap, Run};
 use serde_json::{Value, json};
 
@@ -14,15 +15,7 @@ use crate::{
 /// The configuration of a namespace and a keyspace called after `test`; `None` where no servers are known.
 fn config(dir: &Path, test: &str) -> Option<String> {
     let of = |name: &str| env::var(name).ok();
-    let servers = of("ENDCAP_TEST_KAFKA").zip(of("ENDCAP_TEST_CQL"));
-    assert!(
-        servers.is_some() || of("ENDCAP_REQUIRE_SERVICES").is_none_or(|required| required != "1"),
-        "ENDCAP_REQUIRE_SERVICES=1, and no ENDCAP_TEST_KAFKA and ENDCAP_TEST_CQL: start them with tests/services/services up"
-    );
-    let Some((kafka, cql)) = servers else {
-        println!("skipped: no ENDCAP_TEST_KAFKA and ENDCAP_TEST_CQL; see tests/services");
-        return None;
-    };
+    let (kafka, cql) = (real_servers::named("ENDCAP_TEST_KAFKA")?, real_servers::named("ENDCAP_TEST_CQL")?);
     let own = format!("e2e{test}{}", std::process::id());
     let text = format!(
         "shoppers = 0\ndebounce = \"0s\"\n[kafka]\nbrokers = [\"{kafka}\"]\nnamespace = \"{own}\"\n[topics]\npartitions = 4\n\

@@ -28,6 +28,9 @@ pub const STAGES: [&str; 5] = ["context", "themes", "keywords", "dedup", "aiqa"]
 /// Tables of the file: where log and store are, in place of the data directory.
 pub const SIDES: [&str; 3] = ["kafka", "topics", "scylla"];
 
+/// Key of the table `kafka` that names this process.
+const INSTANCE: &str = "instance";
+
 /// Every key, in the order of the documentation.
 pub const KEYS: [&str; 20] = [
     "data",
@@ -92,6 +95,8 @@ pub struct Config {
     pub batch_tokens: usize,
     /// Where the log is; `None` for the one in the data directory.
     pub kafka: Option<KafkaConfig>,
+    /// Whether nobody names this process there: its instance is the machine's name then, to which the data directory adds a slot.
+    pub unnamed: bool,
     /// What the topics are like there.
     pub topics: TopicSettings,
     /// Where the store is; `None` for the one in the data directory.
@@ -311,6 +316,7 @@ impl Config {
                 .get("retention", "a time up to 10years, such as 7days", |text| time(text, Duration::from_secs(315_576_000)))
                 .unwrap_or(Duration::from_secs(7 * 86_400)),
             batch_tokens: merged.get("batch_tokens", "tokens, 256 to 1048576", batch_tokens).unwrap_or(16_384),
+            unnamed: merged.table_of("kafka").is_some_and(|(_, table)| !table.contains_key(INSTANCE)),
             kafka: merged.side("kafka", "kafka_password"),
             topics: merged.table("topics", TopicSettings::check),
             scylla: merged.side("scylla", "scylla_password"),
@@ -343,7 +349,7 @@ struct Merged<'a> {
     faults: Vec<String>,
 }
 
-impl Merged<'_> {
+impl<'a> Merged<'a> {
     fn get<T>(&mut self, key: &str, wanted: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
         let (layer, text) = self.layers.iter().rev().find_map(|layer| Some((layer, layer.values.get(key)?)))?;
         let value = parse(text.trim());
@@ -354,10 +360,14 @@ impl Merged<'_> {
         value
     }
 
+    /// The table `key` of the last file that has one.
+    fn table_of(&self, key: &str) -> Option<(&'a Layer, &'a toml::Table)> {
+        self.layers.iter().rev().find_map(|layer| Some((layer, layer.tables.get(key)?)))
+    }
+
     /// A stage's settings, checked; the default where no file has its table.
     fn table<T: DeserializeOwned + Default>(&mut self, key: &str, check: impl Fn(&T) -> Vec<String>) -> T {
-        let found = self.layers.iter().rev().find_map(|layer| Some((layer, layer.tables.get(key)?)));
-        let Some((layer, table)) = found else { return T::default() };
+        let Some((layer, table)) = self.table_of(key) else { return T::default() };
         let (settings, faults) = match table.clone().try_into::<T>() {
             Ok(settings) => {
                 let faults = check(&settings);
@@ -371,11 +381,11 @@ impl Merged<'_> {
 
     /// The settings of a side, where a file has its table. `password` is the key that brings its password from the environment.
     fn side<T: DeserializeOwned>(&mut self, key: &str, password: &str) -> Option<T> {
-        let (layer, table) = self.layers.iter().rev().find_map(|layer| Some((layer, layer.tables.get(key)?)))?;
+        let (layer, table) = self.table_of(key)?;
         let from_outside = self.layers.iter().rev().find_map(|layer| layer.values.get(password));
         let mut table = table.clone();
         if key == "kafka" {
-            table.entry("instance").or_insert_with(|| toml::Value::String(instance()));
+            table.entry(INSTANCE).or_insert_with(|| toml::Value::String(machine()));
         }
         let put = put_password(&mut table, from_outside.map(String::as_str));
         match put.and_then(|()| table.try_into::<T>().map_err(|error| with_key(&error))) {
@@ -400,11 +410,11 @@ fn a_type(value: &toml::Value) -> String {
     format!("{article} {name}")
 }
 
-/// What a process is called where nobody names it: its machine and its number there.
-fn instance() -> String {
+/// The machine's name, as far as a process may be called so.
+fn machine() -> String {
     let machine = gethostname::gethostname();
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
-    format!("{}-{}", machine.to_string_lossy().chars().map(plain).collect::<String>(), std::process::id())
+    machine.to_string_lossy().chars().map(plain).collect()
 }
 
 /// Puts the password of a side into its table, from the environment or from a file that the table names.
@@ -570,7 +580,9 @@ mod tests {
         let by_file = resolved(&[table(&format!("password_file = '{}'", secret.display()))]).unwrap();
         let by_env = resolved(&[table(""), env(&[("ENDCAP_KAFKA_PASSWORD", "hunter2")])]).unwrap();
         assert_eq!(by_file.kafka, by_env.kafka);
-        assert!(by_file.kafka.is_some() && !format!("{by_file:?}").contains("hunter2"));
+        assert!(by_file.kafka.is_some() && !by_file.unnamed && !format!("{by_file:?}").contains("hunter2"));
+        let unnamed = file("[scylla]\n[kafka]\nbrokers = ['a:9092']");
+        assert!(resolved(&[unnamed]).unwrap().unnamed);
         check(&[table("password = 'hunter2'\npassword_file = 'x'")], &["both given"]);
         check(&[table("password_file = '/nowhere/at/all'")], &["cannot read `password_file` /nowhere/at/all"]);
         let faults = resolved(&[table("password = 12345678")]).unwrap_err().to_string();

@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use crate::logging::Anonymiser;
+
 /// How a process uses a data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
@@ -22,6 +24,18 @@ pub struct DataDir {
     path: PathBuf,
     _lock: File,
 }
+
+/// A name that no other process on a data directory has while this one has it. The next process gets it: what a crash left open under it
+/// is closed at once, then.
+#[derive(Debug)]
+pub struct Slot {
+    /// Unlike the slots of every other directory.
+    pub name: String,
+    _lock: File,
+}
+
+/// Processes on one data directory that have slots at the same time.
+const SLOTS_MAX: usize = 1_024;
 
 impl DataDir {
     const LOCK: &str = "up.lock";
@@ -57,6 +71,27 @@ impl DataDir {
         let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         lock.lock().with_context(|| format!("cannot lock {}", path.display()))?;
         Ok(lock)
+    }
+
+    /// The first free slot; free when it is dropped, and when this process is no more.
+    ///
+    /// # Errors
+    /// When the directory cannot be written, or all slots are taken.
+    pub fn slot(&self) -> Result<Slot> {
+        let directory = {
+            let _turn = self.turn()?; // two that make the key at once would have different names for one directory
+            Anonymiser::of(&self.path)?.directory()
+        };
+        for number in 0..SLOTS_MAX {
+            let path = self.path.join(format!("slot-{number}.lock"));
+            let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+            match lock.try_lock() {
+                Ok(()) => return Ok(Slot { name: format!("{directory}-{number}"), _lock: lock }),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("cannot lock {}", path.display())),
+            }
+        }
+        bail!("{SLOTS_MAX} processes use the data directory {}: name another with --data", self.path.display())
     }
 
     /// The directory.
@@ -108,7 +143,62 @@ pub fn must_exist(path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        env,
+        io::{BufRead, BufReader, Read as _, stdin},
+        process::{Child, Command, Stdio},
+        thread,
+    };
+
     use super::*;
+
+    const CHILDS_DIRECTORY: &str = "ENDCAP_SLOT_TEST";
+
+    #[test]
+    #[ignore = "what the next test's children run"]
+    fn child() {
+        let Ok(path) = env::var(CHILDS_DIRECTORY) else { return };
+        let data = DataDir::open(Path::new(&path), Use::Beside).unwrap();
+        let slot = data.slot().unwrap();
+        println!("slot {}", slot.name);
+        stdin().read_to_end(&mut Vec::new()).unwrap();
+    }
+
+    /// A process that has a slot, and the slot's name.
+    fn start(path: &Path) -> (Child, String) {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "data::tests::child", "--ignored", "--nocapture"])
+            .env(CHILDS_DIRECTORY, path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let name = lines.by_ref().find_map(|line| Some(line.split_once("slot ")?.1.to_owned())).expect("a child says its slot");
+        thread::spawn(move || lines.for_each(drop)); // what else it says must be taken
+        (child, name)
+    }
+
+    #[test]
+    fn a_killed_process_leaves_its_name_to_the_next_one_on_its_directory() {
+        let (here, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (mut first, first_name) = start(here.path());
+        let (mut second, second_name) = start(here.path());
+        assert_ne!(first_name, second_name);
+        first.kill().unwrap();
+        first.wait().unwrap();
+        let (mut third, third_name) = start(here.path());
+        assert_eq!(third_name, first_name);
+        let (mut other, other_name) = start(elsewhere.path());
+        assert!(
+            other_name != first_name && other_name.ends_with("-0") && first_name.ends_with("-0"),
+            "{other_name} {first_name}"
+        );
+        for child in [&mut second, &mut third, &mut other] {
+            drop(child.stdin.take());
+            assert!(child.wait().unwrap().success());
+        }
+    }
 
     #[test]
     fn a_data_directory_has_one_user_or_several_that_share_it() {

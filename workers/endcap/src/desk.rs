@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::{
     control::{self, ControlView},
     explain::{EventRef, StageStory, Story},
-    figures::Figures,
+    gauge::Gauge,
     logging::Anonymiser,
     names,
     printable::printable,
@@ -41,8 +41,8 @@ pub struct Desk {
     pub prometheus: PrometheusHandle,
     /// Stages in path order.
     pub stages: Vec<(&'static str, Arc<StageStats>)>,
-    /// The latest reading of the job.
-    pub figures: Arc<Mutex<Arc<Figures>>>,
+    /// The job's figures.
+    pub gauge: Gauge,
     /// Names users in log lines.
     pub names: Anonymiser,
     /// The control page: it is asked for often and changes with the catalogue alone.
@@ -160,11 +160,6 @@ impl Desk {
     /// When store or catalogue do not answer.
     pub fn explain(&self, user: &UserKey) -> Result<Option<Story>> {
         story_of(&*self.sides.store, &self.market, user)
-    }
-
-    /// The latest reading of the job.
-    pub fn figures(&self) -> Arc<Figures> {
-        self.figures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Dead letters, newest first, with the beginning of what they hold.

@@ -15,6 +15,7 @@ pub mod eval;
 pub mod explain;
 pub mod feed;
 pub mod figures;
+pub mod gauge;
 pub mod grounds;
 pub mod import;
 pub mod imported;

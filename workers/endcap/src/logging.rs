@@ -102,6 +102,11 @@ impl Anonymiser {
         Ok(Self { key })
     }
 
+    /// Eight hex digits that stand for the data directory.
+    pub fn directory(&self) -> String {
+        blake3::keyed_hash(&self.key, b"\0directory").to_hex()[..8].to_owned()
+    }
+
     /// Twelve hex digits that stand for `user` in this data directory's logs.
     pub fn name(&self, user: &UserKey) -> String {
         self.name_of(&user.to_string())

@@ -1,4 +1,4 @@
-//! Reads the job's figures from the log and the store, over and over.
+//! Reads the job's figures from the log and the store.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use endcap_inference::TokenCounts;
-use endcap_runtime::{AtWork, GroupState, INGEST, StageStats, Tally};
+use endcap_runtime::{AtWork, GroupState, INGEST, StageSnapshot, StageStats, Tally};
 use endcap_schemas::{
     PagePublished,
     topics::{Lane, Topic},
@@ -27,23 +27,38 @@ const READ_MAX: usize = 64;
 /// Readings that rates are taken over.
 const READINGS: usize = 60;
 
+/// Stages in path order, and what each tells of itself.
+pub type Stages = Vec<(&'static str, Arc<StageStats>)>;
+
 /// What reads.
 pub struct Monitor {
     generation: i32,
     sides: Sides,
-    stages: Vec<(&'static str, Arc<StageStats>)>,
+    stages: Stages,
     /// The first page of each partition that was not read.
     next: BTreeMap<i32, i64>,
     /// Freshness of the last pages, s.
     fresh: VecDeque<f64>,
+    rates: Rates,
+}
+
+/// Reads what this process alone has done since its start: nobody is asked for it.
+pub struct OwnMonitor {
+    stages: Stages,
+    rates: Rates,
+}
+
+/// What rates are taken over.
+#[derive(Default)]
+struct Rates {
     /// Time, tokens per stage and lane, and pages of the last readings.
     past: VecDeque<(Duration, BTreeMap<String, u64>, u64)>,
 }
 
 impl Monitor {
     /// A monitor over `sides` in a process that runs the manifest of this number; `stages` in path order.
-    pub fn new(generation: i32, sides: Sides, stages: Vec<(&'static str, Arc<StageStats>)>) -> Self {
-        Self { generation, sides, stages, next: BTreeMap::new(), fresh: VecDeque::new(), past: VecDeque::new() }
+    pub fn new(generation: i32, sides: Sides, stages: Stages) -> Self {
+        Self { generation, sides, stages, next: BTreeMap::new(), fresh: VecDeque::new(), rates: Rates::default() }
     }
 
     /// A reading at `now_ms`. `up_for` is the time since the start; `feeder` says what the feeder is doing.
@@ -55,27 +70,9 @@ impl Monitor {
         let tallies = self.sides.tallies()?;
         let groups = self.sides.groups()?;
         let Counts { events, pages: published, .. } = Counts::of(&tallies, &groups);
-        let mut stages: Vec<StageFigures> = Vec::with_capacity(self.stages.len());
-        for lane in Lane::ALL {
-            for (name, stats) in &self.stages {
-                let snapshot = stats.snapshot();
-                let at_work = snapshot.at_work.filter(|_| lane == Lane::Live);
-                let figures = StageFigures {
-                    waiting: waiting(&groups, name, lane),
-                    trouble: if lane == Lane::Live { snapshot.trouble } else { snapshot.backfill.trouble },
-                    at_work: at_work.map(|AtWork { records, since_ms }| AtWorkFigures {
-                        records,
-                        seconds: seconds_between(since_ms, now_ms),
-                    }),
-                    ..stage_figures(name, lane, &tallies)
-                };
-                // A lane that nobody uses is not shown.
-                if lane == Lane::Live || figures.received + figures.waiting > 0 || figures.trouble.is_some() {
-                    stages.push(figures);
-                }
-            }
-        }
-        let pages_per_second = self.rates(up_for, published, &mut stages);
+        let snapshots = snapshots(&self.stages);
+        let mut stages = both_lanes(&snapshots, &tallies, now_ms, |name, lane| waiting(&groups, name, lane));
+        let pages_per_second = self.rates.fill_in(up_for, published, &mut stages);
         Ok(Figures {
             generation: self.generation,
             uptime_s: up_for.as_secs_f64(),
@@ -115,10 +112,62 @@ impl Monitor {
         }
         Ok(())
     }
+}
 
+impl OwnMonitor {
+    /// A monitor of `stages`, in path order.
+    pub fn new(stages: Stages) -> Self {
+        Self { stages, rates: Rates::default() }
+    }
+
+    /// A reading at `now_ms`; what a stage holds is what waits for it. `up_for` is the time since the start.
+    pub fn read(&mut self, up_for: Duration, now_ms: i64) -> Vec<StageFigures> {
+        let snapshots = snapshots(&self.stages);
+        let own = |(name, own): &(&'static str, StageSnapshot)| {
+            [(Lane::Live.named(name), own.tally.clone()), (Lane::Backfill.named(name), own.backfill.tally.clone())]
+        };
+        let tallies = snapshots.iter().flat_map(own).collect();
+        let held = |name: &str, lane: Lane| {
+            let found = snapshots.iter().find(|(other, _)| lane == Lane::Live && *other == name);
+            found.map_or(0, |(_, own)| own.held as u64)
+        };
+        let mut stages = both_lanes(&snapshots, &tallies, now_ms, held);
+        self.rates.fill_in(up_for, 0, &mut stages);
+        stages
+    }
+}
+
+fn snapshots(stages: &Stages) -> Vec<(&'static str, StageSnapshot)> {
+    stages.iter().map(|(name, stats)| (*name, stats.snapshot())).collect()
+}
+
+/// What stages did on both lanes, as `tallies` have it; a lane that nobody uses is left out. `waiting` says what waits for a stage on a lane.
+fn both_lanes(
+    stages: &[(&'static str, StageSnapshot)],
+    tallies: &BTreeMap<String, Tally>,
+    now_ms: i64,
+    waiting: impl Fn(&str, Lane) -> u64,
+) -> Vec<StageFigures> {
+    let figures = |lane: Lane, (name, snapshot): &(&'static str, StageSnapshot)| {
+        let (trouble, at_work) = match lane {
+            Lane::Live => (snapshot.trouble.clone(), snapshot.at_work),
+            Lane::Backfill => (snapshot.backfill.trouble.clone(), None),
+        };
+        let at_work =
+            at_work.map(|AtWork { records, since_ms }| AtWorkFigures { records, seconds: seconds_between(since_ms, now_ms) });
+        StageFigures { waiting: waiting(name, lane), trouble, at_work, ..stage_figures(name, lane, tallies) }
+    };
+    let is_used = |figures: &StageFigures| {
+        figures.lane == Lane::Live || figures.received + figures.waiting > 0 || figures.trouble.is_some()
+    };
+    let all = Lane::ALL.into_iter().flat_map(|lane| stages.iter().map(move |stage| (lane, stage)));
+    all.map(|(lane, stage)| figures(lane, stage)).filter(is_used).collect()
+}
+
+impl Rates {
     /// Fills in tokens a second; answers pages a second.
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-    fn rates(&mut self, now: Duration, published: u64, stages: &mut [StageFigures]) -> f64 {
+    fn fill_in(&mut self, now: Duration, published: u64, stages: &mut [StageFigures]) -> f64 {
         let count = |stage: &StageFigures| stage.tokens.map_or(0, |tokens| tokens.prefilled + tokens.generated + tokens.forced);
         let tokens = stages.iter().map(|stage| (stage.lane.named(&stage.name), count(stage))).collect();
         self.past.push_back((now, tokens, published));

@@ -18,6 +18,9 @@ use crate::{
 /// How often plain lines are written.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
+/// Whose figures they are, where they are not the whole job's.
+const OWN: &str = "this process";
+
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 /// What this process prepares: there is one, as there is one terminal.
 static DOING: Mutex<String> = Mutex::new(String::new());
@@ -136,30 +139,49 @@ impl Board {
 
     /// Shows `figures`; as a plain line not every time.
     pub fn show(&mut self, figures: &Figures) {
-        let up_for = Duration::from_secs_f64(figures.uptime_s);
+        self.show_with(&headline(figures), &figures.stages, Duration::from_secs_f64(figures.uptime_s));
+    }
+
+    /// Shows what this process's `stages` have done since its start, `up_for` ago.
+    pub fn show_own(&mut self, stages: &[StageFigures], up_for: Duration) {
+        self.show_with(OWN, stages, up_for);
+    }
+
+    fn show_with(&mut self, head: &str, stages: &[StageFigures], up_for: Duration) {
         match &mut self.plain {
             Some(next) if up_for >= *next => {
                 *next = up_for + PLAIN_EVERY;
-                say(&plain(figures));
+                say(&plain(head, stages));
             }
             Some(_) => {}
-            None => self.draw(figures),
+            None => self.draw(head, stages),
         }
     }
 
     /// Leaves `figures`, the last ones, on the screen.
-    pub fn end(&self, figures: &Figures) {
+    pub fn end(&mut self, figures: &Figures) {
+        self.end_with(&headline(figures), &figures.stages);
+    }
+
+    /// Leaves what this process's `stages` have done on the screen.
+    pub fn end_own(&mut self, stages: &[StageFigures]) {
+        self.end_with(OWN, stages);
+    }
+
+    fn end_with(&mut self, head: &str, stages: &[StageFigures]) {
         if self.plain.is_some() {
-            return say(&plain(figures));
+            return say(&plain(head, stages));
         }
-        self.draw(figures);
+        self.draw(head, stages);
         self.head.abandon();
         self.stages.iter().for_each(ProgressBar::abandon);
     }
 
-    fn draw(&self, figures: &Figures) {
-        self.head.set_message(headline(figures));
-        for (bar, stage) in self.stages.iter().zip(&figures.stages) {
+    /// One line per stage and lane; a lane gets its own when there is work on it.
+    fn draw(&mut self, head: &str, stages: &[StageFigures]) {
+        self.head.set_message(head.to_owned());
+        self.stages.extend((self.stages.len()..stages.len()).map(|_| line("  {msg}")));
+        for (bar, stage) in self.stages.iter().zip(stages) {
             bar.set_message(row(stage));
         }
     }
@@ -183,8 +205,8 @@ fn headline(figures: &Figures) -> String {
     )
 }
 
-fn plain(figures: &Figures) -> String {
-    format!("{} | {}", headline(figures), figures.stages.iter().map(brief).collect::<Vec<_>>().join(" | "))
+fn plain(head: &str, stages: &[StageFigures]) -> String {
+    format!("{head} | {}", stages.iter().map(brief).collect::<Vec<_>>().join(" | "))
 }
 
 fn row(stage: &StageFigures) -> String {

@@ -8,24 +8,22 @@
 use std::{
     process,
     sync::{
-        Arc, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, Sender},
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel},
     },
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
-use endcap_runtime::{Clock, Shutdown};
+use endcap_runtime::Shutdown;
 use endcap_schemas::topics::Lane;
 use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 
 use crate::{
     deploy::Watch,
     desk::Desk,
-    feed::FeedState,
     figures::Figures,
-    monitor::Monitor,
+    monitor::OwnMonitor,
     path::Ended,
     progress::{Board, say},
     web::Life,
@@ -53,15 +51,14 @@ pub(crate) enum Event {
     Fed(Result<()>),
     /// The web server has ended.
     Served(Result<()>),
+    /// The figures were read, as somebody had asked for.
+    Read(Result<Arc<Figures>>),
     /// Somebody asks to end.
     Signal,
 }
 
 /// Who feeds events in.
 pub(crate) struct Feeder {
-    pub(crate) state: Arc<FeedState>,
-    /// What is being fed, for people.
-    pub(crate) words: String,
     /// Asks it to finish.
     pub(crate) end: Shutdown,
     /// Whether it has.
@@ -86,74 +83,107 @@ pub(crate) fn listen_to_signals(events: &Sender<Event>) -> Result<()> {
     Ok(())
 }
 
+/// Starts the thread that reads the figures when it is asked to: log and store may be slow, and signals are heard at once all the same.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub(crate) fn read_on_demand(desk: &Arc<Desk>, events: &Sender<Event>) -> Result<SyncSender<()>> {
+    let (desk, events) = (desk.clone(), events.clone());
+    let (ask, asked) = sync_channel(1);
+    let read_all = move || asked.into_iter().try_for_each(|()| events.send(Event::Read(desk.gauge.read())));
+    thread::Builder::new().name("figures".to_owned()).spawn(read_all).context("cannot start the thread that reads figures")?;
+    Ok(ask)
+}
+
+/// What the waiting thread shows.
+pub(crate) enum Show {
+    /// The whole job, read by a thread of its own.
+    Job(SyncSender<()>),
+    /// What this process has done: the rest is read when somebody looks at the page.
+    Own(OwnMonitor),
+}
+
+/// What was so when a reading was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    /// Whether the feeder had ended: nothing came from it after that.
+    fed: bool,
+    /// Whether the door was closed: nothing came in after that.
+    closed: bool,
+}
+
 /// The job while it runs.
 pub(crate) struct Running {
     pub(crate) exit_when_drained: bool,
     pub(crate) desk: Arc<Desk>,
     pub(crate) life: Arc<Life>,
-    pub(crate) monitor: Monitor,
+    pub(crate) show: Show,
     pub(crate) watch: Watch,
     /// `None` where nothing is fed.
     pub(crate) feeder: Option<Feeder>,
-    pub(crate) clock: Arc<dyn Clock>,
     /// Asks the stages to finish.
     pub(crate) shutdown: Shutdown,
     /// Whether the first wish to end works off what waits; else, as others go on with it, it stops after what is in hand.
     pub(crate) drains: bool,
+}
+
+/// How far the waiting is.
+pub(crate) struct Waiting {
+    running: Running,
+    board: Board,
     /// Whether somebody asked to end.
-    pub(crate) draining: bool,
-    /// Where the figures are shown.
-    pub(crate) board: Board,
-    /// When it began, on the monotonic clock.
-    pub(crate) start: Duration,
+    draining: bool,
+    /// Whether no more events are taken.
+    closed: bool,
+    /// The reading under way.
+    asked: Option<Asked>,
 }
 
 impl Running {
     /// Shows figures and waits for an end: drained, asked, or broken. Whatever it is, everybody is asked to finish, and nobody listens any
     /// more: the next signal ends the process.
-    pub(crate) fn wait(&mut self, heard: Receiver<Event>) -> Result<()> {
+    pub(crate) fn wait(self, heard: Receiver<Event>) -> (Waiting, Result<()>) {
+        let (every, board) = (self.desk.sides.read_every, Board::new(self.desk.stages.len()));
+        let mut waiting = Waiting { running: self, board, draining: false, closed: false, asked: None };
         let result = loop {
-            match heard.recv_timeout(self.desk.sides.read_every) {
+            match heard.recv_timeout(every) {
                 Ok(event) => {
-                    if let Some(result) = self.hear(event) {
+                    if let Some(result) = waiting.hear(event) {
                         break result;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    if let Some(rolled_back) = self.rolled_back() {
-                        break Err(rolled_back.into());
-                    }
-                    let fed = self.feeder.as_ref().is_none_or(|feeder| feeder.ended); // before the reading: nothing comes after it
-                    let is_empty = self.is_drained();
-                    if is_empty && fed && (self.exit_when_drained || self.draining) {
-                        self.life.drain();
-                        // Only a reading behind the closed door sees everything that came in.
-                        if self.is_drained() {
-                            break Ok(());
-                        }
-                    }
-                }
+                Err(RecvTimeoutError::Timeout) => match waiting.rolled_back() {
+                    Some(rolled_back) => break Err(rolled_back.into()),
+                    None => waiting.look(),
+                },
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the thread of the signals keeps a sender"),
             }
         };
-        self.shutdown.trigger();
-        if let Some(feeder) = &self.feeder {
+        waiting.running.shutdown.trigger();
+        if let Some(feeder) = &waiting.running.feeder {
             feeder.end.trigger();
         }
-        result
+        (waiting, result)
     }
+}
 
+impl Waiting {
     /// Shows how everything stands in the end, once the stages have ended.
     pub(crate) fn show_end(&mut self) {
-        match self.figures() {
-            Ok(figures) => self.board.end(&figures),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot read the last figures"),
+        let gauge = &self.running.desk.gauge;
+        match &mut self.running.show {
+            Show::Own(monitor) => self.board.end_own(&monitor.read(gauge.up_for(), gauge.now_ms())),
+            Show::Job(_) => match gauge.read() {
+                Ok(figures) => self.board.end(&figures),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot read the last figures"),
+            },
         }
     }
 
     /// What an event means; `None` to go on.
     fn hear(&mut self, event: Event) -> Option<Result<()>> {
         match event {
+            Event::Read(reading) => self.is_drained(reading).then_some(Ok(())),
             Event::Ended(Ended { stage, result: Err(cause) }) => {
                 Some(Err(anyhow!(cause).context(format!("stage {stage} has stopped"))))
             }
@@ -164,10 +194,10 @@ impl Running {
             Event::Served(Err(error)) => Some(Err(error)),
             Event::Served(Ok(())) => Some(Err(anyhow!("the web server has ended although nobody asked it to"))),
             Event::Fed(Ok(())) => {
-                self.feeder.iter_mut().for_each(|feeder| feeder.ended = true);
+                self.running.feeder.iter_mut().for_each(|feeder| feeder.ended = true);
                 None
             }
-            Event::Signal if self.draining || !self.drains => {
+            Event::Signal if self.draining || !self.running.drains => {
                 say("stopping after what is in hand; the rest is done by others or the next start (once more stops at once)");
                 Some(Ok(()))
             }
@@ -181,50 +211,76 @@ impl Running {
     /// Takes no more events.
     fn drain(&mut self) {
         self.draining = true;
-        self.life.drain();
-        if let Some(feeder) = &self.feeder {
+        self.close();
+        if let Some(feeder) = &self.running.feeder {
             feeder.end.trigger();
         }
-        let waiting = self.figures().map_or_else(|_| "some".to_owned(), |figures| figures.waiting(Lane::Live).to_string());
+        let last = self.running.desk.gauge.last();
+        let waiting = last.map_or_else(|| "some".to_owned(), |figures| figures.waiting(Lane::Live).to_string());
         say(&format!("draining: {waiting} records wait, no new event is taken (once more stops after what is in hand)"));
     }
 
-    /// Reads and shows the figures; answers whether nothing waits any more: on the live lane alone, where somebody asked to end. A reading
-    /// that fails is tried again with the next one.
-    fn is_drained(&mut self) -> bool {
-        self.desk.prometheus.run_upkeep(); // else measures pile up until somebody asks for them
-        match self.figures() {
-            Ok(figures) => {
-                self.board.show(&figures);
-                let left = if self.draining { 0 } else { figures.waiting(Lane::Backfill) };
-                let waiting = figures.waiting(Lane::Live) + left;
-                *self.desk.figures.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(figures);
-                waiting == 0
+    fn close(&mut self) {
+        self.running.life.drain();
+        self.closed = true;
+    }
+
+    /// Shows what this process did, or asks for a reading of the job.
+    fn look(&mut self) {
+        let desk = &self.running.desk;
+        desk.prometheus.run_upkeep(); // else measures pile up until somebody asks for them
+        match &mut self.running.show {
+            Show::Own(monitor) => {
+                let up_for = desk.gauge.up_for();
+                self.board.show_own(&monitor.read(up_for, desk.gauge.now_ms()), up_for);
             }
+            Show::Job(_) => self.ask(),
+        }
+    }
+
+    /// Asks for a reading, unless one is under way.
+    fn ask(&mut self) {
+        let Show::Job(ask) = &self.running.show else { return };
+        if self.asked.is_none() {
+            let fed = self.running.feeder.as_ref().is_none_or(|feeder| feeder.ended);
+            // The thread ends after this one; should it have panicked, nothing is shown any more.
+            self.asked = ask.send(()).ok().map(|()| Asked { fed, closed: self.closed });
+        }
+    }
+
+    /// Shows a reading; answers whether it shows that everything is worked off and the job is to end then. A reading that fails is tried again
+    /// with the next one.
+    fn is_drained(&mut self, reading: Result<Arc<Figures>>) -> bool {
+        let asked = self.asked.take();
+        let figures = match reading {
+            Ok(figures) => figures,
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "cannot read the figures");
-                false
+                return false;
             }
+        };
+        self.board.show(&figures);
+        let wished = self.running.exit_when_drained || self.draining;
+        // Who asked to end waits for the live lane alone.
+        let left = if self.draining { 0 } else { figures.waiting(Lane::Backfill) };
+        let is_empty = figures.waiting(Lane::Live) + left == 0;
+        let Some(asked) = asked.filter(|asked| asked.fed && wished && is_empty) else { return false };
+        if !asked.closed {
+            // Only a reading behind the closed door sees everything that came in.
+            self.close();
+            self.ask();
         }
+        asked.closed
     }
 
     /// Whether a start would take up another manifest now. What cannot be read is no reason to end.
     fn rolled_back(&mut self) -> Option<RolledBack> {
-        match self.watch.look(&*self.desk.sides.store) {
+        match self.running.watch.look(&*self.running.desk.sides.store) {
             Ok(newest) => newest.map(|newest| RolledBack(newest.number)),
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "cannot see whether the manifest was rolled back");
                 None
             }
         }
-    }
-
-    fn figures(&mut self) -> Result<Figures> {
-        let words = self.feeder.as_ref().map(|feeder| {
-            let state = if feeder.state.is_done() { "all fed" } else { "feeding" };
-            format!("{}; {} events so far, {state}", feeder.words, feeder.state.fed())
-        });
-        let up_for = self.clock.monotonic().saturating_sub(self.start);
-        self.monitor.read(up_for, self.clock.now_ms(), words)
     }
 }

@@ -24,7 +24,7 @@ pub struct Sides {
     pub log: Arc<dyn Broker>,
     /// The store as a whole.
     pub store: Arc<dyn StoreOverview>,
-    /// How often figures are read of both: every process of a fleet asks the servers.
+    /// How often figures are read of both, at most.
     pub read_every: Duration,
 }
 
@@ -52,8 +52,8 @@ impl Sides {
     /// When there is none, or it cannot be opened.
     pub fn open_existing(config: &Config) -> Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-        // Under a name of its own: under that of a running process it would take its place.
-        let kafka = config.kafka.as_ref().map(|kafka| kafka.beside("command"));
+        // Under a name of its own: under that of a running process or another command it would take its place.
+        let kafka = config.kafka.as_ref().map(|kafka| kafka.beside(&format!("command-{}", std::process::id())));
         Self::over(config, kafka, &clock, || {
             data::must_exist(&config.data)?;
             let path = data::file_in(&config.data);

@@ -16,27 +16,27 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use endcap_inference::{ChooseKeywords, ChosenKeywords, Embed, Embedding, Model, Pair, Relevance, WriteThemes, WrittenThemes};
 use endcap_market::DEMO_SEED;
-use endcap_runtime::{Broker, Clock, Clocks, Shutdown, StageStats, SystemClock, metric};
+use endcap_runtime::{Broker, Clock, Clocks, Shutdown, SystemClock, metric};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::sync::watch;
 
 use crate::{
     cli::UpArgs,
     config::{Config, Settings},
-    data::{DataDir, Use},
+    data::{DataDir, Slot, Use},
     deploy::{Models, Watch},
     desk::Desk,
     feed::{self, FeedState, Pace, Simulated, Source},
-    figures::Figures,
+    gauge::{Feeding, Gauge},
     grounds,
     imported::Imported,
     logging::Anonymiser,
-    monitor::Monitor,
+    monitor::{Monitor, OwnMonitor, Stages},
     path::{Ended, Fleet, Ground, Path, StageName},
     places::Places,
-    progress::{self, Board},
+    progress,
     report::{self, Began},
-    running::{Event, Feeder, Running, listen_to_signals},
+    running::{Event, Feeder, Running, Show, listen_to_signals, read_on_demand},
     sides::Sides,
     web::{self, Access, Life},
 };
@@ -86,9 +86,10 @@ where
     E: Model<Request = Embed, Answer = Embedding>,
     X: Model<Request = Pair, Answer = Relevance>,
 {
-    let Settings { config, path: configured } = settings;
+    let Settings { mut config, path: configured } = settings;
     check(role, &config)?;
     let data = DataDir::open(&config.data, role.data_use())?;
+    let _slot = name(&mut config, &data)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let prometheus = PrometheusBuilder::new().install_recorder().context("cannot keep metrics")?;
     metric::describe();
@@ -125,13 +126,12 @@ where
     progress::begin("starting the stages");
     let began = Began::note(&sides, clock.now_ms())?;
     let path = Path::start(role.stages(), fleet, &plan.path, &ground, &forward(&events))?;
-    let monitor = Monitor::new(deployment.generation, sides.clone(), path.stages.clone());
-    let feeder = match role {
-        Role::Everything(args) => start_feeder(&config, args, &ground, &clock, &events)?,
-        Role::Stages(_) => None,
+    let (feeder, feeding) = match role {
+        Role::Everything(args) => start_feeder(&config, args, &ground, &clock, &events)?.unzip(),
+        Role::Stages(_) => (None, None),
     };
     let stages = path.stages.clone();
-    let desk = Arc::new(desk(&ground, &clock, prometheus, stages.clone(), Anonymiser::of(data.path())?));
+    let desk = Arc::new(desk(&ground, &clock, prometheus, stages.clone(), feeding, Anonymiser::of(data.path())?));
     listen_to_signals(&events)?;
     life.serve(desk.clone());
     announce(&format!("page: http://{address}/"))?;
@@ -141,13 +141,15 @@ where
         Role::Stages(_) => (false, false, None),
     };
     let watch = Watch::new(deployment);
-    let (board, start) = (Board::new(stages.len()), clock.monotonic());
-    let mut running =
-        Running { exit_when_drained, drains, desk, life, monitor, watch, feeder, clock, shutdown, draining: false, board, start };
-    let result = running.wait(heard);
+    let show = match role {
+        Role::Everything(_) => Show::Job(read_on_demand(&desk, &events)?),
+        Role::Stages(_) => Show::Own(OwnMonitor::new(stages.clone())),
+    };
+    let running = Running { exit_when_drained, drains, desk, life, show, watch, feeder, shutdown };
+    let (mut waiting, result) = running.wait(heard);
     let _ = end_web.send(true); // a server that has failed listens no more
     path.join();
-    running.show_end();
+    waiting.show_end();
     let _ = web.join(); // its failure was heard as an event
     result?;
     match report {
@@ -160,20 +162,30 @@ where
     }
 }
 
+/// Gives a process that nobody has named the name of a slot of its data directory. It is its own for as long as the answer is kept.
+fn name(config: &mut Config, data: &DataDir) -> Result<Option<Slot>> {
+    let Some(kafka) = config.kafka.as_mut().filter(|_| config.unnamed) else { return Ok(None) };
+    let slot = data.slot()?;
+    *kafka = kafka.beside(&slot.name);
+    Ok(Some(slot))
+}
+
 fn desk(
     ground: &Ground,
     clock: &Arc<dyn Clock>,
     prometheus: metrics_exporter_prometheus::PrometheusHandle,
-    stages: Vec<(&'static str, Arc<StageStats>)>,
+    stages: Stages,
+    feeding: Option<Feeding>,
     names: Anonymiser,
 ) -> Desk {
+    let monitor = Monitor::new(ground.generation, ground.sides.clone(), stages.clone());
     Desk {
         sides: ground.sides.clone(),
         market: ground.market.clone(),
         clock: clock.clone(),
         prometheus,
         stages,
-        figures: Arc::new(Mutex::new(Arc::new(Figures::default()))),
+        gauge: Gauge::new(monitor, feeding, ground.sides.read_every, clock.clone()),
         names,
         control: Mutex::default(),
     }
@@ -193,13 +205,14 @@ fn start_feeder(
     ground: &Ground,
     clock: &Arc<dyn Clock>,
     events: &Sender<Event>,
-) -> Result<Option<Feeder>> {
+) -> Result<Option<(Feeder, Feeding)>> {
     let pace = Pace { rate: config.rate, events: config.events.map(u64::from) };
     let log = ground.sides.log.clone();
     let Some(mut source) = source(config, args, pace, &*log, clock.as_ref())? else { return Ok(None) };
     let state = Arc::new(FeedState::default());
     let end = Shutdown::new();
-    let feeder = Feeder { state: state.clone(), words: source.describe(), end: end.clone(), ended: false };
+    let feeding = Feeding { state: state.clone(), words: source.describe() };
+    let feeder = Feeder { end: end.clone(), ended: false };
     let (clock, events) = (clock.clone(), events.clone());
     thread::Builder::new()
         .name("feeder".to_owned())
@@ -208,7 +221,7 @@ fn start_feeder(
             let _ = events.send(Event::Fed(fed)); // nobody listens when the process is already ending
         })
         .context("cannot start the feeder")?;
-    Ok(Some(feeder))
+    Ok(Some((feeder, feeding)))
 }
 
 fn source(config: &Config, args: &UpArgs, pace: Pace, log: &dyn Broker, clock: &dyn Clock) -> Result<Option<Box<dyn Source>>> {

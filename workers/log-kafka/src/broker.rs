@@ -16,15 +16,18 @@ use endcap_schemas::{
 };
 
 use crate::{
-    KafkaConfig, KafkaLog, client,
-    dead_letters::{self, Index, Spot},
+    KafkaConfig, KafkaLog,
+    asker::Asker,
+    client,
+    dead_letters::{self, Letters, Spot},
     inspect::Inspector,
     names::Names,
     notes::{self, Notes},
-    producer::{Around, Ingest},
-    reader::Reader,
+    producer::Ingest,
+    reader::{Reader, Readers},
     record::Record,
     registry::Registry,
+    tender::Tender,
 };
 
 /// How often a producer looks whether the groups are too far behind.
@@ -41,26 +44,24 @@ pub(crate) struct Shared {
     pub(crate) config: KafkaConfig,
     pub(crate) names: Names,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tender: Arc<Tender>,
     pub(crate) inspector: Inspector,
     pub(crate) registry: Option<Arc<Registry>>,
     /// Knows who was erased.
     store: Arc<dyn Store>,
-    /// Locked in this order, where more than one is needed: door, notes, letters, the inspector's reader.
-    door: Mutex<Door>,
-    notes: Mutex<AllNotes>,
-    letters: Mutex<Index>,
+    /// Nobody holds two of these but for letters, then redriven.
+    door: Mutex<Ingest>,
+    room: Mutex<Option<Room>>,
+    tallies: Mutex<Notes>,
+    progress: Mutex<Notes>,
+    letters: Mutex<Letters>,
+    redriven: Mutex<Notes>,
 }
 
-struct Door {
-    ingest: Ingest,
-    /// When the groups were last looked at, and what was too much then.
-    looked: Option<(Duration, BTreeMap<Lane, (String, u64)>)>,
-}
-
-struct AllNotes {
-    tallies: Notes,
-    progress: Notes,
-    redriven: Notes,
+/// When the groups were last looked at, and what was too much then, by lane.
+struct Room {
+    at: Duration,
+    full: BTreeMap<Lane, (Topic, u64)>,
 }
 
 impl Kafka {
@@ -73,17 +74,28 @@ impl Kafka {
     pub fn connect(config: KafkaConfig, clock: Arc<dyn Clock>, store: Arc<dyn Store>) -> Result<Self, LogError> {
         client::connect(&config, config.request_timeout())?;
         let names = Names::of(config.settings());
-        let inspector = Inspector::new(&config, &names)?;
-        check_topics(&inspector.reader(), &names)?;
+        let tender = Tender::start()?;
+        let asker = Arc::new(Asker::new(&config, &names, &tender)?);
+        check_topics(&asker, &names)?;
         let registry = config.registry().map(Arc::new);
-        let door = Door { ingest: Ingest::new(&config, &names, registry.clone()), looked: None };
-        let notes = AllNotes {
-            tallies: Notes::new(names.tallies()),
-            progress: Notes::new(names.progress()),
-            redriven: Notes::new(names.redriven()),
+        let readers = Arc::new(Readers::new(&config, &names, &asker, &tender));
+        let notes = |topic: String| Mutex::new(Notes::new(topic));
+        let shared = Shared {
+            inspector: Inspector::new(&names, &asker, &readers),
+            door: Mutex::new(Ingest::new(&config, &names, registry.clone(), &readers, &tender)),
+            room: Mutex::default(),
+            tallies: notes(names.tallies()),
+            progress: notes(names.progress()),
+            letters: Mutex::default(),
+            redriven: notes(names.redriven()),
+            config,
+            names,
+            clock,
+            tender,
+            registry,
+            store,
         };
-        let (door, notes, letters) = (Mutex::new(door), Mutex::new(notes), Mutex::default());
-        Ok(Self { shared: Arc::new(Shared { config, names, clock, inspector, registry, store, door, notes, letters }) })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// A consumer of `topic` for `group`.
@@ -103,15 +115,15 @@ impl Kafka {
 
 /// All topics must be there: a broker that makes them by itself makes them as it likes. Those of the path have equal numbers of partitions,
 /// so that a stage's outputs keep their key.
-fn check_topics(reader: &Reader, names: &Names) -> Result<(), LogError> {
+fn check_topics(asker: &Asker, names: &Names) -> Result<(), LogError> {
     let mut counts = BTreeMap::new();
     for topic in Topic::all() {
         let name = names.topic(topic);
-        counts.insert(name.clone(), reader.partitions(&name)?);
-        reader.partitions(&names.dead_letters(topic))?;
+        counts.insert(name.clone(), asker.partitions(&name)?);
+        asker.partitions(&names.dead_letters(topic))?;
     }
     for name in [names.tallies(), names.progress(), names.redriven()] {
-        reader.partitions(&name)?;
+        asker.partitions(&name)?;
     }
     let first = counts.values().next().copied();
     if counts.values().any(|count| Some(*count) != first) {
@@ -129,30 +141,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Runs `work` at the door, with what it needs around it.
-    fn at_door<R>(&self, work: impl FnOnce(&mut Ingest, Around<'_>) -> R) -> R {
-        let (mut door, mut notes) = (lock(&self.door), lock(&self.notes));
-        let reader = self.inspector.reader();
-        let AllNotes { tallies, progress, .. } = &mut *notes;
-        work(&mut door.ingest, Around { reader: &reader, tallies, progress })
-    }
-
     /// Refuses more on a lane while one of its groups is too far behind; looks once a second.
     fn check_room(&self, records: &[Outgoing]) -> Result<(), LogError> {
         let (now, limit) = (self.clock.monotonic(), self.config.settings().waiting_max);
-        let mut door = lock(&self.door);
-        if door.looked.as_ref().is_none_or(|(at, _)| now.saturating_sub(*at) >= ROOM_EVERY) {
-            let mut waiting: BTreeMap<(String, String), u64> = BTreeMap::new();
-            for state in self.inspector.groups()? {
-                *waiting.entry((state.group, state.topic)).or_default() += state.backlog.waiting;
-            }
-            let full = waiting.into_iter().filter(|(_, waiting)| *waiting >= limit);
-            door.looked = Some((now, full.map(|((_, topic), waiting)| (Lane::of(&topic).1, (topic, waiting))).collect()));
+        let mut room = lock(&self.room);
+        if room.as_ref().is_none_or(|room| now.saturating_sub(room.at) >= ROOM_EVERY) {
+            let mut full = self.inspector.furthest_behind()?;
+            full.retain(|_, (_, waiting)| *waiting >= limit);
+            *room = Some(Room { at: now, full });
         }
         // Records for both lanes wait for the slower one.
         let lane = records.iter().map(|record| record.topic.lane()).max().unwrap_or(Lane::Live);
-        match door.looked.as_ref().and_then(|(_, full)| full.get(&lane)) {
-            Some((topic, waiting)) => Err(LogError::Full { topic: topic.clone(), waiting: *waiting, limit }),
+        match room.as_ref().and_then(|room| room.full.get(&lane)) {
+            Some((topic, waiting)) => Err(LogError::Full { topic: topic.name().to_owned(), waiting: *waiting, limit }),
             None => Ok(()),
         }
     }
@@ -189,13 +190,25 @@ impl Shared {
 
     /// One letter with its bytes, unless it was sent again.
     fn letter(&self, spot: Spot) -> Result<Option<StoredDeadLetter>, LogError> {
-        let (mut notes, letters) = (lock(&self.notes), lock(&self.letters));
-        let reader = self.inspector.reader();
-        if notes.redriven.refresh(&reader)?.contains_key(spot.id().as_str()) {
+        let reader = self.inspector.readers().lend()?;
+        if lock(&self.redriven).refresh(&reader)?.contains_key(spot.id().as_str()) {
             return Ok(None);
         }
-        let found = dead_letters::find(&letters, &reader, &self.names, spot)?;
+        let kept = lock(&self.letters).kept(spot);
+        let found = kept.map_or_else(|| dead_letters::find(&reader, &self.names, spot), |letter| Ok(Some(letter)))?;
         Ok(self.masked(found.into_iter().collect())?.pop())
+    }
+
+    /// Asks the index of the letters as they are now, without those that were sent again.
+    fn of_letters<R>(
+        &self,
+        ask: impl FnOnce(&mut Letters, &Reader, &BTreeSet<Spot>) -> Result<R, LogError>,
+    ) -> Result<R, LogError> {
+        let mut letters = lock(&self.letters);
+        let reader = self.inspector.readers().lend()?;
+        letters.refresh(&reader, &self.names)?;
+        let redriven = dead_letters::spots(lock(&self.redriven).refresh(&reader)?);
+        ask(&mut letters, &reader, &redriven)
     }
 }
 
@@ -206,26 +219,26 @@ impl Broker for Kafka {
 
     fn append(&self, records: &[Outgoing], progress: Option<(&str, &str)>) -> Result<(), LogError> {
         self.shared.check_room(records)?;
-        self.shared.at_door(|ingest, around| ingest.append(around, records, progress))
+        lock(&self.shared.door).append(records, progress)
     }
 
     fn admit(&self, records: &[Outgoing], refused: &[DeadLetter]) -> Result<(), LogError> {
         self.shared.check_room(records)?;
-        self.shared.at_door(|ingest, around| ingest.admit(around, records, refused, &*self.shared.clock))
+        lock(&self.shared.door).admit(records, refused, &*self.shared.clock)
     }
 
     fn insist(&self, records: &[Outgoing]) -> Result<(), LogError> {
-        self.shared.at_door(|ingest, around| ingest.admit(around, records, &[], &*self.shared.clock))
+        lock(&self.shared.door).admit(records, &[], &*self.shared.clock)
     }
 
     fn progress(&self, name: &str) -> Result<Option<String>, LogError> {
-        let mut notes = lock(&self.shared.notes);
-        Ok(notes.progress.refresh(&self.shared.inspector.reader())?.get(name).cloned())
+        let reader = self.shared.inspector.readers().lend()?;
+        Ok(lock(&self.shared.progress).refresh(&reader)?.get(name).cloned())
     }
 
     fn tallies(&self) -> Result<BTreeMap<String, Tally>, LogError> {
-        let mut notes = lock(&self.shared.notes);
-        notes::sum(notes.tallies.refresh(&self.shared.inspector.reader())?)
+        let reader = self.shared.inspector.readers().lend()?;
+        notes::sum(lock(&self.shared.tallies).refresh(&reader)?)
     }
 
     fn groups(&self) -> Result<Vec<GroupState>, LogError> {
@@ -233,12 +246,12 @@ impl Broker for Kafka {
     }
 
     fn ends(&self, topic: Topic) -> Result<BTreeMap<i32, i64>, LogError> {
-        let ends = self.shared.inspector.reader().ends(&self.shared.names.topic(topic))?;
+        let ends = self.shared.inspector.ends(topic)?;
         Ok(ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect())
     }
 
     fn offsets_at(&self, topic: Topic, at_ms: i64) -> Result<BTreeMap<i32, i64>, LogError> {
-        self.shared.inspector.reader().offsets_at(&self.shared.names.topic(topic), at_ms)
+        self.shared.inspector.offsets_at(topic, at_ms)
     }
 
     fn records(&self, topic: Topic, partition: i32, from: i64, max: usize) -> Result<Vec<Received>, LogError> {
@@ -246,12 +259,8 @@ impl Broker for Kafka {
     }
 
     fn dead_letters(&self, filter: &DeadLetterFilter) -> Result<Vec<StoredDeadLetter>, LogError> {
-        let listed = {
-            let (mut notes, mut letters) = (lock(&self.shared.notes), lock(&self.shared.letters));
-            let reader = self.shared.inspector.reader();
-            letters.refresh(&reader, &self.shared.names)?;
-            letters.list(filter, notes.redriven.refresh(&reader)?)
-        };
+        let names = &self.shared.names;
+        let listed = self.shared.of_letters(|letters, reader, redriven| letters.list(reader, names, filter, redriven))?;
         self.shared.masked(listed)
     }
 
@@ -260,10 +269,7 @@ impl Broker for Kafka {
     }
 
     fn dead_letter_counts(&self) -> Result<BTreeMap<(String, String), u64>, LogError> {
-        let (mut notes, mut letters) = (lock(&self.shared.notes), lock(&self.shared.letters));
-        let reader = self.shared.inspector.reader();
-        letters.refresh(&reader, &self.shared.names)?;
-        Ok(letters.counts(notes.redriven.refresh(&reader)?))
+        self.shared.of_letters(|letters, _, redriven| Ok(letters.counts(redriven)))
     }
 
     /// Two calls that send the same letter again at the same moment may both send it.
@@ -279,7 +285,7 @@ impl Broker for Kafka {
             [Record::redriven(names, topic, letter), note]
         });
         let records = records.collect();
-        self.shared.at_door(|ingest, around| ingest.write(around, records, &Tally::default()))?;
+        lock(&self.shared.door).write(records, &Tally::default())?;
         Ok(found.len())
     }
 }

@@ -1,8 +1,7 @@
 //! librdkafka's clients: what they are configured with, what they complain of, and who must act on it.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -10,26 +9,29 @@ use std::{
 use endcap_runtime::{Clock, LogError, SystemClock};
 use rdkafka::{
     ClientConfig, ClientContext,
+    admin::AdminClient,
     client::OAuthToken,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode},
 };
 
-use crate::{KafkaConfig, Mechanism};
+use crate::{
+    KafkaConfig, Mechanism, tender,
+    tokens::{self, NoToken},
+};
 
 /// Largest record, with its key and headers, in bytes: a message of the wire's largest size, and a dead letter's words beside it.
 pub(crate) const RECORD_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// How long a token of `OAUTHBEARER` is taken for valid: its file is read again after four fifths of it.
-const TOKEN_LIFETIME: Duration = Duration::from_secs(300);
 /// Longest wait for an answer while a connection is tried.
 const TRY_EVERY: Duration = Duration::from_millis(500);
 
-/// Listens to a client's complaints and brings its tokens.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Watch {
+/// Listens to a client's complaints and brings its tokens. `role` is what else a client's hooks work with.
+#[derive(Debug, Clone)]
+pub(crate) struct Watch<R = ()> {
     last: Arc<Mutex<Option<Complaint>>>,
     token_file: Option<PathBuf>,
+    pub(crate) role: R,
 }
 
 /// What a client last complained of.
@@ -41,7 +43,28 @@ pub(crate) struct Complaint {
 
 impl Watch {
     pub(crate) fn of(config: &KafkaConfig) -> Self {
-        Self { last: Arc::default(), token_file: config.settings().token_file.clone() }
+        Watch::with(config, ())
+    }
+}
+
+/// How much a complaint says: that a connection broke or that all brokers are down may follow from what was told before.
+fn weight(code: RDKafkaErrorCode) -> u8 {
+    match code {
+        RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL => 2,
+        RDKafkaErrorCode::AllBrokersDown => 0,
+        _ => 1,
+    }
+}
+
+impl<R> Watch<R> {
+    /// The token as its file has it now.
+    pub(crate) fn token(&self) -> Result<OAuthToken, NoToken> {
+        let path = self.token_file.as_deref().ok_or(NoToken::NoFile)?;
+        tokens::token_of(path, SystemClock::default().now_ms()) // librdkafka compares a token's end with the machine's time
+    }
+
+    pub(crate) fn with(config: &KafkaConfig, role: R) -> Watch<R> {
+        Watch { last: Arc::default(), token_file: config.settings().token_file.clone(), role }
     }
 
     pub(crate) fn last(&self) -> Option<Complaint> {
@@ -53,7 +76,7 @@ impl Watch {
     }
 }
 
-impl ClientContext for Watch {
+impl<R: Send + Sync + 'static> ClientContext for Watch<R> {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -64,30 +87,17 @@ impl ClientContext for Watch {
         tracing::debug!(%error, "librdkafka: {reason}");
         let Some(code) = error.rdkafka_error_code() else { return };
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // That all brokers are down follows from a cause that was told before and says more.
-        if code != RDKafkaErrorCode::AllBrokersDown || last.is_none() {
+        if last.as_ref().is_none_or(|last| weight(code) >= weight(last.code)) {
             *last = Some(Complaint { code, reason: reason.to_owned() });
         }
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
-        let path = self.token_file.as_deref().ok_or("no token file is configured")?;
-        token_of(path, SystemClock::default().now_ms()) // librdkafka compares a token's end with the machine's time
+        Ok(self.token()?)
     }
 }
 
 impl ConsumerContext for Watch {}
-
-/// The token that `path` holds, valid from `now_ms` for a while.
-fn token_of(path: &Path, now_ms: i64) -> Result<OAuthToken, Box<dyn std::error::Error>> {
-    let text = fs::read_to_string(path).map_err(|error| format!("cannot read the token file {}: {error}", path.display()))?;
-    let token = text.trim().to_owned();
-    if token.is_empty() {
-        return Err(format!("the token file {} is empty", path.display()).into());
-    }
-    let lifetime_ms = now_ms + i64::try_from(TOKEN_LIFETIME.as_millis()).unwrap_or(i64::MAX);
-    Ok(OAuthToken { token, principal_name: "endcap".to_owned(), lifetime_ms })
-}
 
 impl KafkaConfig {
     /// What every client is configured with.
@@ -163,8 +173,22 @@ where
         KafkaError::ClientConfig(_, _, key, _) => {
             LogError::Refused(format!("librdkafka does not take property `{key}` or its value: mend it"))
         }
+        KafkaError::ClientCreation(cause) if cause.contains("ssl.key.location") => {
+            LogError::Refused(format!("the private key cannot be read: check `key` and `key_password` ({cause})"))
+        }
         error => LogError::Refused(format!("no client can be made: {error}")),
     })
+}
+
+/// A client for administration. It lives no longer than a token.
+pub(crate) fn admin(config: &KafkaConfig) -> Result<AdminClient<Watch>, LogError> {
+    let watch = Watch::of(config);
+    let admin: AdminClient<Watch> = create(&config.asker(), watch.clone())?;
+    if config.settings().mechanism == Some(Mechanism::OauthBearer) {
+        let given = watch.token().and_then(|token| tokens::give(admin.inner(), &token));
+        given.map_err(|error| LogError::Refused(error.to_string()))?;
+    }
+    Ok(admin)
 }
 
 /// Makes sure that a broker answers and takes the login, within `patience`.
@@ -175,9 +199,10 @@ pub(crate) fn connect(config: &KafkaConfig, patience: Duration) -> Result<(), Lo
     let watch = Watch::of(config);
     let client: BaseConsumer<Watch> = create(&config.asker(), watch.clone())?;
     let deadline = Instant::now() + patience;
+    tender::serve(&client); // its token, where it needs one
     loop {
         let answer = client.client().fetch_metadata(Some("endcap.connect"), TRY_EVERY);
-        while client.poll(Duration::ZERO).is_some() {}
+        tender::serve(&client);
         let Err(error) = answer else { return Ok(()) };
         if let Some(complaint) = watch.last()
             && let Some(refused) = refusal(config, &complaint)
@@ -198,6 +223,9 @@ pub(crate) fn refusal(config: &KafkaConfig, complaint: &Complaint) -> Option<Log
     let brokers = settings.brokers.join(", ");
     let Complaint { code, reason } = complaint;
     let text = match code {
+        RDKafkaErrorCode::Authentication if settings.mechanism == Some(Mechanism::OauthBearer) => {
+            format!("{brokers}: no token is accepted: check `token_file` and what renews it ({reason})")
+        }
         RDKafkaErrorCode::Authentication => {
             let who = settings.user.as_deref().unwrap_or("this client");
             format!("{brokers}: the login of {who} is not accepted: check user, password and mechanism ({reason})")
@@ -263,6 +291,26 @@ mod tests {
     }
 
     #[test]
+    fn a_complaint_that_says_more_is_kept() {
+        let watch = Watch::of(&config());
+        let hear = |code: RDKafkaErrorCode| {
+            watch.error(KafkaError::Global(code), &format!("{code:?}"));
+            watch.last().map(|complaint| complaint.code)
+        };
+        use RDKafkaErrorCode::{AllBrokersDown, Authentication, BrokerTransportFailure, SSL};
+        for (code, kept) in [
+            (AllBrokersDown, AllBrokersDown),
+            (BrokerTransportFailure, BrokerTransportFailure),
+            (AllBrokersDown, BrokerTransportFailure),
+            (SSL, SSL),
+            (BrokerTransportFailure, SSL),
+            (Authentication, Authentication),
+        ] {
+            assert_eq!(hear(code), Some(kept), "{code:?}");
+        }
+    }
+
+    #[test]
     fn a_complaint_that_only_a_person_can_mend_says_so_without_the_secret() {
         for (code, reason, part) in [
             (RDKafkaErrorCode::Authentication, "invalid credentials", "login of anna is not accepted"),
@@ -274,17 +322,5 @@ mod tests {
         }
         let down = Complaint { code: RDKafkaErrorCode::BrokerTransportFailure, reason: "connection refused".into() };
         assert!(refusal(&config(), &down).is_none(), "a broker that is down may come back");
-    }
-
-    #[test]
-    fn a_token_is_read_from_its_file_and_an_empty_one_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("token");
-        assert!(token_of(&path, 0).err().unwrap().to_string().contains("cannot read the token file"));
-        fs::write(&path, " \n").unwrap();
-        assert!(token_of(&path, 0).err().unwrap().to_string().contains("is empty"));
-        fs::write(&path, "abc\n").unwrap();
-        let token = token_of(&path, 1_000).unwrap();
-        assert_eq!((token.token.as_str(), token.lifetime_ms), ("abc", 301_000));
     }
 }

@@ -66,7 +66,8 @@ pub struct KafkaSettings {
     pub user: Option<String>,
     /// Its password.
     pub password: Option<Secret>,
-    /// File that holds the current token of `OAUTHBEARER`; it is read anew whenever one is needed.
+    /// File that holds the current token of `OAUTHBEARER`, which somebody else renews; it is read again long before the token ends, and at
+    /// least every four minutes.
     pub token_file: Option<PathBuf>,
     /// Silence after which the group takes a consumer for dead, s.
     pub session_timeout_s: u32,

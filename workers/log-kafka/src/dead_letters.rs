@@ -1,10 +1,11 @@
 //! Dead letters on Kafka: listed, counted and found by an index of this process, which is read once and then followed.
 //!
+//! The index knows where each letter stands and what lists choose by; the letters themselves are read when somebody wants to see them.
 //! Kafka cannot take single records away: a letter that was sent again is noted in a compacted topic, in the transaction that sends it,
 //! and no longer listed.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ops::ControlFlow,
 };
 
@@ -16,8 +17,10 @@ use crate::{names::Names, reader::Reader, record};
 
 /// Letters of one partition that are indexed, newest first; older ones are neither listed nor counted.
 const INDEXED_MAX: i64 = 50_000;
-/// Bytes of values that are kept with the newest letters, so that a list with its contents asks the brokers for nothing.
+/// Bytes of values that are kept of the letters that were listed last: whoever lists letters looks into some of them next.
 const KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Letters in between that are read along, in place of reading twice.
+const READ_ALONG_MAX: i64 = 100;
 
 /// Where a letter stands: its topic's place on the path, partition and offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,146 +45,219 @@ impl Spot {
     }
 }
 
-/// What is remembered of a letter: itself, or, when it is not among the newest, itself without its bytes.
-#[derive(Debug)]
+/// The spots that notes have under their ids.
+pub(crate) fn spots(notes: &BTreeMap<String, String>) -> BTreeSet<Spot> {
+    notes.keys().filter_map(|id| Spot::of(&DeadLetterId::new(id.as_str()))).collect()
+}
+
+/// What lists choose a letter by.
+#[derive(Debug, Clone, Copy)]
 struct Entry {
     offset: i64,
-    letter: StoredDeadLetter,
-    whole: bool,
+    at_ms: i64,
+    /// Place of its stage and kind in [`Index::labels`].
+    label: usize,
+    /// Of its key.
+    hash: [u8; 8],
 }
 
-/// The index.
+/// Which letters there are.
 #[derive(Debug, Default)]
-pub(crate) struct Index {
-    lanes: BTreeMap<(Topic, i32), Lane>,
-    kept_bytes: usize,
+struct Index {
+    partitions: BTreeMap<(Topic, i32), Entries>,
+    /// Stage and kind of letters; there are few of them.
+    labels: Vec<(String, String)>,
 }
 
 #[derive(Debug, Default)]
-struct Lane {
+struct Entries {
     next: i64,
     entries: VecDeque<Entry>,
 }
 
-impl Index {
+/// The index, and the letters that were listed last.
+#[derive(Debug, Default)]
+pub(crate) struct Letters {
+    index: Index,
+    kept: BTreeMap<Spot, StoredDeadLetter>,
+}
+
+impl Letters {
     /// Follows the topics of dead letters to their ends.
     pub(crate) fn refresh(&mut self, reader: &Reader, names: &Names) -> Result<(), LogError> {
         for topic in Topic::PATH {
             let name = names.dead_letters(topic);
-            let (mut from, ends) = (BTreeMap::new(), reader.ends(&name)?);
+            let (mut from, ends) = (BTreeMap::new(), reader.asker.ends(&name)?);
             for (partition, (first, end)) in &ends {
-                let lane = self.lanes.entry((topic, *partition)).or_default();
-                lane.trim((*first).max(end - INDEXED_MAX), &mut self.kept_bytes);
-                if lane.next < *end {
-                    from.insert(*partition, lane.next);
+                let found = self.index.partitions.entry((topic, *partition)).or_default();
+                found.trim((*first).max(end - INDEXED_MAX));
+                if found.next < *end {
+                    from.insert(*partition, found.next);
                 }
             }
             reader.read(&name, &from, |message| {
-                self.take(topic, message);
+                let letter = stored(topic, message);
+                self.index.take(topic, message.partition(), message.offset(), &letter);
                 ControlFlow::Continue(())
             })?;
             for partition in from.keys() {
                 // Nothing comes before an end any more.
-                let lane = self.lanes.entry((topic, *partition)).or_default();
-                lane.next = lane.next.max(ends[partition].1);
+                let found = self.index.partitions.entry((topic, *partition)).or_default();
+                found.next = found.next.max(ends[partition].1);
             }
         }
-        self.shed();
         Ok(())
     }
 
-    fn take(&mut self, topic: Topic, message: &BorrowedMessage<'_>) {
-        let spot = Spot { topic, partition: message.partition(), offset: message.offset() };
-        let letter = record::stored(topic, spot.id(), message);
-        let lane = self.lanes.entry((topic, spot.partition)).or_default();
-        lane.next = spot.offset + 1;
-        self.kept_bytes += letter.value.len();
-        lane.entries.push_back(Entry { offset: spot.offset, letter, whole: true });
-    }
-
-    /// Lets the bytes of the oldest letters go until the rest fits.
-    fn shed(&mut self) {
-        while self.kept_bytes > KEPT_BYTES_MAX {
-            let whole = self.lanes.values_mut().filter_map(|lane| lane.entries.iter_mut().find(|entry| entry.whole));
-            let Some(oldest) = whole.min_by_key(|entry| entry.letter.at_ms) else { return };
-            self.kept_bytes -= oldest.letter.value.len();
-            oldest.letter.value = Vec::new();
-            oldest.whole = false;
-        }
-    }
-
     /// Letters that `filter` lets through and that were not sent again, newest first, without their bytes.
-    pub(crate) fn list(&self, filter: &DeadLetterFilter, redriven: &BTreeMap<String, String>) -> Vec<StoredDeadLetter> {
-        let user = filter.user.as_ref().map(ToString::to_string);
-        let fits = |letter: &&StoredDeadLetter| {
-            filter.kind.as_ref().is_none_or(|kind| *kind == letter.kind)
-                && filter.stage.as_ref().is_none_or(|stage| *stage == letter.stage)
-                && user.as_ref().is_none_or(|user| *user == letter.key)
-                && filter.since_ms.is_none_or(|since_ms| letter.at_ms >= since_ms)
-        };
-        let mut found: Vec<&StoredDeadLetter> = self.letters(redriven).filter(fits).collect();
-        found.sort_by_key(|letter| std::cmp::Reverse((letter.at_ms, Spot::of(&letter.id))));
-        found.into_iter().take(filter.limit).map(|letter| StoredDeadLetter { value: Vec::new(), ..letter.clone() }).collect()
+    pub(crate) fn list(
+        &mut self,
+        reader: &Reader,
+        names: &Names,
+        filter: &DeadLetterFilter,
+        redriven: &BTreeSet<Spot>,
+    ) -> Result<Vec<StoredDeadLetter>, LogError> {
+        let chosen = self.index.chosen(filter, redriven);
+        let mut found = BTreeMap::new();
+        let mut kept_bytes = 0;
+        self.kept.clear();
+        for run in runs(&chosen) {
+            read_run(reader, names, &run, |spot, letter| {
+                kept_bytes += letter.value.len();
+                found.insert(spot, StoredDeadLetter { value: Vec::new(), ..letter.clone() });
+                if kept_bytes <= KEPT_BYTES_MAX {
+                    self.kept.insert(spot, letter);
+                }
+            })?;
+        }
+        Ok(chosen.iter().filter_map(|spot| found.remove(spot)).collect())
     }
 
     /// How many letters there are that were not sent again, by stage and kind.
-    pub(crate) fn counts(&self, redriven: &BTreeMap<String, String>) -> BTreeMap<(String, String), u64> {
+    pub(crate) fn counts(&self, redriven: &BTreeSet<Spot>) -> BTreeMap<(String, String), u64> {
+        self.index.counts(redriven)
+    }
+
+    /// A letter with its bytes, where it is among those that were listed last.
+    pub(crate) fn kept(&self, spot: Spot) -> Option<StoredDeadLetter> {
+        self.kept.get(&spot).cloned()
+    }
+}
+
+impl Index {
+    fn take(&mut self, topic: Topic, partition: i32, offset: i64, letter: &StoredDeadLetter) {
+        let is_its = |(stage, kind): &(String, String)| *stage == letter.stage && *kind == letter.kind;
+        let label = self.labels.iter().position(is_its).unwrap_or_else(|| {
+            self.labels.push((letter.stage.clone(), letter.kind.clone()));
+            self.labels.len() - 1
+        });
+        let found = self.partitions.entry((topic, partition)).or_default();
+        found.next = offset + 1;
+        found.entries.push_back(Entry { offset, at_ms: letter.at_ms, label, hash: hash_of(&letter.key) });
+    }
+
+    /// Where the letters stand that `filter` lets through, newest first.
+    fn chosen(&self, filter: &DeadLetterFilter, redriven: &BTreeSet<Spot>) -> Vec<Spot> {
+        let user = filter.user.as_ref().map(|user| hash_of(&user.to_string()));
+        let fits = |entry: &Entry| {
+            let (stage, kind) = &self.labels[entry.label];
+            filter.kind.as_ref().is_none_or(|wanted| wanted == kind)
+                && filter.stage.as_ref().is_none_or(|wanted| wanted == stage)
+                && user.is_none_or(|user| user == entry.hash)
+                && filter.since_ms.is_none_or(|since_ms| entry.at_ms >= since_ms)
+        };
+        let mut found: Vec<(i64, Spot)> =
+            self.entries(redriven).filter(|(_, entry)| fits(entry)).map(|(spot, entry)| (entry.at_ms, spot)).collect();
+        found.sort_by_key(|place| std::cmp::Reverse(*place));
+        found.into_iter().take(filter.limit).map(|(_, spot)| spot).collect()
+    }
+
+    fn counts(&self, redriven: &BTreeSet<Spot>) -> BTreeMap<(String, String), u64> {
         let mut counts = BTreeMap::new();
-        for letter in self.letters(redriven) {
-            *counts.entry((letter.stage.clone(), letter.kind.clone())).or_default() += 1;
+        for (_, entry) in self.entries(redriven) {
+            *counts.entry(self.labels[entry.label].clone()).or_default() += 1;
         }
         counts
     }
 
-    fn letters<'a>(&'a self, redriven: &'a BTreeMap<String, String>) -> impl Iterator<Item = &'a StoredDeadLetter> {
-        let all = self.lanes.values().flat_map(|lane| lane.entries.iter().map(|entry| &entry.letter));
-        all.filter(|letter| !redriven.contains_key(letter.id.as_str()))
-    }
-
-    /// A letter with its bytes, where the index has them.
-    fn whole(&self, spot: Spot) -> Option<&StoredDeadLetter> {
-        let entries = &self.lanes.get(&(spot.topic, spot.partition))?.entries;
-        let at = entries.binary_search_by_key(&spot.offset, |entry| entry.offset).ok()?;
-        entries[at].whole.then_some(&entries[at].letter)
+    fn entries<'a>(&'a self, redriven: &'a BTreeSet<Spot>) -> impl Iterator<Item = (Spot, &'a Entry)> {
+        let all = self.partitions.iter().flat_map(|((topic, partition), found)| {
+            found.entries.iter().map(|entry| (Spot { topic: *topic, partition: *partition, offset: entry.offset }, entry))
+        });
+        all.filter(|(spot, _)| !redriven.contains(spot))
     }
 }
 
-impl Lane {
+impl Entries {
     /// Forgets what stands before `first`.
-    fn trim(&mut self, first: i64, kept_bytes: &mut usize) {
+    fn trim(&mut self, first: i64) {
         let gone = self.entries.partition_point(|entry| entry.offset < first);
-        *kept_bytes -= self.entries.drain(..gone).map(|entry| entry.letter.value.len()).sum::<usize>();
+        self.entries.drain(..gone);
         self.next = self.next.max(first);
     }
 }
 
-/// One letter with its bytes, from the index or from the brokers; `None` where none stands.
-pub(crate) fn find(index: &Index, reader: &Reader, names: &Names, spot: Spot) -> Result<Option<StoredDeadLetter>, LogError> {
-    if let Some(letter) = index.whole(spot) {
-        return Ok(Some(letter.clone()));
+fn hash_of(key: &str) -> [u8; 8] {
+    let mut hash = [0; 8];
+    hash.copy_from_slice(&blake3::hash(key.as_bytes()).as_bytes()[..8]);
+    hash
+}
+
+fn stored(topic: Topic, message: &BorrowedMessage<'_>) -> StoredDeadLetter {
+    let spot = Spot { topic, partition: message.partition(), offset: message.offset() };
+    record::stored(topic, spot.id(), message)
+}
+
+/// Spots of one partition that stand near each other, in order, so that they are read at once.
+fn runs(spots: &[Spot]) -> Vec<Vec<Spot>> {
+    let mut runs: Vec<Vec<Spot>> = Vec::new();
+    for spot in spots.iter().copied().collect::<BTreeSet<_>>() {
+        let is_near = |last: &Spot| {
+            (last.topic, last.partition) == (spot.topic, spot.partition) && spot.offset - last.offset <= READ_ALONG_MAX
+        };
+        match runs.last_mut().filter(|run| run.last().is_some_and(is_near)) {
+            Some(run) => run.push(spot),
+            None => runs.push(vec![spot]),
+        }
     }
-    let name = names.dead_letters(spot.topic);
-    let ends = reader.ends(&name)?;
+    runs
+}
+
+/// Reads the letters of a run; one that retention has taken is left out.
+fn read_run(reader: &Reader, names: &Names, run: &[Spot], mut each: impl FnMut(Spot, StoredDeadLetter)) -> Result<(), LogError> {
+    let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(()) };
+    reader.read(&names.dead_letters(first.topic), &BTreeMap::from([(first.partition, first.offset)]), |message| {
+        let spot = Spot { offset: message.offset(), ..*first };
+        if run.binary_search(&spot).is_ok() {
+            each(spot, stored(first.topic, message));
+        }
+        if spot.offset >= last.offset { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
+}
+
+/// One letter with its bytes, from the brokers; `None` where none stands.
+pub(crate) fn find(reader: &Reader, names: &Names, spot: Spot) -> Result<Option<StoredDeadLetter>, LogError> {
+    let ends = reader.asker.ends(&names.dead_letters(spot.topic))?;
     if !ends.get(&spot.partition).is_some_and(|(first, end)| (*first..*end).contains(&spot.offset)) {
         return Ok(None);
     }
     let mut found = None;
-    reader.read(&name, &BTreeMap::from([(spot.partition, spot.offset)]), |message| {
-        if message.offset() == spot.offset {
-            found = Some(record::stored(spot.topic, spot.id(), message));
-        }
-        ControlFlow::Break(())
-    })?;
+    read_run(reader, names, &[spot], |_, letter| found = Some(letter))?;
     Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
     use endcap_runtime::Headers;
+    use endcap_schemas::UserKey;
 
     use super::*;
 
-    fn letter(spot: Spot, at_ms: i64, kind: &str, bytes: usize) -> StoredDeadLetter {
+    fn spot(partition: i32, offset: i64) -> Spot {
+        Spot { topic: Topic::EVENTS, partition, offset }
+    }
+
+    fn letter(spot: Spot, at_ms: i64, kind: &str, user: &str) -> StoredDeadLetter {
         StoredDeadLetter {
             id: spot.id(),
             at_ms,
@@ -194,21 +270,17 @@ mod tests {
             partition: 0,
             offset: 0,
             appended_ms: 0,
-            key: "default/anna".into(),
+            key: format!("default/{user}"),
             headers: Headers::default(),
-            value: vec![0; bytes],
+            value: vec![0; 10],
             masked: false,
         }
     }
 
-    fn index(letters: &[(i32, i64, i64, &str, usize)]) -> Index {
+    fn index(letters: &[(i32, i64, i64, &str, &str)]) -> Index {
         let mut index = Index::default();
-        for (partition, offset, at_ms, kind, bytes) in letters {
-            let spot = Spot { topic: Topic::EVENTS, partition: *partition, offset: *offset };
-            let lane = index.lanes.entry((spot.topic, spot.partition)).or_default();
-            lane.next = offset + 1;
-            lane.entries.push_back(Entry { offset: *offset, letter: letter(spot, *at_ms, kind, *bytes), whole: true });
-            index.kept_bytes += bytes;
+        for (partition, offset, at_ms, kind, user) in letters {
+            index.take(Topic::EVENTS, *partition, *offset, &letter(spot(*partition, *offset), *at_ms, kind, user));
         }
         index
     }
@@ -224,30 +296,32 @@ mod tests {
     }
 
     #[test]
-    fn letters_are_listed_newest_first_over_all_partitions_without_those_sent_again() {
-        let index = index(&[(0, 0, 10, "a", 1), (0, 1, 30, "b", 1), (1, 0, 20, "a", 1)]);
-        let none = BTreeMap::new();
-        let times = |filter: DeadLetterFilter, redriven| -> Vec<i64> {
-            index.list(&filter, redriven).iter().map(|letter| letter.at_ms).collect()
+    fn letters_are_chosen_newest_first_over_all_partitions_without_those_sent_again() {
+        let index = index(&[(0, 0, 10, "a", "anna"), (0, 1, 30, "b", "anna"), (1, 0, 20, "a", "bert")]);
+        let none = BTreeSet::new();
+        let chosen = |filter: DeadLetterFilter, redriven| -> Vec<(i32, i64)> {
+            index.chosen(&filter, redriven).iter().map(|spot| (spot.partition, spot.offset)).collect()
         };
         let any = DeadLetterFilter::default;
-        assert_eq!(times(any(), &none), [30, 20, 10]);
-        assert_eq!(times(DeadLetterFilter { limit: 2, ..any() }, &none), [30, 20]);
-        assert_eq!(times(DeadLetterFilter { kind: Some("a".into()), since_ms: Some(15), ..any() }, &none), [20]);
-        let sent = BTreeMap::from([("endcap.shopper-events.v1/0/1".to_owned(), "1".to_owned())]);
-        assert_eq!(times(any(), &sent), [20, 10]);
+        assert_eq!(chosen(any(), &none), [(0, 1), (1, 0), (0, 0)]);
+        assert_eq!(chosen(DeadLetterFilter { limit: 2, ..any() }, &none), [(0, 1), (1, 0)]);
+        assert_eq!(chosen(DeadLetterFilter { kind: Some("a".into()), since_ms: Some(15), ..any() }, &none), [(1, 0)]);
+        assert_eq!(chosen(DeadLetterFilter { user: Some(UserKey::of("anna")), ..any() }, &none), [(0, 1), (0, 0)]);
+        let sent = spots(&BTreeMap::from([("endcap.shopper-events.v1/0/1".to_owned(), "1".to_owned())]));
+        assert_eq!(chosen(any(), &sent), [(1, 0), (0, 0)]);
         assert_eq!(index.counts(&sent), BTreeMap::from([(("themes".to_owned(), "a".to_owned()), 2)]));
     }
 
     #[test]
-    fn bytes_are_kept_of_the_newest_and_what_retention_took_is_forgotten() {
-        let half = KEPT_BYTES_MAX / 2;
-        let mut index = index(&[(0, 0, 10, "a", half), (0, 1, 30, "b", half), (1, 5, 20, "a", half)]);
-        index.shed();
-        let is_whole = |index: &Index, partition, offset| index.whole(Spot { topic: Topic::EVENTS, partition, offset }).is_some();
-        assert_eq!([is_whole(&index, 0, 0), is_whole(&index, 0, 1), is_whole(&index, 1, 5)], [false, true, true]);
-        let lane = index.lanes.get_mut(&(Topic::EVENTS, 0)).unwrap();
-        lane.trim(2, &mut index.kept_bytes);
-        assert_eq!((index.kept_bytes, is_whole(&index, 0, 1), is_whole(&index, 1, 5)), (half, false, true));
+    fn what_retention_took_is_forgotten() {
+        let mut index = index(&[(0, 0, 10, "a", "anna"), (0, 1, 30, "b", "anna"), (1, 5, 20, "a", "anna")]);
+        index.partitions.get_mut(&(Topic::EVENTS, 0)).unwrap().trim(2);
+        assert_eq!(index.chosen(&DeadLetterFilter::default(), &BTreeSet::new()), [spot(1, 5)]);
+    }
+
+    #[test]
+    fn letters_that_stand_near_each_other_are_read_at_once() {
+        let chosen = [spot(0, 500), spot(1, 7), spot(0, 100), spot(0, 120), spot(0, 220)];
+        assert_eq!(runs(&chosen), [vec![spot(0, 100), spot(0, 120), spot(0, 220)], vec![spot(0, 500)], vec![spot(1, 7)]]);
     }
 }

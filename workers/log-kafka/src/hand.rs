@@ -39,8 +39,13 @@ struct State {
     owned: BTreeSet<i32>,
     /// Per partition, the offset behind the last record that was polled.
     next: BTreeMap<i32, i64>,
+    /// Partitions whose end, as the brokers told it, was polled: nothing came after it since.
+    ended: BTreeSet<i32>,
     /// Per partition, what the stage holds: offset and time of append, in order.
     given: BTreeMap<i32, VecDeque<(i64, i64)>>,
+    /// How often partitions have left, and at which of these times each left last.
+    departures: u64,
+    left: BTreeMap<i32, u64>,
     /// Being taken away; the stage may still commit.
     leaving: BTreeSet<i32>,
     /// Taken away while the stage held records, and it was not told yet.
@@ -58,6 +63,8 @@ pub(crate) struct Holding {
     pub(crate) oldest_ms: Option<i64>,
     /// Offset behind the last record that was polled; `None` before the first.
     pub(crate) next: Option<i64>,
+    /// Whether nothing comes after that, as far as the brokers have told: not for as long as fetching is stopped.
+    pub(crate) ended: bool,
 }
 
 impl Hand {
@@ -69,22 +76,40 @@ impl Hand {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a polled record in; answers whether fetching should stop. A record of a partition that is not this consumer's is dropped.
-    pub(crate) fn put(&self, record: Received) -> bool {
-        let mut state = self.lock();
-        if state.owned.contains(&record.partition) && !state.leaving.contains(&record.partition) {
-            state.bytes += weight(&record);
-            state.next.insert(record.partition, record.offset + 1);
-            state.queue.push_back(record);
-            self.changed.notify_all();
-        }
-        state.full |= state.queue.len() >= self.ahead.records_max || state.bytes >= self.ahead.bytes_max;
-        state.full
+    /// How often partitions have left so far: what is polled from now on is put in with this number.
+    pub(crate) fn departures(&self) -> u64 {
+        self.lock().departures
     }
 
-    /// Whether fetching should be stopped now.
-    pub(crate) fn is_full(&self) -> bool {
-        self.lock().full
+    /// Takes records in that were polled since so many `departures`. One of a partition that is not this consumer's is dropped, and one of a
+    /// partition that has left since: even if it has come back, the record comes again from the group's position.
+    pub(crate) fn put(&self, records: impl IntoIterator<Item = Received>, departures: u64) {
+        let mut state = self.lock();
+        for record in records {
+            let has_left = state.left.get(&record.partition).is_some_and(|at| *at > departures);
+            if state.owned.contains(&record.partition) && !state.leaving.contains(&record.partition) && !has_left {
+                state.bytes += weight(&record);
+                state.next.insert(record.partition, record.offset + 1);
+                state.ended.remove(&record.partition);
+                state.queue.push_back(record);
+            }
+        }
+        state.full |= state.queue.len() >= self.ahead.records_max || state.bytes >= self.ahead.bytes_max;
+        self.changed.notify_all();
+    }
+
+    /// Everything that the brokers have of `partition` was polled.
+    pub(crate) fn at_end(&self, partition: i32) {
+        let mut state = self.lock();
+        if state.owned.contains(&partition) {
+            state.ended.insert(partition);
+        }
+    }
+
+    /// How many records still fit before fetching should stop; `None` when it should be stopped now.
+    pub(crate) fn room(&self) -> Option<usize> {
+        let state = self.lock();
+        (!state.full).then(|| self.ahead.records_max.saturating_sub(state.queue.len()).max(1))
     }
 
     /// The next records, at most `max`; waits up to `wait` for the first. Nothing while the stage has to be told of partitions.
@@ -125,6 +150,9 @@ impl Hand {
     pub(crate) fn leave(&self, partitions: &[i32], patience: Duration) {
         let deadline = Instant::now() + patience;
         let mut state = self.lock();
+        state.departures += 1;
+        let departures = state.departures;
+        state.left.extend(partitions.iter().map(|partition| (*partition, departures)));
         state.forget_queued(partitions, self.ahead);
         let held: Vec<i32> = partitions.iter().copied().filter(|partition| state.holds(*partition)).collect();
         state.leaving.extend(&held);
@@ -139,6 +167,7 @@ impl Hand {
         for partition in partitions {
             state.owned.remove(partition);
             state.next.remove(partition);
+            state.ended.remove(partition);
             if state.leaving.remove(partition) && state.holds(*partition) {
                 state.gone.insert(*partition);
             } else {
@@ -200,6 +229,7 @@ impl Hand {
                 held: all.len() as u64,
                 oldest_ms: all.first().map(|(_, appended_ms)| *appended_ms),
                 next: state.next.get(&partition).copied(),
+                ended: !state.full && state.ended.contains(&partition),
             }
         };
         state.owned.iter().copied().map(holding).collect()
@@ -285,8 +315,8 @@ mod tests {
         let hand = Hand::new(Ahead { records_max: 100, bytes_max: 1 << 20 });
         hand.assigned([0, 1]);
         for n in 0..3 {
-            hand.put(record(0, n));
-            hand.put(record(1, n));
+            hand.put([record(0, n)], 0);
+            hand.put([record(1, n)], 0);
         }
         assert_eq!(hand.take(10, Duration::ZERO).unwrap().len(), 6);
         Arc::new(hand)
@@ -300,15 +330,18 @@ mod tests {
     fn fetching_stops_at_the_mark_and_goes_on_at_half_of_it() {
         let hand = Hand::new(Ahead { records_max: 4, bytes_max: 1 << 20 });
         hand.assigned([0]);
-        let stops: Vec<bool> = (0..4).map(|n| hand.put(record(0, n))).collect();
-        assert_eq!(stops, [false, false, false, true]);
+        let stops = |hand: &Hand, n| {
+            hand.put([record(0, n)], 0);
+            hand.room().is_none()
+        };
+        assert_eq!((0..4).map(|n| stops(&hand, n)).collect::<Vec<_>>(), [false, false, false, true]);
         hand.take(1, Duration::ZERO).unwrap();
-        assert!(hand.is_full(), "three of four is not half");
+        assert_eq!(hand.room(), None, "three of four is not half");
         hand.take(1, Duration::ZERO).unwrap();
-        assert!(!hand.is_full());
+        assert_eq!(hand.room(), Some(2));
         let heavy = Hand::new(Ahead { records_max: 100, bytes_max: 1_000 });
         heavy.assigned([0]);
-        assert_eq!((0..3).map(|n| heavy.put(record(0, n))).collect::<Vec<_>>(), [false, false, true], "368 bytes each");
+        assert_eq!((0..3).map(|n| stops(&heavy, n)).collect::<Vec<_>>(), [false, false, true], "368 bytes each");
     }
 
     #[test]
@@ -337,8 +370,8 @@ mod tests {
         assert_eq!(hand.revoked(), [1]);
         hook.join().unwrap();
         assert!(hand.revoked().is_empty(), "it is told once");
-        hand.put(record(0, 3));
-        hand.put(record(1, 3));
+        hand.put([record(0, 3)], hand.departures());
+        hand.put([record(1, 3)], hand.departures());
         assert_eq!(places(&hand.take(10, Duration::ZERO).unwrap()), [(0, 3)], "records that come late are dropped");
     }
 
@@ -347,12 +380,24 @@ mod tests {
         let hand = hand();
         hand.leave(&[1], Duration::ZERO);
         hand.assigned([1]);
-        hand.put(record(1, 0));
+        hand.put([record(1, 0)], hand.departures());
         assert!(hand.take(10, Duration::ZERO).unwrap().is_empty(), "nothing new before the stage was told");
         assert_eq!(hand.refused([0, 1]), [1]);
         assert_eq!(places(&hand.take(10, Duration::ZERO).unwrap()), [(1, 0)], "its records come again");
         assert!(hand.refused([0, 1]).is_empty(), "and may be committed now");
         assert!(hand.revoked().is_empty());
+    }
+
+    #[test]
+    fn a_record_that_was_polled_before_its_partition_left_is_dropped_even_when_it_came_back() {
+        let hand = Hand::new(Ahead { records_max: 100, bytes_max: 1 << 20 });
+        hand.assigned([0, 1]);
+        let before = hand.departures();
+        hand.leave(&[1], Duration::ZERO);
+        hand.assigned([1]);
+        hand.put([record(0, 0), record(1, 0)], before);
+        hand.put([record(1, 0)], hand.departures());
+        assert_eq!(places(&hand.take(10, Duration::ZERO).unwrap()), [(0, 0), (1, 0)]);
     }
 
     #[test]
@@ -369,7 +414,7 @@ mod tests {
     fn nobody_waits_for_a_stage_that_holds_nothing_or_has_ended() {
         let hand = hand();
         hand.committed(&BTreeMap::from([(1, 3)]));
-        hand.put(record(1, 3));
+        hand.put([record(1, 3)], 0);
         hand.leave(&[1], LONG);
         assert!(hand.take(10, Duration::ZERO).unwrap().is_empty(), "what was only queued is forgotten");
         hand.close();
@@ -380,17 +425,39 @@ mod tests {
     #[test]
     fn what_is_held_is_counted_per_partition() {
         let hand = hand();
-        hand.put(record(1, 3));
+        hand.put([record(1, 3)], 0);
         hand.committed(&BTreeMap::from([(0, 3), (1, 2)]));
-        let of = |partition, held, oldest_ms, next| Holding { partition, held, oldest_ms, next };
+        let of = |partition, held, oldest_ms, next| Holding { partition, held, oldest_ms, next, ended: false };
         assert_eq!(hand.holdings(), [of(0, 0, None, Some(3)), of(1, 2, Some(20), Some(4))]);
+    }
+
+    #[test]
+    fn an_end_that_was_told_holds_until_the_next_record_and_not_while_fetching_is_stopped() {
+        let hand = Hand::new(Ahead { records_max: 2, bytes_max: 1 << 20 });
+        hand.assigned([0]);
+        let ended = || hand.holdings()[0].ended;
+        hand.at_end(0);
+        hand.at_end(1);
+        assert_eq!((ended(), hand.holdings().len()), (true, 1), "the end of somebody else's partition says nothing");
+        hand.put([record(0, 0)], 0);
+        assert!(!ended());
+        hand.at_end(0);
+        assert!(ended());
+        hand.put([record(0, 1)], 0);
+        hand.at_end(0);
+        assert!(!ended(), "enough waits: what comes now is not fetched");
+        hand.take(2, Duration::ZERO).unwrap();
+        assert!(ended());
+        hand.leave(&[0], Duration::ZERO);
+        hand.assigned([0]);
+        assert!(!ended(), "a partition that came back has been elsewhere");
     }
 
     #[test]
     fn trouble_is_told_when_nothing_is_left_until_it_is_over() {
         let hand = Hand::new(Ahead { records_max: 4, bytes_max: 1 << 20 });
         hand.assigned([0]);
-        hand.put(record(0, 0));
+        hand.put([record(0, 0)], 0);
         hand.tell_trouble(Some(LogError::Unavailable("down".into())));
         assert_eq!(hand.take(10, LONG).unwrap().len(), 1, "what is there is given first");
         for _ in 0..2 {

@@ -1,12 +1,14 @@
 //! Headers on the wire: CloudEvents in binary mode, W3C trace context, and the `__dlq.errors.*` of dead letters (named as in KIP-1191).
 //! Pure: a list of names and bytes on one side, the runtime's types on the other.
 
+use std::borrow::Cow;
+
 use endcap_runtime::{DeadLetter, Headers};
 use endcap_schemas::topics::{Lane, Topic};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Names and bytes, in order.
-pub(crate) type Pairs = Vec<(String, Vec<u8>)>;
+pub(crate) type Pairs<'a> = Vec<(Cow<'a, str>, Cow<'a, [u8]>)>;
 
 const SPEC_VERSION: &str = "ce_specversion";
 const ID: &str = "ce_id";
@@ -31,25 +33,26 @@ pub(crate) struct Place<'a> {
 }
 
 /// The headers of a record that `stage` writes.
-pub(crate) fn write(headers: &Headers, stage: &str) -> Pairs {
+pub(crate) fn write<'a>(headers: &'a Headers, stage: &str) -> Pairs<'a> {
     let foreign_source = headers.foreign.iter().any(|(name, _)| name == SOURCE);
     let mut pairs = Pairs::with_capacity(7 + headers.foreign.len());
-    let mut text = |name: &str, value: &str| pairs.push((name.to_owned(), value.as_bytes().to_vec()));
-    text(SPEC_VERSION, "1.0");
-    text(ID, &headers.id);
+    pairs.extend([text(SPEC_VERSION, "1.0"), text(ID, &headers.id)]);
     if !foreign_source {
-        text(SOURCE, &format!("{OWN_SOURCE}{stage}"));
+        pairs.push(made(SOURCE, format!("{OWN_SOURCE}{stage}")));
     }
-    text(KIND, &headers.kind);
-    text(TIME, &rfc3339(headers.time_ms));
-    if let Some(causation) = &headers.causation {
-        text(CAUSATION, causation);
-    }
-    if let Some(trace) = &headers.traceparent {
-        text(TRACE, trace);
-    }
-    pairs.extend(headers.foreign.iter().cloned());
+    pairs.extend([text(KIND, &headers.kind), made(TIME, rfc3339(headers.time_ms))]);
+    pairs.extend(headers.causation.iter().map(|causation| text(CAUSATION, causation)));
+    pairs.extend(headers.traceparent.iter().map(|trace| text(TRACE, trace)));
+    pairs.extend(headers.foreign.iter().map(|(name, value)| (Cow::from(name), Cow::from(value))));
     pairs
+}
+
+fn text<'a>(name: &'a str, value: &'a str) -> (Cow<'a, str>, Cow<'a, [u8]>) {
+    (Cow::from(name), Cow::from(value.as_bytes()))
+}
+
+fn made(name: &str, value: String) -> (Cow<'_, str>, Cow<'_, [u8]>) {
+    (Cow::from(name), Cow::from(value.into_bytes()))
 }
 
 /// The headers of a record at `place`. What its producer left out is derived from there, so that it comes out the same every time.
@@ -58,12 +61,17 @@ pub(crate) fn read<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a [u8])>, pla
     let (mut id, mut kind, mut time_ms) = (None, None, None);
     for (name, value) in pairs {
         let text = std::str::from_utf8(value).ok();
+        if name == TIME
+            && let Some(ms) = text.and_then(millis)
+        {
+            time_ms = Some(ms);
+            continue;
+        }
         match (name, text) {
             (SPEC_VERSION, _) => {}
             (SOURCE, Some(source)) if source.starts_with(OWN_SOURCE) => {}
             (ID, Some(text)) if !text.is_empty() => id = Some(text.to_owned()),
             (KIND, Some(text)) if !text.is_empty() => kind = Some(text.to_owned()),
-            (TIME, Some(text)) if millis(text).is_some() => time_ms = millis(text),
             (CAUSATION, Some(text)) => headers.causation = Some(text.to_owned()),
             (TRACE, Some(text)) => headers.traceparent = Some(text.to_owned()),
             _ => headers.foreign.push((name.to_owned(), value.to_vec())),
@@ -93,10 +101,10 @@ pub(crate) struct Dead {
 }
 
 /// The headers of a dead letter: those of its record, and what is said of it.
-pub(crate) fn write_dead(letter: &DeadLetter, at_ms: i64) -> Pairs {
+pub(crate) fn write_dead(letter: &DeadLetter, at_ms: i64) -> Pairs<'_> {
     let record = &letter.record;
     let mut pairs = write(&record.headers, &letter.stage);
-    let mut text = |name: &str, value: &str| pairs.push((format!("{DEAD}{name}"), value.as_bytes().to_vec()));
+    let mut text = |name: &str, value: &str| pairs.push((format!("{DEAD}{name}").into(), value.as_bytes().to_vec().into()));
     text("topic", record.topic.name());
     text("partition", &record.partition.to_string());
     text("offset", &record.offset.to_string());
@@ -171,8 +179,8 @@ mod tests {
 
     const PLACE: Place<'_> = Place { topic: Topic::EVENTS, name: "shop.events", partition: 3, offset: 41, appended_ms: 1_500 };
 
-    fn borrowed(pairs: &Pairs) -> impl Iterator<Item = (&str, &[u8])> {
-        pairs.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
+    fn borrowed<'a>(pairs: &'a Pairs<'_>) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        pairs.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))
     }
 
     fn headers() -> Headers {
@@ -185,7 +193,8 @@ mod tests {
 
     #[test]
     fn headers_come_back_as_they_were_written() {
-        let pairs = write(&headers(), "context");
+        let headers = headers();
+        let pairs = write(&headers, "context");
         let text: Vec<_> = borrowed(&pairs).map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value))).collect();
         assert_eq!(
             text,
@@ -199,18 +208,18 @@ mod tests {
                 "traceparent=00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             ]
         );
-        assert_eq!(read(borrowed(&pairs), PLACE), headers());
+        assert_eq!(read(borrowed(&pairs), PLACE), headers);
     }
 
     #[test]
     fn what_a_foreign_producer_left_out_is_derived_from_the_records_place() {
         let bare = read([], PLACE);
         assert_eq!((bare.id.as_str(), bare.kind.as_str(), bare.time_ms), ("shop.events/3/41", "endcap.shopper-events.v1", 1_500));
-        let pairs: Pairs = vec![
-            ("ce_id".into(), vec![0xFF]),
-            ("ce_time".into(), b"2023-11-14T23:13:20.1239+01:00".to_vec()),
-            ("ce_source".into(), b"/shop".to_vec()),
-            ("tenant".into(), b"t1".to_vec()),
+        let pairs: Pairs<'_> = vec![
+            ("ce_id".into(), Cow::from(&[0xFF])),
+            text("ce_time", "2023-11-14T23:13:20.1239+01:00"),
+            text("ce_source", "/shop"),
+            text("tenant", "t1"),
         ];
         let read = read(borrowed(&pairs), PLACE);
         assert_eq!((read.id.as_str(), read.time_ms), ("shop.events/3/41", 1_700_000_000_123));

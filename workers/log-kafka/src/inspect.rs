@@ -3,21 +3,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::ControlFlow,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use endcap_runtime::{Backlog, GroupState, LogError, Received};
-use endcap_schemas::topics::Topic;
-use rdkafka::{
-    consumer::{BaseConsumer, Consumer},
-    message::Message,
-};
+use endcap_schemas::topics::{Lane, Topic};
+use rdkafka::message::Message;
 
 use crate::{
-    KafkaConfig,
-    client::{self, Watch},
+    asker::{Asker, Ends},
     names::Names,
-    reader::{self, Reader},
+    reader::{Reader, Readers},
     record,
     registry::Registry,
 };
@@ -35,17 +31,14 @@ const GROUPS: &str = "endcap.";
 /// What was counted last: topic, partition and position → end and backlog.
 type Counted = BTreeMap<(String, i32, i64), (i64, Backlog)>;
 
-/// Looks into the log. One reader serves everybody, one at a time.
+/// Looks into the log.
 pub(crate) struct Inspector {
-    config: KafkaConfig,
     names: Names,
-    reader: Mutex<Reader>,
-    asker: BaseConsumer<Watch>,
+    asker: Arc<Asker>,
+    readers: Arc<Readers>,
     counted: Mutex<Counted>,
     /// Which groups read which topics, as far as is known.
     groups: Mutex<BTreeSet<(String, Topic)>>,
-    /// Clients that ask for the positions of a group, by its name; they never join it.
-    asking: Mutex<BTreeMap<String, BaseConsumer<Watch>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -53,21 +46,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Inspector {
-    pub(crate) fn new(config: &KafkaConfig, names: &Names) -> Result<Self, LogError> {
-        Ok(Self {
-            config: config.clone(),
-            names: names.clone(),
-            reader: Mutex::new(Reader::new(config, &names.group("endcap.inspect"))?),
-            asker: client::create(&config.asker(), Watch::of(config))?,
-            counted: Mutex::default(),
-            groups: Mutex::default(),
-            asking: Mutex::default(),
-        })
+    pub(crate) fn new(names: &Names, asker: &Arc<Asker>, readers: &Arc<Readers>) -> Self {
+        let (counted, groups) = (Mutex::default(), Mutex::default());
+        Self { names: names.clone(), asker: asker.clone(), readers: readers.clone(), counted, groups }
     }
 
-    /// The reader, for whoever reads besides.
-    pub(crate) fn reader(&self) -> MutexGuard<'_, Reader> {
-        lock(&self.reader)
+    /// The readers, for whoever reads besides.
+    pub(crate) fn readers(&self) -> &Readers {
+        &self.readers
     }
 
     /// Makes a group known before it has committed anything.
@@ -75,8 +61,42 @@ impl Inspector {
         lock(&self.groups).insert((group.to_owned(), topic));
     }
 
+    /// Where the partitions of `topic` begin and end.
+    pub(crate) fn ends(&self, topic: Topic) -> Result<Ends, LogError> {
+        self.asker.ends(&self.names.topic(topic))
+    }
+
+    /// Per partition, the offset of the first record of `topic` with this time (ms) or a later one.
+    pub(crate) fn offsets_at(&self, topic: Topic, at_ms: i64) -> Result<BTreeMap<i32, i64>, LogError> {
+        self.asker.at_time(&self.names.topic(topic), at_ms)
+    }
+
+    /// How every group of this namespace stands.
+    pub(crate) fn groups(&self) -> Result<Vec<GroupState>, LogError> {
+        let reader = self.readers.lend()?;
+        let mut states = Vec::new();
+        for (group, topic) in self.known()? {
+            states.extend(self.group(&reader, &group, topic)?);
+        }
+        states.sort_by(|a, b| (&a.topic, &a.group, a.partition).cmp(&(&b.topic, &b.group, b.partition)));
+        Ok(states)
+    }
+
+    fn group(&self, reader: &Reader, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError> {
+        let name = self.names.topic(topic);
+        let ends = self.asker.ends(&name)?;
+        let positions = self.asker.positions(group, &name, count_of(&ends))?;
+        let state = |(partition, (first, end)): (i32, (i64, i64))| {
+            let position = positions.get(&partition).copied().unwrap_or(first).max(first);
+            let backlog = self.between(reader, &name, partition, position, end)?;
+            let (group, topic) = (group.to_owned(), topic.name().to_owned());
+            Ok(GroupState { group, topic, partition, position, end, backlog })
+        };
+        ends.into_iter().map(state).collect()
+    }
+
     /// Records between `from` and `end` of a partition of the topic `name`.
-    pub(crate) fn between(&self, name: &str, partition: i32, from: i64, end: i64) -> Result<Backlog, LogError> {
+    fn between(&self, reader: &Reader, name: &str, partition: i32, from: i64, end: i64) -> Result<Backlog, LogError> {
         if end <= from {
             return Ok(Backlog::default());
         }
@@ -88,7 +108,7 @@ impl Inspector {
         }
         let few = end - from <= COUNTED_MAX;
         let mut backlog = Backlog::default();
-        self.reader().read(name, &BTreeMap::from([(partition, from)]), |message| {
+        reader.read(name, &BTreeMap::from([(partition, from)]), |message| {
             backlog.waiting += 1;
             backlog.oldest_ms = backlog.oldest_ms.or(message.timestamp().to_millis());
             if few { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -104,55 +124,43 @@ impl Inspector {
         Ok(backlog)
     }
 
-    /// How every group of this namespace stands.
-    pub(crate) fn groups(&self) -> Result<Vec<GroupState>, LogError> {
+    /// Per lane, the topic whose group is furthest behind, and how far; in offsets, as nothing is read for it.
+    pub(crate) fn furthest_behind(&self) -> Result<BTreeMap<Lane, (Topic, u64)>, LogError> {
+        let mut furthest: BTreeMap<Lane, (Topic, u64)> = BTreeMap::new();
+        for (group, topic) in self.known()? {
+            let name = self.names.topic(topic);
+            let ends = self.asker.ends(&name)?;
+            let positions = self.asker.positions(&group, &name, count_of(&ends))?;
+            let offsets = ends.iter().map(|(partition, (first, end))| {
+                let position = positions.get(partition).copied().unwrap_or(*first).max(*first);
+                (end - position).max(0).unsigned_abs()
+            });
+            let behind = (topic, offsets.sum());
+            let lane = furthest.entry(topic.lane()).or_insert(behind);
+            if behind.1 > lane.1 {
+                *lane = behind;
+            }
+        }
+        Ok(furthest)
+    }
+
+    /// The groups and their topics, along the path: a record that moves on while this is read is seen again, and never by nobody.
+    fn known(&self) -> Result<Vec<(String, Topic)>, LogError> {
         self.discover()?;
         let mut known: Vec<(String, Topic)> = lock(&self.groups).iter().cloned().collect();
-        // Along the path: a record that moves on while this is read is seen again, and never by nobody.
         known.sort_by_key(|(_, topic)| Topic::all().position(|other| other == *topic));
-        let mut states = Vec::new();
-        for (group, topic) in known {
-            states.extend(self.group(&group, topic)?);
-        }
-        states.sort_by(|a, b| (&a.topic, &a.group, a.partition).cmp(&(&b.topic, &b.group, b.partition)));
-        Ok(states)
-    }
-
-    fn group(&self, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError> {
-        let name = self.names.topic(topic);
-        let ends = self.reader().ends(&name)?;
-        let positions = self.positions(group, &name, i32::try_from(ends.len()).unwrap_or(i32::MAX))?;
-        let state = |(partition, (first, end)): (i32, (i64, i64))| {
-            let position = positions.get(&partition).copied().unwrap_or(first).max(first);
-            let backlog = self.between(&name, partition, position, end)?;
-            let (group, topic) = (group.to_owned(), topic.name().to_owned());
-            Ok(GroupState { group, topic, partition, position, end, backlog })
-        };
-        ends.into_iter().map(state).collect()
-    }
-
-    fn positions(&self, group: &str, name: &str, partitions: i32) -> Result<BTreeMap<i32, i64>, LogError> {
-        let mut asking = lock(&self.asking);
-        if !asking.contains_key(group) {
-            let client = client::create(&self.config.reader(&self.names.group(group)), Watch::of(&self.config))?;
-            asking.insert(group.to_owned(), client);
-        }
-        reader::committed(&asking[group], name, partitions, self.config.request_timeout())
+        Ok(known)
     }
 
     /// Finds groups that other processes have, by what they have committed.
     fn discover(&self) -> Result<(), LogError> {
-        let found = self
-            .asker
-            .fetch_group_list(None, self.config.request_timeout())
-            .map_err(|error| client::failure("cannot list the groups", &error))?;
         let known: BTreeSet<String> = lock(&self.groups).iter().map(|(group, _)| group.clone()).collect();
-        let own = found.groups().iter().filter_map(|group| self.names.own_group(group.name()));
-        for group in own.filter(|group| group.starts_with(GROUPS) && !known.contains(*group)) {
+        let found = self.asker.groups()?;
+        for group in found.iter().filter(|group| group.starts_with(GROUPS) && !known.contains(*group)) {
             for topic in Topic::all() {
                 let name = self.names.topic(topic);
-                let partitions = self.reader().partitions(&name)?;
-                if !self.positions(group, &name, partitions)?.is_empty() {
+                let partitions = self.asker.partitions(&name)?;
+                if !self.asker.positions(group, &name, partitions)?.is_empty() {
                     self.declare(group, topic);
                 }
             }
@@ -170,19 +178,21 @@ impl Inspector {
         max: usize,
     ) -> Result<Vec<Received>, LogError> {
         let name = self.names.topic(topic);
-        let reader = self.reader();
-        let (first, end) = reader.end(&name, partition)?;
+        let (first, end) = self.asker.end(&name, partition)?;
         let (mut records, mut bytes) = (Vec::new(), 0);
         if max == 0 || from >= end {
             return Ok(records);
         }
-        reader.read(&name, &BTreeMap::from([(partition, from.max(first))]), |message| {
+        self.readers.lend()?.read(&name, &BTreeMap::from([(partition, from.max(first))]), |message| {
             bytes += message.payload_len();
             records.push(record::received(topic, message));
             if records.len() >= max || bytes > READ_BYTES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        drop(reader);
         records.iter_mut().try_for_each(|each| record::unframe(registry, each))?;
         Ok(records)
     }
+}
+
+fn count_of(ends: &Ends) -> i32 {
+    i32::try_from(ends.len()).unwrap_or(i32::MAX)
 }

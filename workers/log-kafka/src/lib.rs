@@ -9,6 +9,7 @@
 //! Guarantees: outputs, dead letters, tallies and positions are committed together; readers see committed records alone; records of one
 //! key stand in one partition, chosen as Java producers choose it.
 
+mod asker;
 mod broker;
 mod client;
 mod config;
@@ -25,6 +26,8 @@ mod producer;
 mod reader;
 mod record;
 mod registry;
+mod tender;
+mod tokens;
 mod topics;
 mod writer;
 

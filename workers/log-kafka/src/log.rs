@@ -15,11 +15,12 @@ use rdkafka::{
 };
 
 use crate::{
+    asker,
     broker::Shared,
     client,
+    hand::Holding,
     notes::{self, Notes},
     poller::Poller,
-    reader::{Reader, offsets_of},
     record::{self, Record},
     writer::{Positions, Stopped, Writer},
 };
@@ -46,7 +47,7 @@ impl KafkaLog {
     pub(crate) fn start(shared: Arc<Shared>, group: &str, topic: Topic) -> Result<Self, LogError> {
         let name = shared.names.topic(topic);
         let poller = Poller::start(&shared.config, &shared.names.group(group), topic, name.clone())?;
-        let writer = Writer::new(shared.config.clone(), shared.names.transactional_id(group));
+        let writer = Writer::new(shared.config.clone(), shared.names.transactional_id(group), shared.tender.clone());
         let (group, counted) = (group.to_owned(), BTreeMap::new());
         Ok(Self { shared, group, topic, name, poller, writer, counted, unclear: false, unread: VecDeque::new() })
     }
@@ -58,7 +59,7 @@ impl KafkaLog {
         }
         self.writer.ready()?;
         let key = notes::tally_key(stage, self.writer.id());
-        let reader = Reader::new(&self.shared.config, &self.shared.names.group("endcap.inspect"))?;
+        let reader = self.shared.inspector.readers().lend()?;
         let mut tallies = Notes::new(self.shared.names.tallies());
         let found = tallies.refresh(&reader)?.get(&key).map(|text| notes::read_tally(&key, text)).transpose()?;
         let tally = found.unwrap_or_default();
@@ -67,7 +68,7 @@ impl KafkaLog {
     }
 
     /// Everything that a commit writes.
-    fn records(&self, commit: &Commit, counted: &Tally) -> Result<Vec<Record>, LogError> {
+    fn records<'a>(&self, commit: &'a Commit, counted: &Tally) -> Result<Vec<Record<'a>>, LogError> {
         let (names, registry) = (&self.shared.names, self.shared.registry.as_deref());
         let now_ms = self.shared.clock.now_ms();
         let outputs = commit.outputs.iter().map(|output| Record::passed(names, registry, output, &commit.stage));
@@ -91,15 +92,27 @@ impl KafkaLog {
         for partition in partitions {
             list.add_partition(&self.name, partition);
         }
-        if list.count() == 0 {
-            return Ok(BTreeMap::new());
-        }
-        let list = self
-            .poller
-            .consumer
-            .committed_offsets(list, self.shared.config.request_timeout())
-            .map_err(|error| client::failure("cannot ask for the group's positions", &error))?;
-        Ok(offsets_of(&list))
+        asker::committed_offsets(&self.poller.consumer, list, self.shared.config.request_timeout())
+    }
+
+    /// Records of `behind` that the brokers have and that were not polled. Offsets are taken for records, although the ends of
+    /// transactions take offsets too.
+    fn unpolled(&self, behind: &[Holding]) -> Result<u64, LogError> {
+        let partitions: Vec<i32> = behind.iter().map(|holding| holding.partition).collect();
+        let at = |which| {
+            let timeout = self.shared.config.request_timeout();
+            asker::offsets_at(&self.poller.consumer, &self.name, &partitions, which, timeout)
+        };
+        let (ends, unseen) = (at(Offset::End)?, behind.iter().filter(|holding| holding.next.is_none()));
+        let unseen: Vec<i32> = unseen.map(|holding| holding.partition).collect();
+        let (positions, firsts) =
+            if unseen.is_empty() { Default::default() } else { (self.positions(unseen.into_iter())?, at(Offset::Beginning)?) };
+        let offsets = behind.iter().map(|Holding { partition, next, .. }| {
+            let next = next.or_else(|| positions.get(partition).copied()).or_else(|| firsts.get(partition).copied());
+            let end = ends.get(partition).copied();
+            end.zip(next).map_or(0, |(end, next)| (end - next).max(0).unsigned_abs())
+        });
+        Ok(offsets.sum())
     }
 
     /// Whether the transaction in question, which this commit repeats, went through after all.
@@ -121,7 +134,7 @@ impl KafkaLog {
         })
     }
 
-    fn transact(&mut self, commit: &Commit, records: &[Record], group: &ConsumerGroupMetadata) -> Result<(), Stopped> {
+    fn transact(&mut self, commit: &Commit, records: &[Record<'_>], group: &ConsumerGroupMetadata) -> Result<(), Stopped> {
         let list = self.list(&commit.through).map_err(|error| Stopped::Nothing(client::failure("cannot commit", &error)))?;
         let positions = (list.count() > 0).then_some(Positions { list: &list, group });
         self.writer.transact(records, positions)
@@ -174,18 +187,10 @@ impl Log for KafkaLog {
 
     fn backlog(&mut self) -> Result<Backlog, LogError> {
         let holdings = self.poller.hand.holdings();
-        let unseen = holdings.iter().filter(|holding| holding.next.is_none()).map(|holding| holding.partition);
-        let positions = self.positions(unseen)?;
-        let mut all = Backlog::default();
-        for holding in holdings {
-            let (first, end) = self.shared.inspector.reader().end_now(&self.name, holding.partition)?;
-            let next = holding.next.or_else(|| positions.get(&holding.partition).copied()).unwrap_or(first);
-            let behind = self.shared.inspector.between(&self.name, holding.partition, next, end)?;
-            all.waiting += holding.held + behind.waiting;
-            let oldest = holding.oldest_ms.or(behind.oldest_ms);
-            all.oldest_ms = [all.oldest_ms, oldest].into_iter().flatten().min();
-        }
-        Ok(all)
+        let held: u64 = holdings.iter().map(|holding| holding.held).sum();
+        let oldest_ms = holdings.iter().filter_map(|holding| holding.oldest_ms).min();
+        let behind: Vec<Holding> = holdings.into_iter().filter(|holding| !holding.ended).collect();
+        Ok(Backlog { waiting: held + self.unpolled(&behind)?, oldest_ms })
     }
 
     fn revoked(&mut self) -> Vec<i32> {

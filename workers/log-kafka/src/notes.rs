@@ -24,7 +24,7 @@ impl Notes {
     /// The map as it is now.
     pub(crate) fn refresh(&mut self, reader: &Reader) -> Result<&BTreeMap<String, String>, LogError> {
         let Self { topic, next, latest } = self;
-        let (first, end) = reader.end(topic, 0)?;
+        let (first, end) = reader.asker.end(topic, 0)?;
         *next = (*next).max(first);
         if *next >= end {
             return Ok(latest);

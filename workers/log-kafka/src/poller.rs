@@ -10,12 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use endcap_runtime::LogError;
+use endcap_runtime::{LogError, Received};
 use endcap_schemas::topics::Topic;
 use rdkafka::{
-    ClientContext, TopicPartitionList,
-    client::OAuthToken,
-    config::RDKafkaLogLevel,
+    TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance},
     error::{KafkaError, RDKafkaErrorCode},
 };
@@ -29,12 +27,15 @@ use crate::{
 
 /// Longest wait of one poll: bounds how late fetching goes on, and how late the thread ends.
 const POLL_WAIT: Duration = Duration::from_millis(25);
+/// Which part of what may be held ahead librdkafka fetches ahead of that.
+const OF_AHEAD: u32 = 8;
+/// Records that are handed over at once, at most.
+const AT_ONCE_MAX: usize = 256;
 /// Time between two attempts to reach brokers that were all down, and the longest wait for their answer.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// A consumer, and what its hooks work with.
+/// What the hooks of a group's consumer work with.
 pub(crate) struct Steward {
-    watch: Watch,
     hand: Arc<Hand>,
     drain: Duration,
     /// Whether fetching is stopped: partitions that come meanwhile are stopped too.
@@ -42,36 +43,20 @@ pub(crate) struct Steward {
 }
 
 /// A consumer of a group.
-pub(crate) type GroupConsumer = BaseConsumer<Steward>;
+pub(crate) type GroupConsumer = BaseConsumer<Watch<Steward>>;
 
-impl ClientContext for Steward {
-    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
-
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.watch.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.watch.error(error, reason);
-    }
-
-    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
-        self.watch.generate_oauth_token(config)
-    }
-}
-
-impl ConsumerContext for Steward {
+impl ConsumerContext for Watch<Steward> {
     fn pre_rebalance(&self, consumer: &GroupConsumer, rebalance: &Rebalance<'_>) {
         match rebalance {
             Rebalance::Assign(list) => {
                 let partitions = partitions_of(list);
                 tracing::info!(?partitions, "partitions come");
-                self.hand.assigned(partitions);
+                self.role.hand.assigned(partitions);
             }
             Rebalance::Revoke(list) => {
                 let (partitions, lost) = (partitions_of(list), consumer.assignment_lost());
                 tracing::info!(?partitions, lost, "partitions go");
-                self.hand.leave(&partitions, if lost { Duration::ZERO } else { self.drain });
+                self.role.hand.leave(&partitions, if lost { Duration::ZERO } else { self.role.drain });
             }
             Rebalance::Error(error) => tracing::warn!(%error, "rebalance failed"),
         }
@@ -79,7 +64,7 @@ impl ConsumerContext for Steward {
 
     fn post_rebalance(&self, consumer: &GroupConsumer, rebalance: &Rebalance<'_>) {
         if let Rebalance::Assign(list) = rebalance
-            && self.paused.load(Ordering::SeqCst)
+            && self.role.paused.load(Ordering::SeqCst)
             && let Err(error) = consumer.pause(list)
         {
             tracing::warn!(%error, "new partitions are fetched although enough waits");
@@ -107,13 +92,14 @@ impl Poller {
         let mut client = config.reader(group);
         client
             .set("partition.assignment.strategy", "cooperative-sticky")
-            // Small, as stopping throws it away.
-            .set("queued.min.messages", settings.ahead_records_max.to_string())
-            .set("queued.max.messages.kbytes", (settings.ahead_bytes_max / 1_024).to_string())
-            .set("fetch.queue.backoff.ms", "10");
-        let watch = Watch::of(config);
-        let steward = Steward { watch, hand: hand.clone(), drain: config.drain(), paused: AtomicBool::new(false) };
-        let consumer: GroupConsumer = client::create(&client, steward)?;
+            // What librdkafka fetches ahead comes beside what is held here, the first for each partition: small, as it takes memory twice and
+            // stopping throws it away.
+            .set("queued.min.messages", (settings.ahead_records_max / OF_AHEAD).max(1).to_string())
+            .set("queued.max.messages.kbytes", (settings.ahead_bytes_max / OF_AHEAD / 1_024).max(1_024).to_string())
+            .set("fetch.queue.backoff.ms", "10")
+            .set("enable.partition.eof", "true");
+        let steward = Steward { hand: hand.clone(), drain: config.drain(), paused: AtomicBool::new(false) };
+        let consumer: GroupConsumer = client::create(&client, Watch::with(config, steward))?;
         consumer.subscribe(&[&name]).map_err(|error| client::failure("cannot subscribe", &error))?;
         let consumer = Arc::new(consumer);
         let polling = Polling { config: config.clone(), consumer: consumer.clone(), hand: hand.clone(), topic, name, down: None };
@@ -151,23 +137,43 @@ impl Polling {
     fn run(mut self) {
         let consumer = self.consumer.clone();
         while !self.hand.is_closing() {
-            match consumer.poll(POLL_WAIT) {
-                Some(Ok(message)) => {
-                    let record = record::received(self.topic, &message);
-                    self.hand.put(record);
-                    self.recovered();
-                }
-                Some(Err(error)) => self.fail(&error),
-                None => {}
-            }
+            self.poll(&consumer);
             self.settle_fetching();
             self.probe();
         }
     }
 
+    /// Waits for something, and takes along what has come with it, up to a limit.
+    fn poll(&mut self, consumer: &GroupConsumer) {
+        let (room, departures) = (self.hand.room().unwrap_or(1).min(AT_ONCE_MAX), self.hand.departures());
+        let (mut records, mut wait) = (Vec::new(), POLL_WAIT);
+        while records.len() < room {
+            match consumer.poll(wait) {
+                Some(Ok(message)) => records.push(record::received(self.topic, &message)),
+                Some(Err(error)) => {
+                    self.hand_over(records, departures);
+                    return match error {
+                        KafkaError::PartitionEOF(partition) => self.hand.at_end(partition),
+                        error => self.fail(&error),
+                    };
+                }
+                None => break,
+            }
+            wait = Duration::ZERO;
+        }
+        self.hand_over(records, departures);
+    }
+
+    fn hand_over(&mut self, records: Vec<Received>, departures: u64) {
+        if !records.is_empty() {
+            self.hand.put(records, departures);
+            self.recovered();
+        }
+    }
+
     /// Stops fetching when enough waits, and lets it go on.
     fn settle_fetching(&self) {
-        let (full, steward) = (self.hand.is_full(), self.consumer.context());
+        let (full, steward) = (self.hand.room().is_none(), &self.consumer.context().role);
         if full == steward.paused.load(Ordering::SeqCst) {
             return;
         }
@@ -180,8 +186,7 @@ impl Polling {
     }
 
     fn fail(&mut self, error: &KafkaError) {
-        let watch = &self.consumer.context().watch;
-        let complaint = watch.last();
+        let complaint = self.consumer.context().last();
         let reason = complaint.as_ref().map_or_else(|| error.to_string(), |complaint| complaint.reason.clone());
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AllBrokersDown) => {
@@ -210,7 +215,7 @@ impl Polling {
 
     fn recovered(&mut self) {
         if self.down.take().is_some() {
-            self.consumer.context().watch.clear();
+            self.consumer.context().clear();
             self.hand.tell_trouble(None);
         }
     }

@@ -12,9 +12,10 @@ use crate::{
     KafkaConfig,
     names::Names,
     notes::{self, Notes},
-    reader::Reader,
+    reader::Readers,
     record::Record,
     registry::Registry,
+    tender::Tender,
     writer::{Stopped, Writer},
 };
 
@@ -26,6 +27,10 @@ pub(crate) struct Ingest {
     names: Names,
     registry: Option<Arc<Registry>>,
     writer: Writer,
+    readers: Arc<Readers>,
+    /// Its own: what others read of them it waits for no more than they for it.
+    tallies: Notes,
+    progress: Notes,
     /// As the log has it; `None` before it was read, and after a transaction whose end is not known.
     own: Option<Own>,
     /// Progress that was to be noted by a transaction whose end is not known.
@@ -39,41 +44,38 @@ struct Own {
     made: u64,
 }
 
-/// What the door works with beside its writer.
-pub(crate) struct Around<'a> {
-    pub(crate) reader: &'a Reader,
-    pub(crate) tallies: &'a mut Notes,
-    pub(crate) progress: &'a mut Notes,
-}
-
 impl Ingest {
-    pub(crate) fn new(config: &KafkaConfig, names: &Names, registry: Option<Arc<Registry>>) -> Self {
-        let writer = Writer::new(config.clone(), names.transactional_id("endcap.ingest"));
-        Self { names: names.clone(), registry, writer, own: None, unclear: None }
+    pub(crate) fn new(
+        config: &KafkaConfig,
+        names: &Names,
+        registry: Option<Arc<Registry>>,
+        readers: &Arc<Readers>,
+        tender: &Arc<Tender>,
+    ) -> Self {
+        let writer = Writer::new(config.clone(), names.transactional_id("endcap.ingest"), tender.clone());
+        let readers = readers.clone();
+        let (tallies, progress) = (Notes::new(names.tallies()), Notes::new(names.progress()));
+        Self { names: names.clone(), registry, writer, readers, tallies, progress, own: None, unclear: None }
     }
 
-    fn passed(&self, records: &[Outgoing]) -> Result<Vec<Record>, LogError> {
+    fn passed<'a>(&self, records: &'a [Outgoing]) -> Result<Vec<Record<'a>>, LogError> {
         records.iter().map(|record| Record::passed(&self.names, self.registry.as_deref(), record, INGEST)).collect()
     }
 
     /// Appends `records` and notes how far their source was read.
-    pub(crate) fn append(
-        &mut self,
-        around: Around<'_>,
-        records: &[Outgoing],
-        progress: Option<(&str, &str)>,
-    ) -> Result<(), LogError> {
+    pub(crate) fn append(&mut self, records: &[Outgoing], progress: Option<(&str, &str)>) -> Result<(), LogError> {
         let wanted = progress.map(|(name, value)| (name.to_owned(), value.to_owned()));
         if let Some((name, value)) = wanted.as_ref().filter(|_| self.unclear == wanted) {
             self.writer.ready()?; // ends the transaction in question, one way or the other
             self.unclear = None;
-            if around.progress.refresh(around.reader)?.get(name) == Some(value) {
+            let reader = self.readers.lend()?;
+            if self.progress.refresh(&reader)?.get(name) == Some(value) {
                 return Ok(());
             }
         }
         let mut all = self.passed(records)?;
         all.extend(progress.map(|(name, value)| Record::note(self.names.progress(), name, value)));
-        let written = self.write(around, all, &Tally::default());
+        let written = self.write(all, &Tally::default());
         if written.is_err() && self.own.is_none() {
             self.unclear = wanted;
         }
@@ -81,29 +83,22 @@ impl Ingest {
     }
 
     /// Appends `records` and keeps `refused` as dead letters; both are counted.
-    pub(crate) fn admit(
-        &mut self,
-        around: Around<'_>,
-        records: &[Outgoing],
-        refused: &[DeadLetter],
-        clock: &dyn Clock,
-    ) -> Result<(), LogError> {
+    pub(crate) fn admit(&mut self, records: &[Outgoing], refused: &[DeadLetter], clock: &dyn Clock) -> Result<(), LogError> {
         let mut tally = Tally::default();
         records.iter().for_each(|_| tally.pass());
         refused.iter().for_each(|letter| tally.dead_letter(&letter.kind));
         let now_ms = clock.now_ms();
         let mut all = self.passed(records)?;
         all.extend(refused.iter().map(|letter| Record::dead(&self.names, letter, now_ms)));
-        self.write(around, all, &tally)?;
+        self.write(all, &tally)?;
         metric::committed(INGEST, Lane::Live, &tally);
         Ok(())
     }
 
     /// Writes `records` in one transaction and adds `tally` to what was counted. Comes back when it is known what became of it, where
     /// that can be known in time.
-    pub(crate) fn write(&mut self, around: Around<'_>, mut records: Vec<Record>, tally: &Tally) -> Result<(), LogError> {
-        let Around { reader, tallies, progress } = around;
-        let mut own = self.own(reader, tallies, progress)?;
+    pub(crate) fn write(&mut self, mut records: Vec<Record<'_>>, tally: &Tally) -> Result<(), LogError> {
+        let mut own = self.own()?;
         own.made += 1;
         own.tally += tally;
         records.push(Record::note(self.names.progress(), &self.mark(), &own.made.to_string()));
@@ -123,7 +118,7 @@ impl Ingest {
             }
             Err(Stopped::Unclear(error)) => {
                 self.own = None;
-                let now = self.own(reader, tallies, progress).map_err(|_| unclear(&error))?;
+                let now = self.own().map_err(|_| unclear(&error))?;
                 if now.made == own.made { Ok(()) } else { Err(error) }
             }
         }
@@ -134,14 +129,15 @@ impl Ingest {
     }
 
     /// What the log has of this writer. Whoever wrote under its id before is fenced first, so that nothing is added any more.
-    fn own(&mut self, reader: &Reader, tallies: &mut Notes, progress: &mut Notes) -> Result<Own, LogError> {
+    fn own(&mut self) -> Result<Own, LogError> {
         if let Some(own) = &self.own {
             return Ok(own.clone());
         }
         self.writer.ready()?;
-        let key = notes::tally_key(INGEST, self.writer.id());
-        let tally = tallies.refresh(reader)?.get(&key).map(|text| notes::read_tally(&key, text)).transpose()?.unwrap_or_default();
-        let made = progress.refresh(reader)?.get(&self.mark()).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let (key, mark, reader) = (notes::tally_key(INGEST, self.writer.id()), self.mark(), self.readers.lend()?);
+        let tally = self.tallies.refresh(&reader)?.get(&key).map(|text| notes::read_tally(&key, text)).transpose()?;
+        let tally = tally.unwrap_or_default();
+        let made = self.progress.refresh(&reader)?.get(&mark).and_then(|text| text.parse().ok()).unwrap_or(0);
         let own = Own { tally, made };
         self.own = Some(own.clone());
         Ok(own)

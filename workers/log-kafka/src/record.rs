@@ -1,5 +1,7 @@
 //! Records between librdkafka's form and the runtime's.
 
+use std::borrow::Cow;
+
 use endcap_runtime::{
     CAME_UNDER, DeadLetter, DeadLetterId, Headers, LogError, Outgoing, Received, StoredDeadLetter, in_place_of,
 };
@@ -22,33 +24,38 @@ const HEADER_BYTES: usize = 16;
 
 /// A record to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Record {
+pub(crate) struct Record<'a> {
     pub(crate) topic: String,
-    pub(crate) key: Vec<u8>,
-    pub(crate) headers: Pairs,
+    pub(crate) key: Cow<'a, [u8]>,
+    pub(crate) headers: Pairs<'a>,
     /// `None` takes a compacted key away.
-    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) value: Option<Cow<'a, [u8]>>,
 }
 
-impl Record {
+impl<'a> Record<'a> {
     /// What `stage` passes on, framed for the registry where there is one.
-    pub(crate) fn passed(names: &Names, registry: Option<&Registry>, outgoing: &Outgoing, stage: &str) -> Result<Self, LogError> {
+    pub(crate) fn passed(
+        names: &Names,
+        registry: Option<&Registry>,
+        outgoing: &'a Outgoing,
+        stage: &str,
+    ) -> Result<Self, LogError> {
         let topic = names.topic(outgoing.topic);
         let value = match registry {
-            Some(registry) => registry.frame(outgoing.topic, &topic, &outgoing.value)?,
-            None => outgoing.value.clone(),
+            Some(registry) => registry.frame(outgoing.topic, &topic, &outgoing.value)?.into(),
+            None => Cow::from(&outgoing.value),
         };
-        let (key, headers) = (outgoing.key.to_string().into_bytes(), headers::write(&outgoing.headers, stage));
+        let (key, headers) = (outgoing.key.to_string().into_bytes().into(), headers::write(&outgoing.headers, stage));
         Ok(Self { topic, key, headers, value: Some(value) })
     }
 
     /// What could not be processed, with its original key and bytes.
-    pub(crate) fn dead(names: &Names, letter: &DeadLetter, at_ms: i64) -> Self {
+    pub(crate) fn dead(names: &Names, letter: &'a DeadLetter, at_ms: i64) -> Self {
         let mut pairs = headers::write_dead(letter, at_ms);
         let key = take_key(&mut pairs, &letter.record.key);
-        let value = match take(&mut pairs, SCHEMA_ID).map(<[u8; 4]>::try_from) {
-            Some(Ok(id)) => registry::framed_again(u32::from_be_bytes(id), &letter.record.value),
-            _ => letter.record.value.clone(),
+        let value = match take(&mut pairs, SCHEMA_ID).map(|id| <[u8; 4]>::try_from(&id[..])) {
+            Some(Ok(id)) => registry::framed_again(u32::from_be_bytes(id), &letter.record.value).into(),
+            _ => Cow::from(&letter.record.value),
         };
         let record = Self { topic: names.dead_letters(letter.record.topic), key, headers: pairs, value: Some(value) };
         record.within(RECORD_MAX_BYTES)
@@ -58,40 +65,41 @@ impl Record {
     /// partition for ever.
     fn within(mut self, bytes_max: usize) -> Self {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + HEADER_BYTES).sum();
-        let bytes = self.key.len() + headers + self.value.as_ref().map_or(0, Vec::len) + RECORD_BYTES;
+        let bytes = self.key.len() + headers + self.value.as_ref().map_or(0, |value| value.len()) + RECORD_BYTES;
         if bytes > bytes_max {
-            self.value = self.value.map(|value| in_place_of(blake3::Hasher::new().update(&value)).into_bytes());
+            self.value = self.value.map(|value| in_place_of(blake3::Hasher::new().update(&value)).into_bytes().into());
         }
         self
     }
 
     /// A dead letter on its way back.
-    pub(crate) fn redriven(names: &Names, topic: Topic, letter: &StoredDeadLetter) -> Self {
+    pub(crate) fn redriven(names: &Names, topic: Topic, letter: &'a StoredDeadLetter) -> Self {
         let mut pairs = headers::write(&letter.headers, &letter.stage);
         let key = take_key(&mut pairs, &letter.key);
-        Self { topic: names.topic(topic), key, headers: pairs, value: Some(letter.value.clone()) }
+        Self { topic: names.topic(topic), key, headers: pairs, value: Some(Cow::from(&letter.value)) }
     }
 
     /// An entry of a compacted topic.
     pub(crate) fn note(topic: String, key: &str, value: &str) -> Self {
-        Self { topic, key: key.as_bytes().to_vec(), headers: Pairs::new(), value: Some(value.as_bytes().to_vec()) }
+        let (key, value) = (key.as_bytes().to_vec().into(), value.as_bytes().to_vec().into());
+        Self { topic, key, headers: Pairs::new(), value: Some(value) }
     }
 
     /// The headers as librdkafka takes them.
     pub(crate) fn owned_headers(&self) -> OwnedHeaders {
         let headers = OwnedHeaders::new_with_capacity(self.headers.len());
-        self.headers.iter().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
+        self.headers.iter().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(&value[..]) }))
     }
 }
 
 /// The key of this text; where it was no text, its bytes, taken out of the headers.
-fn take_key(pairs: &mut Pairs, text: &str) -> Vec<u8> {
+fn take_key<'a>(pairs: &mut Pairs<'a>, text: &'a str) -> Cow<'a, [u8]> {
     let is_of = |name: &str, value: &[u8]| name == CAME_UNDER && String::from_utf8_lossy(value) == text;
     let kept = pairs.iter().position(|(name, value)| is_of(name, value));
-    kept.map_or_else(|| text.as_bytes().to_vec(), |at| pairs.remove(at).1)
+    kept.map_or_else(|| Cow::from(text.as_bytes()), |at| pairs.remove(at).1)
 }
 
-fn take(pairs: &mut Pairs, name: &str) -> Option<Vec<u8>> {
+fn take<'a>(pairs: &mut Pairs<'a>, name: &str) -> Option<Cow<'a, [u8]>> {
     let at = pairs.iter().position(|(found, _)| found == name)?;
     Some(pairs.remove(at).1)
 }

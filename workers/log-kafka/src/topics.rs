@@ -44,7 +44,7 @@ impl Topics {
         }
         let timeout = config.request_timeout();
         client::connect(config, timeout)?;
-        let admin = client::create(&config.asker(), Watch::of(config))?;
+        let admin = client::admin(config)?;
         Ok(Self { admin, timeout, declared: declared(&Names::of(config.settings()), settings) })
     }
 

@@ -4,16 +4,14 @@
 //! records in flight hangs until its timeout, so they are thrown away first.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use endcap_runtime::LogError;
 use rdkafka::{
-    ClientContext, TopicPartitionList,
-    client::OAuthToken,
-    config::RDKafkaLogLevel,
+    TopicPartitionList,
     consumer::ConsumerGroupMetadata,
     error::{KafkaError, RDKafkaErrorCode},
     message::DeliveryResult,
@@ -24,6 +22,7 @@ use crate::{
     KafkaConfig,
     client::{self, Watch},
     record::Record,
+    tender::{SERVE_FOR, Tender},
 };
 
 /// How often records in flight are looked after.
@@ -58,46 +57,40 @@ pub(crate) struct Positions<'a> {
 pub(crate) struct Writer {
     config: KafkaConfig,
     id: String,
-    producer: Option<BaseProducer<Delivery>>,
+    tender: Arc<Tender>,
+    producer: Option<Arc<TransactionalProducer>>,
 }
+
+type TransactionalProducer = BaseProducer<Watch<Delivery>>;
 
 /// Notes the first record that did not arrive.
-#[derive(Clone)]
+#[derive(Default)]
 struct Delivery {
-    watch: Watch,
-    failed: Arc<Mutex<Option<KafkaError>>>,
+    /// Held while a transaction is made: nobody else hears of its deliveries then.
+    turn: Mutex<()>,
+    failed: Mutex<Option<KafkaError>>,
 }
 
-impl ClientContext for Delivery {
-    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
-
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.watch.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.watch.error(error, reason);
-    }
-
-    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
-        self.watch.generate_oauth_token(config)
-    }
-}
-
-impl ProducerContext for Delivery {
+impl ProducerContext for Watch<Delivery> {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         if let Err((error, _)) = result {
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+            self.role.failed().get_or_insert_with(|| error.clone());
         }
+    }
+}
+
+impl Delivery {
+    fn failed(&self) -> MutexGuard<'_, Option<KafkaError>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Writer {
     /// A writer under `id`. Whoever wrote under it before is fenced at the first transaction.
-    pub(crate) fn new(config: KafkaConfig, id: String) -> Self {
-        Self { config, id, producer: None }
+    pub(crate) fn new(config: KafkaConfig, id: String, tender: Arc<Tender>) -> Self {
+        Self { config, id, tender, producer: None }
     }
 
     pub(crate) fn id(&self) -> &str {
@@ -109,8 +102,15 @@ impl Writer {
     pub(crate) fn ready(&mut self) -> Result<(), LogError> {
         let deadline = Instant::now() + self.config.request_timeout();
         while self.producer.is_none() {
-            let delivery = Delivery { watch: Watch::of(&self.config), failed: Arc::default() };
-            let producer: BaseProducer<Delivery> = client::create(&self.config.writer(&self.id), delivery)?;
+            let watch = Watch::with(&self.config, Delivery::default());
+            let producer: Arc<TransactionalProducer> = Arc::new(client::create(&self.config.writer(&self.id), watch)?);
+            let serve = |producer: &TransactionalProducer| {
+                if let Ok(_turn) = producer.context().role.turn.try_lock() {
+                    producer.poll(SERVE_FOR);
+                }
+            };
+            serve(&producer); // its first token: what follows polls nothing
+            self.tender.keep(&producer, serve);
             match producer.init_transactions(deadline.saturating_duration_since(Instant::now()).max(STEP)) {
                 Ok(()) => self.producer = Some(producer),
                 Err(error) if is_moving(&error) && Instant::now() < deadline => thread::sleep(MOVE_STEP),
@@ -121,8 +121,10 @@ impl Writer {
     }
 
     /// Writes `records` and moves `positions`: all of it or nothing.
-    pub(crate) fn transact(&mut self, records: &[Record], positions: Option<Positions<'_>>) -> Result<(), Stopped> {
+    pub(crate) fn transact(&mut self, records: &[Record<'_>], positions: Option<Positions<'_>>) -> Result<(), Stopped> {
         self.ready().map_err(Stopped::Nothing)?;
+        let producer = self.producer.clone().expect("a writer that is ready has a producer");
+        let _turn = producer.context().role.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = self.prepare(records, positions) {
             let error = self.meaning("cannot write", &error);
             self.abort();
@@ -132,9 +134,9 @@ impl Writer {
     }
 
     /// Everything of a transaction but its commit.
-    fn prepare(&self, records: &[Record], positions: Option<Positions<'_>>) -> Result<(), KafkaError> {
+    fn prepare(&self, records: &[Record<'_>], positions: Option<Positions<'_>>) -> Result<(), KafkaError> {
         let producer = self.producer.as_ref().expect("a writer that is ready has a producer");
-        *producer.context().failed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *producer.context().role.failed() = None;
         producer.begin_transaction()?;
         let deadline = Instant::now() + self.config.request_timeout();
         for record in records {
@@ -146,7 +148,7 @@ impl Writer {
             }
             producer.poll(STEP);
         }
-        if let Some(error) = producer.context().failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(error) = producer.context().role.failed().take() {
             return Err(error);
         }
         match positions {
@@ -219,11 +221,11 @@ fn is_moving(error: &KafkaError) -> bool {
 }
 
 /// Hands a record to the producer, waiting for room in its queue.
-fn send(producer: &BaseProducer<Delivery>, record: &Record, deadline: Instant) -> Result<(), KafkaError> {
+fn send(producer: &TransactionalProducer, record: &Record<'_>, deadline: Instant) -> Result<(), KafkaError> {
     loop {
-        let mut base = BaseRecord::<[u8], [u8]>::to(&record.topic).key(&record.key).headers(record.owned_headers());
+        let mut base = BaseRecord::<[u8], [u8]>::to(&record.topic).key(record.key.as_ref()).headers(record.owned_headers());
         if let Some(value) = &record.value {
-            base = base.payload(value);
+            base = base.payload(value.as_ref());
         }
         match producer.send(base) {
             Ok(()) => return Ok(()),

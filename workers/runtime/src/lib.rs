@@ -8,6 +8,7 @@ mod limits;
 mod log;
 pub mod metric;
 mod overview;
+pub mod real_servers;
 mod retry;
 mod run;
 mod secret;

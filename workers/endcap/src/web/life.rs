@@ -63,7 +63,9 @@ impl Life {
         match self.desk.get() {
             None => Health { ok: false, troubles: vec![starting()] },
             Some(desk) if self.is_draining() => {
-                Health { ok: false, troubles: vec![format!("draining: {} records wait", desk.figures().waiting(Lane::Live))] }
+                let waiting =
+                    desk.gauge.last().map_or_else(|| "some".to_owned(), |figures| figures.waiting(Lane::Live).to_string());
+                Health { ok: false, troubles: vec![format!("draining: {waiting} records wait")] }
             }
             Some(desk) => desk.ready(),
         }

@@ -108,8 +108,8 @@ async fn events(State(web): State<Web>, headers: HeaderMap, body: Body) -> Resul
     }
 }
 
-async fn pipeline(State(web): State<Web>) -> Result<Json<Figures>, ApiError> {
-    Ok(Json(web.life.desk()?.figures().as_ref().clone()))
+async fn pipeline(State(web): State<Web>) -> Result<Json<Arc<Figures>>, ApiError> {
+    web.ask(|desk| desk.gauge.figures()).await.map(Json)
 }
 
 async fn dead_letters(State(web): State<Web>, Query(query): Query<ListQuery>) -> Result<Json<DeadLetters>, ApiError> {

@@ -1,66 +1,179 @@
 //! Logins and certificates: what fits works, and what does not is one clear error within seconds that shows no secret.
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use endcap_log_kafka::{KafkaSettings, Mechanism, Security, Topics};
+use endcap_log_kafka::{Kafka, KafkaLog, KafkaSettings, Mechanism, Security, Topics};
 use endcap_runtime::{
     Broker, Log, LogError, Secret,
     contract::{poll_all, record, through_all},
 };
 use endcap_schemas::topics::Topic;
 
-use crate::server::{Server, address, checked, settings, small};
+use crate::{
+    groups::until,
+    server::{Server, address, checked, connect, settings, small},
+    toy::GROUP,
+};
 
 /// Longest time until an error is told.
 const SOON: Duration = Duration::from_secs(8);
 
+/// What no error and no print may show.
+const SECRET: &str = "hunter2";
+
 /// Settings for the broker's TLS port, with the login that the environment names.
-fn login(broker: &str) -> Option<KafkaSettings> {
-    Some(KafkaSettings {
+fn login(broker: &str, mechanism: Mechanism) -> KafkaSettings {
+    KafkaSettings {
         security: Security::SaslSsl,
-        ca: Some(PathBuf::from(address("ENDCAP_TEST_CA")?)),
-        mechanism: Some(Mechanism::ScramSha512),
-        user: Some(env::var("ENDCAP_TEST_USER").ok()?),
-        password: Some(Secret::new(env::var("ENDCAP_TEST_PASSWORD").ok()?)),
+        ca: Some(path("ENDCAP_TEST_CA")),
+        mechanism: Some(mechanism),
+        user: Some(named("ENDCAP_TEST_USER")),
+        password: Some(Secret::new(named("ENDCAP_TEST_PASSWORD"))),
         ..settings(broker)
-    })
+    }
+}
+
+/// Settings for the broker's port that asks for a certificate, with that of the name.
+fn certified(broker: &str, client: &str, key_password: Option<&str>) -> KafkaSettings {
+    KafkaSettings {
+        security: Security::Ssl,
+        ca: Some(path("ENDCAP_TEST_CA")),
+        certificate: Some(path(client)),
+        key: Some(path(&format!("{client}_KEY"))),
+        key_password: key_password.map(Secret::new),
+        ..settings(broker)
+    }
+}
+
+/// Settings for the broker's TLS port with the token in `file`.
+fn with_token(broker: &str, file: &Path) -> KafkaSettings {
+    let token_file = Some(file.to_owned());
+    KafkaSettings { user: None, password: None, token_file, ..login(broker, Mechanism::OauthBearer) }
+}
+
+fn named(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| panic!("{name} is not set: `tests/services/services env` prints it"))
+}
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(named(name))
 }
 
 /// Checks that these settings are refused soon, in words that have `parts`.
 fn check_refused(settings: KafkaSettings, parts: &[&str]) {
-    let start = Instant::now();
-    let error = Topics::connect(&checked(settings), &small(1)).expect_err("such settings are refused");
+    let (start, config) = (Instant::now(), checked(settings));
+    let error = Topics::connect(&config, &small(1)).expect_err("such settings are refused");
     let text = error.to_string();
     assert!(start.elapsed() < SOON, "{:?}: {text}", start.elapsed());
     assert!(matches!(error, LogError::Refused(_)), "{text}");
     assert!(parts.iter().all(|part| text.contains(part)), "{text}");
-    assert!(!text.contains("hunter2"), "{text}");
+    let shown = format!("{config:?} {error:?} {text}");
+    assert!(!shown.contains(SECRET), "{shown}");
     println!("{text}");
 }
 
-#[test]
-fn a_login_over_tls_works() {
-    let Some(broker) = address("ENDCAP_TEST_KAFKA_TLS") else { return };
-    let server = Server::with(login(&broker).expect("the environment names the login"), 2);
-    server.kafka.append(&[record(Topic::EVENTS, "anna", b"1")], None).expect("an event is taken");
+/// Checks that events go in and come out with these settings.
+fn check_works(settings: KafkaSettings) {
+    let server = Server::with(settings, 2);
     let mut log = server.kafka.log("g", Topic::EVENTS).expect("a consumer");
-    let got = poll_all(&mut log, 1);
+    check_round(&server.kafka, &mut log);
+}
+
+fn check_round(kafka: &Kafka, log: &mut KafkaLog) {
+    kafka.append(&[record(Topic::EVENTS, "anna", b"1")], None).expect("an event is taken");
+    let got = poll_all(log, 1);
     log.commit(&through_all("s", &got)).expect("a commit is taken");
 }
 
 #[test]
-fn a_wrong_password_is_one_clear_error() {
+fn every_password_login_works_over_tls_and_a_wrong_password_is_one_clear_error() {
     let Some(broker) = address("ENDCAP_TEST_KAFKA_TLS") else { return };
-    let login = login(&broker).expect("the environment names the login");
-    let user = login.user.clone().expect("a user");
-    let wrong = KafkaSettings { password: Some(Secret::new("hunter2")), ..login };
-    check_refused(wrong, &[&format!("login of {user} is not accepted"), &broker]);
+    for mechanism in [Mechanism::ScramSha512, Mechanism::ScramSha256, Mechanism::Plain] {
+        check_works(login(&broker, mechanism));
+        let right = login(&broker, mechanism);
+        let user = right.user.clone().expect("a user");
+        let wrong = KafkaSettings { password: Some(Secret::new(SECRET)), ..right };
+        check_refused(wrong, &[&format!("login of {user} is not accepted"), &broker]);
+    }
+}
+
+#[test]
+fn a_certificate_is_a_login_and_a_wrong_one_or_none_is_one_clear_error() {
+    let Some(broker) = address("ENDCAP_TEST_KAFKA_MUTUAL") else { return };
+    check_works(certified(&broker, "ENDCAP_TEST_CLIENT", Some(&named("ENDCAP_TEST_PASSWORD"))));
+    check_refused(certified(&broker, "ENDCAP_TEST_CLIENT", Some(SECRET)), &["check `key` and `key_password`"]);
+    check_refused(certified(&broker, "ENDCAP_TEST_STRANGER", None), &["check `certificate` and `key`", &broker]);
+    let none = KafkaSettings { certificate: None, key: None, ..certified(&broker, "ENDCAP_TEST_STRANGER", None) };
+    check_refused(none, &["check `certificate` and `key`", &broker]);
+}
+
+#[test]
+fn a_token_is_renewed_on_every_client_before_it_ends() {
+    let Some(broker) = address("ENDCAP_TEST_KAFKA_TLS") else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("token");
+    // Topics are made with a password, so that a short token has the time for what is tested.
+    let server = Server::with(login(&broker, Mechanism::ScramSha512), 2);
+    let namespace = server.settings.namespace.clone();
+    let settings = KafkaSettings { namespace, instance: "token".to_owned(), ..with_token(&broker, &file) };
+    let end_s = now_s() + 30;
+    fs::write(&file, token("endcap", end_s)).expect("a file");
+    let kafka = connect(&settings, &server.store);
+    let mut log = kafka.log(GROUP, Topic::EVENTS).expect("a consumer");
+    check_round(&kafka, &mut log);
+    kafka.groups().expect("groups are told");
+    assert!(now_s() < end_s, "this machine is too slow for a token of 30 s");
+    fs::write(&file, token("endcap", now_s() + 3_600)).expect("a file");
+    until("the end of the first token, at which the broker closes its connections", || now_s() > end_s + 2);
+    check_round(&kafka, &mut log);
+    kafka.groups().expect("groups are told");
+    kafka.dead_letter_counts().expect("dead letters are counted");
+    assert!(kafka.tallies().expect("tallies are read").contains_key("s"));
+    let plan = Topics::connect(&checked(settings), &small(2)).expect("a connection").plan();
+    assert!(plan.expect("a plan").steps.is_empty());
+}
+
+#[test]
+fn a_token_that_is_none_has_expired_or_is_not_taken_is_one_clear_error_that_does_not_show_it() {
+    let Some(broker) = address("ENDCAP_TEST_KAFKA_TLS") else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("token");
+    let refused = |parts: &[&str]| check_refused(with_token(&broker, &file), parts);
+    refused(&["cannot read the token file", &file.display().to_string()]);
+    for (text, part) in [
+        (format!("{SECRET} {SECRET}"), "holds no token"),
+        (token(SECRET, now_s() - 60), "has expired 6"),
+        (SECRET.to_owned(), "no token is accepted"),
+    ] {
+        fs::write(&file, &text).expect("a file");
+        refused(&[part, &broker]);
+    }
+}
+
+/// A token of `user` without a signature, as a test broker takes it.
+fn token(user: &str, end_s: u64) -> String {
+    let part = |text: String| {
+        let bits: String = text.bytes().map(|byte| format!("{byte:08b}")).collect();
+        let six = |bits: &[u8]| {
+            let bits = bits.iter().chain(std::iter::repeat(&b'0')).take(6);
+            bits.fold(0_usize, |number, bit| number * 2 + usize::from(*bit == b'1'))
+        };
+        let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        bits.as_bytes().chunks(6).map(|bits| char::from(letters[six(bits)])).collect::<String>()
+    };
+    let claims = format!(r#"{{"sub":"{user}","iat":{},"exp":{end_s}}}"#, end_s - 7_200);
+    format!("{}.{}.", part(r#"{"alg":"none"}"#.to_owned()), part(claims))
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[test]
@@ -68,9 +181,8 @@ fn a_wrong_authority_is_one_clear_error() {
     let Some(broker) = address("ENDCAP_TEST_KAFKA_TLS") else { return };
     let dir = tempfile::tempdir().expect("a directory");
     let authority = Authority::new(dir.path());
-    let login = login(&broker).expect("the environment names the login");
     check_refused(
-        KafkaSettings { ca: Some(authority.path("ca.pem")), ..login },
+        KafkaSettings { ca: Some(authority.path("ca.pem")), ..login(&broker, Mechanism::ScramSha512) },
         &["cannot be verified: its authority is not the one in `ca`", &broker],
     );
 }
@@ -131,8 +243,8 @@ impl Authority {
         let config = "[ca]\ndefault_ca=d\n[d]\ndatabase=index\nnew_certs_dir=.\ncertificate=ca.pem\nprivate_key=ca.key
             default_md=sha256\npolicy=p\nx509_extensions=e\nrand_serial=yes\n[p]\ncommonName=supplied
             [e]\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n";
-        std::fs::write(self.path("ca.cnf"), config).expect("a file");
-        std::fs::write(self.path("index"), "").expect("a file");
+        fs::write(self.path("ca.cnf"), config).expect("a file");
+        fs::write(self.path("index"), "").expect("a file");
         self.openssl(&[
             "req",
             "-newkey",
@@ -184,10 +296,11 @@ impl Expired {
             .stderr(Stdio::null())
             .spawn()
             .expect("openssl runs");
-        let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
-        let mut accepts =
-            lines.map_while(Result::ok).filter_map(|line| Some(line.strip_prefix("ACCEPT ")?.rsplit_once(':')?.1.to_owned()));
-        let port = accepts.next().expect("openssl tells its port");
+        let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
+        let port = |line: String| Some(line.strip_prefix("ACCEPT ")?.rsplit_once(':')?.1.to_owned());
+        let port = lines.by_ref().find_map(port).expect("openssl tells its port");
+        // Somebody must take what it says, or it dies of its next word: in the middle of a handshake, at times.
+        thread::spawn(move || lines.for_each(drop));
         Self { child, address: format!("127.0.0.1:{port}") }
     }
 }

@@ -1,16 +1,21 @@
 //! Groups whose consumers come and go.
 
 use std::{
+    sync::mpsc::channel,
     thread,
     time::{Duration, Instant},
 };
 
 use endcap_log_kafka::{Kafka, KafkaSettings};
 use endcap_runtime::{
-    Broker, Log, LogError, Shutdown,
+    Broker, Log, LogError, Received, Shutdown,
     contract::{poll_all, record, through_all},
 };
 use endcap_schemas::topics::Topic;
+use rdkafka::{
+    ClientConfig,
+    consumer::{BaseConsumer, Consumer},
+};
 
 use crate::{
     server::{Server, address, settings},
@@ -131,24 +136,56 @@ fn the_one_who_starts_under_the_same_name_takes_the_place_of_the_other() {
     assert!(matches!(&fenced, Err(LogError::Fenced(name)) if name.ends_with(".first")), "{fenced:?}");
 }
 
+/// How many members the group has now; `None` while it is divided anew.
+fn members(asker: &BaseConsumer, group: &str) -> Option<usize> {
+    let list = asker.fetch_group_list(Some(group), PATIENCE).expect("a group is described");
+    let found = list.groups().iter().find(|found| found.name() == group && found.state() == "Stable")?;
+    Some(found.members().len())
+}
+
 #[test]
-fn slow_work_stops_fetching_and_not_the_membership() {
+fn work_slower_than_the_sessions_time_stops_fetching_and_not_the_membership() {
+    const AHEAD: u32 = 50;
     let Some(broker) = address("ENDCAP_TEST_KAFKA") else { return };
-    let server = Server::with(KafkaSettings { ahead_records_max: 50, ..settings(&broker) }, 2);
+    let server = Server::with(KafkaSettings { ahead_records_max: AHEAD, ..settings(&broker) }, 2);
     for from in 0..4 {
         let events: Vec<_> =
             (0..250).map(|n| record(Topic::EVENTS, &format!("u{n}"), format!("{from}/{n}").as_bytes())).collect();
         server.kafka.append(&events, None).expect("events are taken");
     }
     let mut log = server.kafka.log(GROUP, Topic::EVENTS).expect("a consumer");
-    let mut got = Vec::new();
-    while got.len() < 1_000 {
-        let polled = log.poll(30, PATIENCE).expect("a poll is answered");
-        assert!(!polled.is_empty(), "{} of 1,000 came", got.len());
-        assert!(log.revoked().is_empty());
-        log.commit(&through_all("s", &polled)).expect("a commit is taken");
-        got.extend(polled.into_iter().map(|record| (record.partition, record.offset)));
-    }
+    let places = |records: &[Received]| -> Vec<_> { records.iter().map(|record| (record.partition, record.offset)).collect() };
+    let (mut got, fetched) = thread::scope(|scope| {
+        let ((begun, working), (finish, finished)) = (channel(), channel());
+        let stage = scope.spawn(move || {
+            let batch = poll_all(&mut log, 30);
+            begun.send(()).expect("the test listens");
+            finished.recv().expect("the test says when the work is done");
+            log.commit(&through_all("s", &batch)).expect("the batch is still this consumer's");
+            let ahead = log.poll(1_000, PATIENCE).expect("a poll is answered");
+            log.commit(&through_all("s", &ahead)).expect("a commit is taken");
+            let (mut got, fetched) = (places(&batch), ahead.len());
+            got.extend(places(&ahead));
+            while got.len() < 1_000 {
+                let polled = log.poll(30, PATIENCE).expect("a poll is answered");
+                assert!(!polled.is_empty() && log.revoked().is_empty(), "{} of 1,000 came", got.len());
+                log.commit(&through_all("s", &polled)).expect("a commit is taken");
+                got.extend(places(&polled));
+            }
+            (got, fetched)
+        });
+        working.recv().expect("the stage begins");
+        let asker: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &broker).create().expect("a client");
+        let group = format!("{}.{GROUP}", server.settings.namespace);
+        let (start, session) = (Instant::now(), Duration::from_secs(server.settings.session_timeout_s.into()));
+        until("twice the session's time", || {
+            assert_eq!(members(&asker, &group), Some(1), "the group is whole after {:?}", start.elapsed());
+            start.elapsed() > 2 * session
+        });
+        finish.send(()).expect("the stage listens");
+        stage.join().expect("the stage ends well")
+    });
+    assert!(fetched <= AHEAD as usize, "{fetched} records were fetched ahead");
     got.sort_unstable();
     got.dedup();
     assert_eq!(got.len(), 1_000, "each comes once, however often fetching stops");

@@ -1,7 +1,7 @@
 //! The broker that the environment names, and logs of their own on it.
 
 use std::{
-    env, process,
+    process,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -17,15 +17,7 @@ use rdkafka::{
     client::DefaultClientContext,
 };
 
-/// The value of an address in the environment; `None`, said aloud, where it is absent and may be.
-pub(crate) fn address(name: &str) -> Option<String> {
-    let value = env::var(name).ok().filter(|value| !value.is_empty());
-    if value.is_none() {
-        assert!(env::var("ENDCAP_REQUIRE_SERVICES").is_err(), "{name} names no server, and one is required");
-        println!("skipped: {name} names no server");
-    }
-    value
-}
+pub(crate) use endcap_runtime::real_servers::named as address;
 
 /// A log of its own on the broker, and a store that knows who was erased.
 pub(crate) struct Server {
@@ -49,7 +41,7 @@ pub(crate) fn unique() -> String {
     format!("t{nanos:x}-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::SeqCst))
 }
 
-/// Settings for a namespace of its own. Sessions are as short as brokers allow.
+/// Settings for a namespace of its own. Sessions are as short as brokers allow, requests may take long: a busy machine is no fault.
 pub(crate) fn settings(broker: &str) -> KafkaSettings {
     KafkaSettings {
         brokers: vec![broker.to_owned()],
@@ -57,6 +49,7 @@ pub(crate) fn settings(broker: &str) -> KafkaSettings {
         instance: "first".to_owned(),
         session_timeout_s: 6,
         drain_s: 3,
+        request_timeout_s: 30,
         ..KafkaSettings::default()
     }
 }

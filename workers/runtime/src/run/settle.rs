@@ -34,6 +34,8 @@ struct Outcome {
 #[derive(Default)]
 struct Part {
     commit: Commit,
+    /// How many outputs and dead letters of it are in the one commit of all parts.
+    moved: (usize, usize),
     /// When the log accepted the event behind each page that was published on the live lane, ms.
     accepted_ms: Vec<i64>,
 }
@@ -109,13 +111,13 @@ impl<S: Stage> Run<'_, S> {
     fn commit(&mut self, mut parts: BTreeMap<i32, Part>) -> Result<(), StageStopped> {
         let spent = std::mem::take(&mut self.unsaved);
         let mut waits = Waits::new(self.env.config.retry);
-        let commit = loop {
-            let commit = whole(self.lane.named(S::NAME), &parts, &spent);
+        let mut commit = whole(self.lane.named(S::NAME), &mut parts, &spent);
+        loop {
             let start = self.env.clocks.wall.monotonic();
             let answer = self.log.commit(&commit);
             self.spend(Phase::Commit, start);
             match answer {
-                Ok(()) => break commit,
+                Ok(()) => break,
                 Err(LogError::Conflict(_)) => {
                     self.forget();
                     return Ok(());
@@ -123,12 +125,14 @@ impl<S: Stage> Run<'_, S> {
                 Err(LogError::Revoked { partitions, .. }) => {
                     self.let_go(&partitions);
                     let before = parts.len();
+                    divide(commit, &mut parts);
                     parts.retain(|partition, _| !partitions.contains(partition));
                     assert!(parts.len() < before, "a commit is refused for partitions that are in it, {partitions:?} are not");
                     if parts.is_empty() {
                         self.unsaved += &spent;
                         return Ok(());
                     }
+                    commit = whole(self.lane.named(S::NAME), &mut parts, &spent);
                 }
                 Err(LogError::Unavailable(cause)) => {
                     if self.pause("log", &cause, &mut waits) {
@@ -137,7 +141,7 @@ impl<S: Stage> Run<'_, S> {
                 }
                 Err(error) => return Err(error.into()),
             }
-        };
+        }
         self.tell_committed(&commit, parts.values().flat_map(|part| &part.accepted_ms));
         Ok(())
     }
@@ -178,17 +182,27 @@ impl<S: Stage> Run<'_, S> {
     }
 }
 
-/// One commit of all parts. Records of one key come from one partition, so their order stays.
-fn whole(stage: String, parts: &BTreeMap<i32, Part>, spent: &Tally) -> Commit {
+/// One commit of all parts, into which their records are moved. Records of one key come from one partition, so their order stays.
+fn whole(stage: String, parts: &mut BTreeMap<i32, Part>, spent: &Tally) -> Commit {
     let mut whole = Commit { stage, tally: spent.clone(), ..Commit::default() };
-    for Part { commit, .. } in parts.values() {
-        whole.outputs.extend_from_slice(&commit.outputs);
-        whole.dead_letters.extend_from_slice(&commit.dead_letters);
+    for Part { commit, moved, .. } in parts.values_mut() {
+        *moved = (commit.outputs.len(), commit.dead_letters.len());
+        whole.outputs.append(&mut commit.outputs);
+        whole.dead_letters.append(&mut commit.dead_letters);
         whole.through.extend(&commit.through);
         whole.tally += &commit.tally;
     }
     assert!(whole.tally.is_balanced(), "every record gets exactly one verdict: {:?}", whole.tally);
     whole
+}
+
+/// Gives every part back what was moved into `whole`.
+fn divide(whole: Commit, parts: &mut BTreeMap<i32, Part>) {
+    let (mut outputs, mut letters) = (whole.outputs.into_iter(), whole.dead_letters.into_iter());
+    for Part { commit, moved, .. } in parts.values_mut() {
+        commit.outputs.extend(outputs.by_ref().take(moved.0));
+        commit.dead_letters.extend(letters.by_ref().take(moved.1));
+    }
 }
 
 /// Pure: what a batch leaves behind.

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use endcap_runtime::{Erasure, ManualClock, StageResult, Store, StoreError, StoredPage, Write};
+use endcap_runtime::{Erasure, ManualClock, StageResult, Store, StoreError, StoredPage, Write, real_servers};
 use endcap_schemas::UserKey;
 use endcap_store_scylla::{ScyllaConfig, ScyllaStore, migrate};
 use scylla::{
@@ -43,17 +43,9 @@ pub(crate) fn server_alone() -> Option<(Server, RwLockWriteGuard<'static, ()>)> 
 }
 
 fn found() -> Option<Server> {
-    let of = |name| env::var(name).ok();
-    let address = of("ENDCAP_TEST_CQL");
-    assert!(
-        address.is_some() || of("ENDCAP_REQUIRE_SERVICES").is_none_or(|required| required != "1"),
-        "ENDCAP_REQUIRE_SERVICES=1, and no ENDCAP_TEST_CQL: start the servers with tests/services/services up, and take on its env"
-    );
-    if address.is_none() {
-        println!("skipped: no ENDCAP_TEST_CQL; see tests/services");
-    }
-    let login = |name| of(name).unwrap_or_else(|| "cassandra".to_owned());
-    Some(Server { address: address?, user: login("ENDCAP_TEST_CQL_USER"), password: login("ENDCAP_TEST_CQL_PASSWORD") })
+    let address = real_servers::named("ENDCAP_TEST_CQL")?;
+    let login = |name| env::var(name).unwrap_or_else(|_| "cassandra".to_owned());
+    Some(Server { address, user: login("ENDCAP_TEST_CQL_USER"), password: login("ENDCAP_TEST_CQL_PASSWORD") })
 }
 
 /// Has the services' script do something.
