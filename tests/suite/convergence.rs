@@ -10,7 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use endcap::{desk, path::Fleet};
+use clap::ValueEnum;
+use endcap::{
+    desk,
+    monitor::group_of,
+    path::{Fleet, StageName},
+};
 use endcap_aiqa::{AiqaConfig, AiqaStage};
 use endcap_context::{ContextConfig, ContextStage};
 use endcap_dedup::{DedupConfig, DedupStage};
@@ -163,6 +168,11 @@ struct World {
 impl World {
     fn new(dir: &Dir, market: &Market) -> Self {
         let file = Embedded::open(dir, EmbeddedConfig::default(), Arc::new(ManualClock::at(NOW_MS))).expect("a file");
+        // What waits for a stage that has not run yet is seen all the same.
+        for (stage, topic) in StageName::ALL.iter().zip(Topic::PATH) {
+            let name = stage.to_possible_value().expect("every stage has a name");
+            file.declare(&group_of(name.get_name()), topic).expect("a group");
+        }
         Self { file, market: market.clone(), fleet: twins::fleet().expect("models") }
     }
 
@@ -195,7 +205,7 @@ impl World {
     }
 
     fn run<S: Stage>(&self, mut stage: S, store: Arc<dyn Store>, fuse: &Fuse) {
-        let consumer = self.file.consumer(&format!("endcap.{}.live", S::NAME), S::In::TOPIC).expect("a consumer");
+        let consumer = self.file.consumer(&group_of(S::NAME), S::In::TOPIC).expect("a consumer");
         let retry = RetryConfig { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
         let env = StageEnv {
             store,
@@ -320,9 +330,13 @@ fn the_path_ends_in_the_same_states_and_pages_whatever_comes_again_and_whoever_e
         calm.drain(&draw);
         disturb(&wild, &delivered, &mut draw);
         for user in events.iter().map(ShopperEvent::key) {
-            let known = calm.known(&user);
+            let (known, got) = (calm.known(&user), wild.known(&user));
             with_page += u64::from(known.1.is_some());
-            assert_eq!(wild.known(&user), known, "schedule {schedule}, {user}");
+            assert_eq!(got.0, known.0, "schedule {schedule}: the state of {user}");
+            // A page is long; the event behind it tells most.
+            let event = |page: &Option<(String, Page)>| page.as_ref().map(|(event, _)| event.clone());
+            assert_eq!(event(&got.1), event(&known.1), "schedule {schedule}: the event behind the page of {user}");
+            assert!(got.1 == known.1, "schedule {schedule}: the page of {user} is another one for the same event");
         }
     }
     let tallies = wild.file.tallies().unwrap();
