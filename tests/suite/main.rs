@@ -5,6 +5,7 @@ mod convergence;
 mod fleet;
 mod generations;
 mod import_docs;
+mod lab;
 mod market;
 mod path;
 mod program;
