@@ -81,7 +81,14 @@ impl Asker {
         self.settled(topic, &partitions)
     }
 
-    /// The same of one partition.
+    /// The same as it can be read at this moment, without waiting for what is being marked.
+    pub(crate) fn ends_now(&self, topic: &str) -> Result<Ends, LogError> {
+        let partitions: Vec<i32> = (0..self.partitions(topic)?).collect();
+        let ends = offsets_at(&self.committed, topic, &partitions, Offset::End, self.config.request_timeout())?;
+        self.with_firsts(topic, &partitions, ends)
+    }
+
+    /// Where one partition begins, and where what is committed so far ends.
     pub(crate) fn end(&self, topic: &str, partition: i32) -> Result<(i64, i64), LogError> {
         let ends = self.settled(topic, &[partition])?;
         ends.get(&partition).copied().ok_or_else(|| LogError::Unavailable(format!("nobody tells the end of {topic}/{partition}")))
@@ -109,7 +116,11 @@ impl Asker {
             }
             std::thread::sleep(SETTLE_STEP);
         };
-        let firsts = offsets_at(&self.committed, topic, partitions, Offset::Beginning, timeout)?;
+        self.with_firsts(topic, partitions, ends)
+    }
+
+    fn with_firsts(&self, topic: &str, partitions: &[i32], ends: BTreeMap<i32, i64>) -> Result<Ends, LogError> {
+        let firsts = offsets_at(&self.committed, topic, partitions, Offset::Beginning, self.config.request_timeout())?;
         Ok(ends.into_iter().filter_map(|(partition, end)| Some((partition, (*firsts.get(&partition)?, end)))).collect())
     }
 

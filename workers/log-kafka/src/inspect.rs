@@ -129,7 +129,7 @@ impl Inspector {
         let mut furthest: BTreeMap<Lane, (Topic, u64)> = BTreeMap::new();
         for (group, topic) in self.known()? {
             let name = self.names.topic(topic);
-            let ends = self.asker.ends(&name)?;
+            let ends = self.asker.ends_now(&name)?;
             let positions = self.asker.positions(&group, &name, count_of(&ends))?;
             let offsets = ends.iter().map(|(partition, (first, end))| {
                 let position = positions.get(partition).copied().unwrap_or(*first).max(*first);
