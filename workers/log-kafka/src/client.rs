@@ -239,10 +239,19 @@ pub(crate) fn refusal(config: &KafkaConfig, complaint: &Complaint) -> Option<Log
                 settings.brokers[0]
             )
         }
+        // After a handshake that looks well from here, the brokers say so in place of their first answer.
+        RDKafkaErrorCode::BrokerTransportFailure if is_refused_certificate(reason) => {
+            format!("{brokers}: this client's certificate is not accepted: check `certificate` and `key` ({reason})")
+        }
         RDKafkaErrorCode::SSL => format!("{brokers}: no TLS connection: check `certificate` and `key`, and the port ({reason})"),
         _ => return None,
     };
     Some(LogError::Refused(text))
+}
+
+/// Whether these words tell of an alert of TLS that a server sends when it does not take a client's certificate, or misses it.
+fn is_refused_certificate(reason: &str) -> bool {
+    reason.contains(" alert ") && ["certificate", "unknown ca"].iter().any(|word| reason.contains(word))
 }
 
 /// What an answer means for whoever asked: most of all whether waiting helps.
@@ -316,6 +325,11 @@ mod tests {
             (RDKafkaErrorCode::Authentication, "invalid credentials", "login of anna is not accepted"),
             (RDKafkaErrorCode::SSL, "broker certificate could not be verified", "`openssl s_client -connect a:1` tells which"),
             (RDKafkaErrorCode::SSL, "wrong version number", "check `certificate`"),
+            (
+                RDKafkaErrorCode::BrokerTransportFailure,
+                "Receive failed: SSL routines::tlsv13 alert certificate required",
+                "certificate is not accepted",
+            ),
         ] {
             let refused = refusal(&config(), &Complaint { code, reason: reason.into() }).unwrap().to_string();
             assert!(refused.contains(part) && refused.contains(reason) && !refused.contains("hunter2"), "{refused}");
