@@ -26,7 +26,11 @@ use endcap_runtime::{
     Received, RetryConfig, Shutdown, Stage, StageEnv, StageResult, StageStats, Store, StoreError, StoredPage, Tally, Write,
     run_stage,
 };
-use endcap_schemas::{Message, Page, ShopperEvent, UserKey, topics::Topic, wire};
+use endcap_schemas::{
+    Message, Page, ShopperEvent, UserKey,
+    topics::{Lane, Topic},
+    wire,
+};
 use endcap_tests::{Draw, Shoppers, twins};
 use endcap_themes::{ThemesConfig, ThemesStage};
 use serde_json::Value;
@@ -171,7 +175,7 @@ impl World {
         // What waits for a stage that has not run yet is seen all the same.
         for (stage, topic) in StageName::ALL.iter().zip(Topic::PATH) {
             let name = stage.to_possible_value().expect("every stage has a name");
-            file.declare(&group_of(name.get_name()), topic).expect("a group");
+            file.declare(&group_of(name.get_name(), Lane::Live), topic).expect("a group");
         }
         Self { file, market: market.clone(), fleet: twins::fleet().expect("models") }
     }
@@ -205,7 +209,7 @@ impl World {
     }
 
     fn run<S: Stage>(&self, mut stage: S, store: Arc<dyn Store>, fuse: &Fuse) {
-        let consumer = self.file.consumer(&group_of(S::NAME), S::In::TOPIC).expect("a consumer");
+        let consumer = self.file.consumer(&group_of(S::NAME, Lane::Live), S::In::TOPIC).expect("a consumer");
         let retry = RetryConfig { first: Duration::from_millis(1), longest: Duration::from_millis(1) };
         let env = StageEnv {
             store,
