@@ -1,6 +1,7 @@
 //! The program as a process: started on a free port in its own data directory, asked over HTTP, ended with it.
 
 use std::{
+    fs::File,
     io::{BufRead, BufReader, Read},
     path::Path,
     process::{Child, ChildStdout, Command, Output, Stdio},
@@ -146,6 +147,15 @@ impl Run {
     /// When it cannot be started.
     pub fn plain(&self, args: &[&str]) -> Result<Output> {
         self.bare().args(args).output().with_context(|| format!("cannot run {}", self.program))
+    }
+
+    /// Starts `endcap <subcommand> --data DIR <args>` and does not wait for it; `out` takes its standard output, nobody the other one.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn begin(&self, subcommand: &[&str], args: &[&str], out: File) -> Result<Child> {
+        let mut command = self.command(subcommand, args);
+        command.stdout(out).stderr(Stdio::null()).spawn().with_context(|| format!("cannot run {}", self.program))
     }
 
     fn command(&self, subcommand: &[&str], args: &[&str]) -> Command {

@@ -20,7 +20,7 @@ const LONG_AGO_MS: u64 = 200 * 86_400_000;
 const FUTURE_MS: i64 = 86_400_000;
 const UNKNOWN_PRODUCT: &str = "no-such-product";
 
-/// Draws events. Some of them cannot be taken: an unknown product, a time that lies too far ahead.
+/// Draws events. Some of them cannot be taken, or in part: unknown products, a time that lies too far ahead.
 pub struct Shoppers {
     draw: Draw,
     products: Vec<String>,
@@ -67,7 +67,11 @@ impl Shoppers {
                 event.lines = self.lines(number);
                 event.at_ms = clock.now_ms() + FUTURE_MS;
             }
-            _ => event.lines = vec![Line { product: UNKNOWN_PRODUCT.to_owned(), quantity: 1 }],
+            985..992 => event.lines = vec![unknown()],
+            _ => {
+                event.lines = self.lines(number);
+                event.lines.push(unknown());
+            }
         }
         event
     }
@@ -100,4 +104,9 @@ impl Shoppers {
             dislikes: self.draw.per_mille(300).then(|| vec!["peas".to_owned()]),
         }
     }
+}
+
+/// A product that no catalogue has.
+fn unknown() -> Line {
+    Line { product: UNKNOWN_PRODUCT.to_owned(), quantity: 1 }
 }

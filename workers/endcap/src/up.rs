@@ -124,7 +124,13 @@ where
         shutdown: shutdown.clone(),
     };
     progress::begin("starting the stages");
-    let began = Began::note(&sides, clock.now_ms())?;
+    let report = match role {
+        Role::Everything(args) => args.report.as_deref(),
+        Role::Stages(_) => None,
+    };
+    // For a report alone: how all groups stand cannot be read while a transaction of any of them is open, as after a crash, and no other
+    // stage's start may hang on that.
+    let began = report.map(|target| Began::note(&sides, clock.now_ms()).map(|began| (target, began))).transpose()?;
     let path = Path::start(role.stages(), fleet, &plan.path, &ground, &forward(&events))?;
     let (feeder, feeding) = match role {
         Role::Everything(args) => start_feeder(&config, args, &ground, &clock, &events)?.unzip(),
@@ -136,9 +142,9 @@ where
     life.serve(desk.clone());
     announce(&format!("page: http://{address}/"))?;
 
-    let (exit_when_drained, drains, report) = match role {
-        Role::Everything(args) => (args.exit_when_drained, true, args.report.as_deref()),
-        Role::Stages(_) => (false, false, None),
+    let (exit_when_drained, drains) = match role {
+        Role::Everything(args) => (args.exit_when_drained, true),
+        Role::Stages(_) => (false, false),
     };
     let watch = Watch::new(deployment);
     let show = match role {
@@ -152,8 +158,8 @@ where
     waiting.show_end();
     let _ = web.join(); // its failure was heard as an event
     result?;
-    match report {
-        Some(target) => {
+    match began {
+        Some((target, began)) => {
             report::write(&report::make(&sides, &market, &began, &stages)?, target)?;
             println!("report: {}", target.display());
             Ok(())

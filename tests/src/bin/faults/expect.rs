@@ -40,12 +40,11 @@ impl Expected {
         let mut expected = Self::default();
         for record in events {
             match wire::decode::<ShopperEvent>(&record.value) {
+                Ok(event) if event.key() != key_of(record) => expected.bury("wrong_key"),
                 Ok(event) if event.check().is_ok() => expected.take(&event, record.appended_ms, &is_known),
-                _ => {
-                    expected.shoppers.entry(key_of(record)).or_default();
-                    expected.bury("malformed");
-                }
+                _ => expected.bury("malformed"),
             }
+            expected.shoppers.entry(key_of(record)).or_default();
         }
         expected
     }
@@ -64,19 +63,21 @@ impl Expected {
         if event.at_ms > appended_ms + FUTURE_MAX_MS {
             return self.bury("future");
         }
-        if !event.lines.iter().all(|line| is_known(&line.product)) {
+        let known: Vec<&str> = event.lines.iter().map(|line| &line.product[..]).filter(|product| is_known(product)).collect();
+        if known.is_empty() && !event.lines.is_empty() {
             return self.bury("unknown_product");
         }
         if shopper.seen.contains(&event.id) {
             self.duplicates += 1;
             return;
         }
-        shopper.fold(event);
+        shopper.fold(event, &known);
     }
 }
 
 impl Shopper {
-    fn fold(&mut self, event: &ShopperEvent) {
+    /// Takes an event in; of its products those that are `known`.
+    fn fold(&mut self, event: &ShopperEvent, known: &[&str]) {
         let engages = matches!(event.kind, EventKind::Purchase | EventKind::CartAdd | EventKind::View);
         if engages && self.is_private {
             return;
@@ -84,8 +85,8 @@ impl Shopper {
         self.seen.insert(event.id.clone());
         self.last = Some(event.id.clone());
         if event.kind == EventKind::Purchase {
-            for line in &event.lines {
-                *self.bought.entry(line.product.clone()).or_default() += 1;
+            for product in known {
+                *self.bought.entry((*product).to_owned()).or_default() += 1;
             }
         }
         if let Some(personalise) = event.personalise {
@@ -133,6 +134,7 @@ mod tests {
         };
         let mut records: Vec<Received> = events.iter().enumerate().map(record).collect();
         records.push(Received { value: b"noise".to_vec(), ..records[0].clone() });
+        records.push(Received { key: "default/bert".to_owned(), ..records[0].clone() });
         Expected::of(&records, |product| product != "none")
     }
 
@@ -144,7 +146,7 @@ mod tests {
         let anna = &expected.shoppers[&UserKey::of("anna")];
         assert_eq!((anna.bought["p"], anna.last.as_deref(), expected.duplicates), (2, Some("b"), 1));
         let letters: Vec<_> = expected.dead_lettered.iter().map(|(kind, count)| (kind.as_str(), *count)).collect();
-        assert_eq!(letters, [("future", 1), ("malformed", 1), ("unknown_product", 1)]);
+        assert_eq!(letters, [("future", 1), ("malformed", 1), ("unknown_product", 1), ("wrong_key", 1)]);
 
         let erased = of(&[buy("a"), event("x", EventKind::Erase, "")]);
         assert_eq!(erased.shoppers[&UserKey::of("anna")], Shopper::default());

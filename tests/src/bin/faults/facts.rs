@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 use endcap::sides::Sides;
 use endcap_runtime::{Received, StoredPage, Tally};
 use endcap_schemas::{
-    ContextChanged, KeywordsChosen, Message, PagePublished, ThemesDeduped, ThemesWritten, UserKey, topics::Topic, wire,
+    ContextChanged, KeywordsChosen, Message, PagePublished, ThemesDeduped, ThemesWritten, UserKey,
+    topics::{Lane, Topic},
+    wire,
 };
 
 /// Records that are read at once.
@@ -16,9 +18,11 @@ const READ: usize = 256;
 pub(crate) struct Facts {
     /// The events' topic as it is, partition by partition.
     pub(crate) events: Vec<Received>,
+    /// On the live lane alone.
     pub(crate) contexts: Vec<ContextChanged>,
+    /// On both lanes.
     pub(crate) deduped: Vec<ThemesDeduped>,
-    /// Published pages with their bytes.
+    /// Published pages with their bytes, on both lanes.
     pub(crate) pages: Vec<(Vec<u8>, PagePublished)>,
     /// Records of each topic, and how many of them repeat an earlier one.
     pub(crate) records: BTreeMap<Topic, Records>,
@@ -47,31 +51,28 @@ impl Facts {
     /// # Errors
     /// When log or store do not answer, or the log holds a record on the path that cannot be read.
     pub(crate) fn read(sides: &Sides) -> Result<Self> {
-        let mut topics: BTreeMap<Topic, Vec<Received>> = BTreeMap::new();
-        for topic in Topic::PATH {
-            let records = topics.entry(topic).or_default();
-            sides.each_record(topic, READ, &mut |record| {
-                records.push(record.clone());
-                Ok(())
-            })?;
+        let topics = Topics::read(sides)?;
+        let events = &topics.0[&Topic::EVENTS];
+        let mut records = BTreeMap::from([(Topic::EVENTS, Records { count: events.len() as u64, doubled: 0 })]);
+        for lane in Lane::ALL {
+            records.extend([
+                topics.counted::<ContextChanged>(lane)?,
+                topics.counted::<ThemesWritten>(lane)?,
+                topics.counted::<KeywordsChosen>(lane)?,
+                topics.counted::<ThemesDeduped>(lane)?,
+                topics.counted::<PagePublished>(lane)?,
+            ]);
         }
-        let pages = decoded::<PagePublished>(&topics)?;
-        let values = topics[&Topic::PAGES].iter().map(|record| record.value.clone());
+        let [live, backfill] = Lane::ALL.map(|lane| topics.pages(lane));
+        let [deduped, replayed] = Lane::ALL.map(|lane| topics.decoded::<ThemesDeduped>(lane));
         let mut facts = Self {
-            records: BTreeMap::from([
-                (Topic::EVENTS, Records { count: topics[&Topic::EVENTS].len() as u64, doubled: 0 }),
-                counted(&topics, &decoded::<ContextChanged>(&topics)?),
-                counted(&topics, &decoded::<ThemesWritten>(&topics)?),
-                counted(&topics, &decoded::<KeywordsChosen>(&topics)?),
-                counted(&topics, &decoded::<ThemesDeduped>(&topics)?),
-                counted(&topics, &pages),
-            ]),
-            contexts: decoded(&topics)?,
-            deduped: decoded(&topics)?,
-            pages: values.zip(pages).collect(),
+            records,
+            contexts: topics.decoded(Lane::Live)?,
+            deduped: [deduped?, replayed?].concat(),
+            pages: [live?, backfill?].concat(),
             tallies: sides.tallies()?,
             rows: BTreeMap::new(),
-            events: topics.remove(&Topic::EVENTS).unwrap_or_default(),
+            events: events.clone(),
         };
         let users: BTreeSet<UserKey> = facts.events.iter().map(key_of).collect();
         for user in users {
@@ -88,19 +89,44 @@ pub(crate) fn key_of(record: &Received) -> UserKey {
     record.key.parse().unwrap_or_else(|never| match never {})
 }
 
-/// A record is another one when its id or its context is. An id alone may come again: behind an erasure, so may the event that it is made of.
-fn counted<M: Message>(topics: &BTreeMap<Topic, Vec<Received>>, messages: &[M]) -> (Topic, Records) {
-    let records = &topics[&M::TOPIC];
-    let context_ms = |message: &M| message.head().map(|head| head.context_ms);
-    let names = records.iter().zip(messages).map(|(record, message)| (&record.headers.id, &record.key, context_ms(message)));
-    let distinct = names.collect::<BTreeSet<_>>().len();
-    (M::TOPIC, Records { count: records.len() as u64, doubled: (records.len() - distinct) as u64 })
-}
+/// The records of every topic, on both lanes.
+struct Topics(BTreeMap<Topic, Vec<Received>>);
 
-fn decoded<M: Message>(topics: &BTreeMap<Topic, Vec<Received>>) -> Result<Vec<M>> {
-    let read = |record: &Received| {
-        wire::decode(&record.value)
-            .with_context(|| format!("cannot read {} partition {} offset {}", record.topic, record.partition, record.offset))
-    };
-    topics[&M::TOPIC].iter().map(read).collect()
+impl Topics {
+    fn read(sides: &Sides) -> Result<Self> {
+        let mut topics: BTreeMap<Topic, Vec<Received>> = BTreeMap::new();
+        for topic in Topic::all() {
+            let records = topics.entry(topic).or_default();
+            sides.each_record(topic, READ, &mut |record| {
+                records.push(record.clone());
+                Ok(())
+            })?;
+        }
+        Ok(Self(topics))
+    }
+
+    fn decoded<M: Message>(&self, lane: Lane) -> Result<Vec<M>> {
+        let read = |record: &Received| {
+            wire::decode(&record.value)
+                .with_context(|| format!("cannot read {} partition {} offset {}", record.topic, record.partition, record.offset))
+        };
+        self.0[&M::TOPIC.on(lane)].iter().map(read).collect()
+    }
+
+    fn pages(&self, lane: Lane) -> Result<Vec<(Vec<u8>, PagePublished)>> {
+        let values = self.0[&Topic::PAGES.on(lane)].iter().map(|record| record.value.clone());
+        Ok(values.zip(self.decoded::<PagePublished>(lane)?).collect())
+    }
+
+    /// A record is another one when its id or its context is. An id alone may come again: behind an erasure, so may the event that it is made
+    /// of.
+    fn counted<M: Message>(&self, lane: Lane) -> Result<(Topic, Records)> {
+        let topic = M::TOPIC.on(lane);
+        let (records, messages) = (&self.0[&topic], self.decoded::<M>(lane)?);
+        let context_ms = |message: &M| message.head().map(|head| head.context_ms);
+        let names = records.iter().zip(&messages);
+        let names = names.map(|(record, message)| (&record.headers.id, &record.key, context_ms(message)));
+        let distinct = names.collect::<BTreeSet<_>>().len();
+        Ok((topic, Records { count: records.len() as u64, doubled: (records.len() - distinct) as u64 }))
+    }
 }

@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::{
     fleet::{Fleet, LOOK_EVERY},
     patience::Patience,
+    replays::Replays,
     schedule::{Deed, How, Schedule},
     side::Place,
 };
@@ -54,6 +55,7 @@ pub(crate) struct Injector<'a> {
     away: Option<[&'static str; 2]>,
     /// Who holds the store's breath, or the file's lock.
     holder: Option<Holder>,
+    replays: Replays<'a>,
     /// While the disk is full: the processes that know.
     full: Option<BTreeSet<u32>>,
     began: Instant,
@@ -61,7 +63,16 @@ pub(crate) struct Injector<'a> {
 
 impl<'a> Injector<'a> {
     pub(crate) fn new(place: &'a Place) -> Self {
-        Self { place, entries: Entries::new(), returning: None, away: None, holder: None, full: None, began: Instant::now() }
+        Self {
+            place,
+            entries: Entries::new(),
+            returning: None,
+            away: None,
+            holder: None,
+            replays: Replays::new(place),
+            full: None,
+            began: Instant::now(),
+        }
     }
 
     /// Follows `schedule`, while the fleet is looked after.
@@ -73,6 +84,7 @@ impl<'a> Injector<'a> {
         for (at, deed) in &schedule.deeds {
             patience.until("the next fault", LOOK_EVERY, || {
                 fleet.tend(patience)?;
+                self.replays.tend(patience)?;
                 self.keep_full(fleet)?;
                 Ok(start.elapsed() >= *at)
             })?;
@@ -81,9 +93,9 @@ impl<'a> Injector<'a> {
             // While a server takes its time to come back, the schedule waits: deeds keep their distance.
             start += began.elapsed();
         }
-        patience.until("a server that comes back", LOOK_EVERY, || {
+        patience.until("the end of the replays", LOOK_EVERY, || {
             fleet.tend(patience)?;
-            self.is_back()
+            Ok(self.replays.tend(patience)? && self.is_back()?)
         })
     }
 
@@ -104,6 +116,18 @@ impl<'a> Injector<'a> {
             Deed::GuestLeaves { killed } => {
                 if let Some(name) = fleet.see_off(killed)? {
                     patience.tell(&format!("{name} {}", if killed { "is killed, and does not come back" } else { "leaves" }));
+                }
+                Ok(())
+            }
+            Deed::Replay(what) => {
+                self.replays.want(what);
+                self.did("replay", "contexts are replayed, or all events, beside live ones", Duration::ZERO);
+                Ok(())
+            }
+            Deed::ReplayDies => {
+                if self.replays.kill() {
+                    patience.tell("the replay is killed");
+                    self.did("replay_killed", "a replay gets SIGKILL, and is resumed", Duration::ZERO);
                 }
                 Ok(())
             }
@@ -185,9 +209,8 @@ impl<'a> Injector<'a> {
         self.returning = Some(Command::new(self.script()?).args(back).spawn().context("cannot run the services' script")?);
         self.wait_for_server(fleet, patience)?;
         let (kind, what) = match (server, how) {
-            ("kafka", How::Killed) => ("broker_killed", "the broker gets SIGKILL, and is started again"),
-            ("kafka", How::Stopped) => ("broker_stopped", "the broker is stopped, and started again"),
             ("kafka", How::Paused) => ("broker_paused", "the broker holds still (SIGSTOP)"),
+            ("kafka", _) => ("broker_killed", "the broker gets SIGKILL, and is started again"),
             (_, How::Killed) => ("store_killed", "the store gets SIGKILL, and is started again after the outage"),
             (_, How::Stopped) => ("store_stopped", "the store is stopped, and started again after the outage"),
             (_, How::Paused) => ("store_paused", "the store holds still (SIGSTOP)"),

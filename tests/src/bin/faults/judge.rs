@@ -4,8 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use endcap_context::FoldState;
 use endcap_market::{DEMO_SEED, Market};
-use endcap_runtime::{INGEST, Stamp, Tally};
-use endcap_schemas::{ContextChanged, Origin, PagePublished, Theme, ThemesDeduped, UserKey, topics::Topic, wire};
+use endcap_runtime::{INGEST, Stamp, StoredPage, Tally};
+use endcap_schemas::{
+    Origin, PagePublished, Theme, ThemesDeduped, UserKey,
+    topics::{Lane, Topic},
+    wire,
+};
 use serde::Deserialize;
 
 use crate::{
@@ -83,13 +87,20 @@ pub(crate) fn judge(sent: &Sent, run: &Facts, calm: &Facts) -> Figures {
 /// Every stage has one verdict for each record of its topic, and one record of the next topic for each that it passed on.
 fn stages(figures: &mut Figures, run: &Facts, expected: &Expected) {
     let none = Tally::default();
-    for (place, stage) in STAGES.iter().enumerate() {
-        let tally = run.tallies.get(*stage).unwrap_or(&none);
-        let (before, after) = (run.records[&Topic::PATH[place]], run.records[&Topic::PATH[place + 1]]);
-        figures.find(u64::from(!tally.is_balanced()), |figures| &mut figures.unbalanced, || format!("{stage}: {tally:?}"));
-        figures.weigh(tally.received, before.count, || format!("records with a verdict of {stage}"));
-        figures.weigh(after.count, tally.passed, || format!("records that {stage} passed on"));
-        figures.double(after.doubled, || format!("{} records of {stage} stand in the log twice", after.doubled));
+    for lane in Lane::ALL {
+        // A shopper's events have one order: the first stage has one lane.
+        let first = usize::from(lane == Lane::Backfill);
+        for (place, stage) in STAGES.iter().enumerate().skip(first) {
+            let stage = lane.named(stage);
+            let tally = run.tallies.get(&stage).unwrap_or(&none);
+            let [before, after] = [place, place + 1].map(|place| run.records[&Topic::PATH[place].on(lane)]);
+            figures.find(u64::from(!tally.is_balanced()), |figures| &mut figures.unbalanced, || format!("{stage}: {tally:?}"));
+            figures.weigh(tally.received, before.count, || format!("records with a verdict of {stage}"));
+            figures.weigh(after.count, tally.passed, || format!("records that {stage} passed on"));
+            figures.double(after.doubled, || format!("{} records of {stage} stand in the log twice", after.doubled));
+        }
+        let replayed = run.records[&Topic::CONTEXTS.on(lane)].doubled * first as u64;
+        figures.double(replayed, || format!("{replayed} contexts were replayed twice in one run"));
     }
     let context = run.tallies.get(STAGES[0]).unwrap_or(&none);
     let kinds: BTreeSet<&String> = expected.dead_lettered.keys().chain(context.dead_lettered.keys()).collect();
@@ -163,54 +174,49 @@ type Name = (UserKey, i64);
 
 /// Every page, in the log and in the store, is whole and of one context.
 fn pages(figures: &mut Figures, run: &Facts) {
-    let contexts: BTreeMap<Name, &ContextChanged> =
-        run.contexts.iter().map(|context| ((context.head.user.clone(), context.head.context_ms), context)).collect();
-    let deduped: BTreeMap<Name, &ThemesDeduped> =
-        run.deduped.iter().map(|page| ((page.head.user.clone(), page.head.context_ms), page)).collect();
-    let mut published: BTreeMap<Name, &[u8]> = BTreeMap::new();
+    // A replay makes further pages of a context, on the other lane.
+    let mut drafts: BTreeMap<Name, Vec<&ThemesDeduped>> = BTreeMap::new();
+    for page in &run.deduped {
+        drafts.entry((page.head.user.clone(), page.head.context_ms)).or_default().push(page);
+    }
+    let mut published: BTreeMap<Name, BTreeSet<&[u8]>> = BTreeMap::new();
     for (bytes, page) in &run.pages {
         let name = (page.head.user.clone(), page.head.context_ms);
-        let is_torn = fault(page, contexts.get(&name).copied(), deduped.get(&name).copied());
-        figures.find(
-            u64::from(is_torn.is_some()),
-            |figures| &mut figures.torn,
-            || format!("page {name:?} in the log: {}", is_torn.unwrap_or_default()),
-        );
-        published.insert(name, bytes);
+        let is_own = drafts.get(&name).is_some_and(|drafts| drafts.iter().any(|drafts| is_of(page, drafts)));
+        figures.find(u64::from(!is_own), |figures| &mut figures.torn, || format!("a part of page {name:?} is of no draft of it"));
+        published.entry(name).or_default().insert(bytes);
     }
     for (user, rows) in &run.rows {
-        let Some(stored) = &rows.page else { continue };
-        let Some(bytes) = &stored.page else { continue };
-        let page = wire::decode::<PagePublished>(bytes).ok();
-        let is_whole = page
-            .as_ref()
-            .is_some_and(|page| page.head.user == *user && stored.stamp == Stamp::of(page.head.context_ms, page.head.generation));
-        figures.find(u64::from(!is_whole), |figures| &mut figures.torn, || format!("the stored page of {user} is not whole"));
-        if let Some(page) = page {
-            let in_log = published.get(&(user.clone(), page.head.context_ms));
-            figures.find(
-                u64::from(in_log.is_some_and(|other| *other != &bytes[..])),
-                |figures| &mut figures.torn,
-                || format!("the stored page of {user} is not the one in the log"),
-            );
-            figures.lose(u64::from(in_log.is_none()), || format!("the stored page of {user} is not in the log"));
+        if let Some(StoredPage { stamp, page: Some(bytes), .. }) = &rows.page {
+            stored(figures, user, *stamp, bytes, &published);
         }
     }
 }
 
-/// What of a published page does not go back to its own context.
-fn fault(page: &PagePublished, context: Option<&ContextChanged>, deduped: Option<&ThemesDeduped>) -> Option<&'static str> {
-    let (Some(context), Some(deduped)) = (context, deduped) else { return Some("its context is not in the log") };
-    let themes: BTreeSet<&str> = deduped.drafts.iter().map(|draft| draft.theme.title.as_str()).collect();
+/// Whether a page goes back to these drafts in all its parts.
+fn is_of(page: &PagePublished, drafts: &ThemesDeduped) -> bool {
+    let themes: BTreeSet<&str> = drafts.drafts.iter().map(|draft| draft.theme.title.as_str()).collect();
     let is_own = |theme: &Theme| theme.origin == Origin::FloorFallback || themes.contains(theme.title.as_str());
-    if page.page.diets != context.brief.diets || context.head.cause != page.head.cause {
-        Some("its diets or its cause are another context's")
-    } else if page.page.persona != deduped.persona {
-        Some("its persona is another context's")
-    } else if !page.page.placements.iter().all(|placement| is_own(&placement.theme)) {
-        Some("a placement is another context's")
-    } else {
-        None
+    page.head == drafts.head
+        && page.page.diets == drafts.brief.diets
+        && page.page.persona == drafts.persona
+        && page.page.placements.iter().all(|placement| is_own(&placement.theme))
+}
+
+/// The page in the store is one that the log tells of.
+fn stored(figures: &mut Figures, user: &UserKey, stamp: Stamp, bytes: &[u8], published: &BTreeMap<Name, BTreeSet<&[u8]>>) {
+    let is_whole =
+        |page: &PagePublished| page.head.user == *user && stamp == Stamp::of(page.head.context_ms, page.head.generation);
+    let Some(page) = wire::decode::<PagePublished>(bytes).ok().filter(is_whole) else {
+        return figures.find(1, |figures| &mut figures.torn, || format!("the stored page of {user} is not whole"));
+    };
+    match published.get(&(user.clone(), page.head.context_ms)) {
+        None => figures.lose(1, || format!("the stored page of {user} is not in the log")),
+        Some(pages) => figures.find(
+            u64::from(!pages.contains(bytes)),
+            |figures| &mut figures.torn,
+            || format!("the stored page of {user} is not the one in the log"),
+        ),
     }
 }
 

@@ -190,6 +190,8 @@ impl Sender {
             [&whole[..], b"and more"].concat(),
             b"noise".to_vec(),
             Vec::new(),
+            // A whole event, under another shopper's key.
+            endcap_schemas::wire::encode(&ShopperEvent { user: "somebody-else".to_owned(), ..event.clone() })?,
         ];
         let user: UserKey = event.key();
         let headers = Headers::root(format!("poison-{}", event.id), Topic::EVENTS, self.clock.now_ms());

@@ -17,6 +17,7 @@ mod inject;
 mod judge;
 mod load;
 mod patience;
+mod replays;
 mod report;
 mod schedule;
 mod side;

@@ -178,6 +178,11 @@ impl Place {
         Ok(path.display().to_string())
     }
 
+    /// Where a process called `name` may write what it says.
+    pub(crate) fn out(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.out"))
+    }
+
     /// Log and store, to look into and to write to.
     pub(crate) fn sides(&self) -> Result<Sides> {
         let path = self.config("looking")?;

@@ -1,7 +1,7 @@
 //! Each fault is found, and named by its figure.
 
 use endcap_context::{ContextConfig, Folded, Known, Position, fold};
-use endcap_runtime::{Headers, Received, StoredPage};
+use endcap_runtime::{Headers, Received};
 use endcap_schemas::{
     Draft, EventKind, Line, Page, Placement, Product, ShopperEvent, ShownProduct, Versions, topics::Topic, wire,
 };
@@ -78,7 +78,9 @@ fn whole() -> Facts {
         contexts: vec![context],
         deduped: vec![deduped],
         pages: vec![(bytes, page)],
-        records: Topic::PATH.into_iter().map(|topic| (topic, Records { count: 1, doubled: 0 })).collect(),
+        records: Topic::all()
+            .map(|topic| (topic, Records { count: u64::from(topic == topic.on(Lane::Live)), doubled: 0 }))
+            .collect(),
         tallies: STAGES.iter().map(|stage| ((*stage).to_owned(), tally.clone())).collect(),
         rows: BTreeMap::from([(anna(), Rows { state: Some(state.encode()), page: Some(stored) })]),
     }
@@ -124,7 +126,7 @@ fn every_fault_is_found_and_named() {
     check("a purchase that counts twice", twice, DOUBLED);
     check("no state", |run| run.rows.get_mut(&anna()).expect("anna has rows").state = None, LOST);
     check("a context twice", |run| run.contexts.push(run.contexts[0].clone()), DOUBLED);
-    check("no context", |run| run.contexts.clear(), [true, false, true, false, false]);
+    check("no context", |run| run.contexts.clear(), LOST);
     let output = |count, doubled| {
         move |run: &mut Facts| {
             run.records.insert(Topic::PAGES, Records { count, doubled });
@@ -133,6 +135,10 @@ fn every_fault_is_found_and_named() {
     check("an output that is not there", output(0, 0), LOST);
     check("an output too many", output(2, 0), DOUBLED);
     check("an output with the id of another one", output(1, 1), DOUBLED);
+    let again = |run: &mut Facts| {
+        run.records.insert(Topic::CONTEXTS.on(Lane::Backfill), Records { count: 0, doubled: 1 });
+    };
+    check("a context that a replay sent twice", again, DOUBLED);
     let unbalanced = |run: &mut Facts| run.tallies.get_mut("dedup").expect("a tally").received += 1;
     check("a record without a verdict", unbalanced, [false, true, false, false, true]);
     let private = |run: &mut Facts| {
@@ -154,6 +160,8 @@ fn a_page_that_is_torn_or_another_one_is_found() {
     check("a placement of another context", strange, [false, false, true, true, false]);
     let fewer = |run: &mut Facts| change_page(run, |page| page.page.placements[0].products.clear());
     check("other products", fewer, [false, false, false, true, false]);
+    let headless = |run: &mut Facts| run.deduped[0].head.cause.event_id = "e0".to_owned();
+    check("drafts of another context", headless, [false, false, true, false, false]);
     let none = |run: &mut Facts| run.rows.get_mut(&anna()).expect("anna has rows").page = None;
     check("no page", none, [false, false, false, true, false]);
     check("a page that the log does not tell of", |run| run.pages.clear(), LOST_PAGE);
