@@ -1,8 +1,8 @@
 //! A shopper's events folded anew from the log, with a memory of its own: what a replay of events does. Without any waiting.
 //!
-//! The new state takes the old one's place under the same clock, so that it neither loses against it nor runs ahead of it: of two states of
-//! one stamp a store keeps the later epoch. Where the live fold has meanwhile taken an event that is not in the new state, its stamp is the
-//! greater one and it stays; the replay takes that event in and tries again. Live folds keep the epoch of the state that they go on from.
+//! The new state takes the old one's place under the same clock, so that it neither loses against it nor runs ahead of what the live fold
+//! makes of the next event: of two states of one stamp a store keeps the later epoch. A state that the live fold has gone on with is not
+//! replaced; the replay takes its events in and tries again. Live folds keep the epoch of the state that they go on from.
 
 use endcap_runtime::Erasure;
 use endcap_schemas::{Product, ShopperEvent};
@@ -43,12 +43,14 @@ impl Refold {
         folded
     }
 
-    /// The state that takes the place of `live`, the stored one, in `epoch`; `None` where nothing is known of the shopper.
+    /// The state that takes the place of `live`, the stored one, in `epoch`; `None` where nothing is known of the shopper. `live` must not have
+    /// overtaken it.
     pub fn in_place_of(&self, live: Option<&FoldState>, epoch: i64) -> Option<FoldState> {
         let mut state = self.known.state.clone()?;
         state.epoch = epoch;
-        if let Some(live) = live.filter(|live| self.has_seen(live)) {
-            state.clock_ms = state.clock_ms.max(live.clock_ms);
+        if let Some(live) = live {
+            // Not the greater of the two: what this fold takes and the live one did not must not win against the live fold's next state.
+            state.clock_ms = live.clock_ms;
             if state.partition == live.partition {
                 // What the live fold took and this one did not is not taken later, either.
                 state.offset = state.offset.max(live.offset);
@@ -57,9 +59,9 @@ impl Refold {
         Some(state)
     }
 
-    /// Whether every event of `live` was seen here. Offsets of different partitions tell nothing of each other: a log that was made anew
-    /// has all of them elsewhere.
-    fn has_seen(&self, live: &FoldState) -> bool {
-        self.seen.is_some_and(|(partition, offset)| partition != live.partition || live.offset <= offset)
+    /// Whether `live`, the stored state, holds an event that was not seen here. Offsets of different partitions tell nothing of each other: a log
+    /// that was made anew has all of them elsewhere.
+    pub fn is_overtaken_by(&self, live: &FoldState) -> bool {
+        self.seen.is_none_or(|(partition, offset)| partition == live.partition && live.offset > offset)
     }
 }

@@ -208,6 +208,22 @@ pub(crate) fn named(store: &dyn StoreOverview, number: i32) -> Result<Generation
     generation(store, Some(number))?.with_context(|| format!("there is no generation {number}: `endcap manifests` lists them"))
 }
 
+/// Deploys `manifest`, the active one, once more; answers its new number.
+///
+/// # Errors
+/// When the store does not answer, nothing more can be deployed, or another manifest became active meanwhile.
+pub(crate) fn again(store: &dyn StoreOverview, manifest: &Manifest, clock: &dyn Clock) -> Result<i32> {
+    loop {
+        let newest = generation(store, None)?.context("no manifest was deployed yet")?;
+        ensure!(newest.manifest == *manifest, "generation {} became active meanwhile: try again", newest.number);
+        let made = Generation::again(&newest, clock.now_ms())?;
+        let kept = add(store, made.clone())?;
+        if kept == made {
+            return Ok(made.number);
+        }
+    }
+}
+
 /// Keeps `made`; answers what is kept under its number, which another process may have brought.
 fn add(store: &dyn StoreOverview, made: Generation) -> Result<Generation> {
     match store.add_generation(made.number, &made.text()).context("cannot deploy the manifest")? {
@@ -241,6 +257,10 @@ impl Watch {
         let Some((number, text)) = newest.filter(|(number, _)| *number > self.seen) else { return Ok(None) };
         self.seen = number;
         let newest = Generation::read(number, &text)?;
+        // A replay deploys what runs already once more.
+        if generation(store, Some(self.own.generation))?.is_some_and(|own| own.manifest == newest.manifest) {
+            return Ok(None);
+        }
         Ok(is_taken_over(self.own.generation, self.own.configured, &newest).then_some(newest))
     }
 }

@@ -79,7 +79,11 @@ impl Gauge {
     /// When log or store do not answer and nothing was read before.
     pub fn figures(&self) -> Result<Arc<Figures>> {
         let (now, last) = (self.clock.monotonic(), self.last.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        let Some((at, last)) = last else { return self.read() };
+        let Some((at, last)) = last else {
+            let mut monitor = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
+            // Whoever waited for the first reading is shown it.
+            return self.last().map_or_else(|| self.read_with(&mut monitor), Ok);
+        };
         if now.saturating_sub(at) <= self.keep {
             return Ok(last);
         }

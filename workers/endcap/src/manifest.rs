@@ -202,6 +202,14 @@ impl Generation {
         Ok(Self { number: next(Some(active))?, at_ms, back_to: Some(target.number), in_place_of, manifest })
     }
 
+    /// The manifest of `newest` once more: what a replay makes under it wins against what was made of the same contexts before.
+    ///
+    /// # Errors
+    /// When the numbers are used up.
+    pub fn again(newest: &Generation, at_ms: i64) -> Result<Self> {
+        Ok(Self { number: next(Some(newest))?, at_ms, ..newest.clone() })
+    }
+
     /// Reads what the store keeps under `number`.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //! A process whose manifest was rolled back stops after what is in hand, too.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     process,
     sync::{
         Arc,
@@ -90,9 +91,15 @@ pub(crate) fn listen_to_signals(events: &Sender<Event>) -> Result<()> {
 pub(crate) fn read_on_demand(desk: &Arc<Desk>, events: &Sender<Event>) -> Result<SyncSender<()>> {
     let (desk, events) = (desk.clone(), events.clone());
     let (ask, asked) = sync_channel(1);
-    let read_all = move || asked.into_iter().try_for_each(|()| events.send(Event::Read(desk.gauge.read())));
+    let read_all = move || asked.into_iter().try_for_each(|()| events.send(Event::Read(read_unpanicked(&desk))));
     thread::Builder::new().name("figures".to_owned()).spawn(read_all).context("cannot start the thread that reads figures")?;
     Ok(ask)
+}
+
+/// A reading, of which a panic is one more failure: the waiting goes on.
+fn read_unpanicked(desk: &Desk) -> Result<Arc<Figures>> {
+    catch_unwind(AssertUnwindSafe(|| desk.gauge.read()))
+        .unwrap_or_else(|_| Err(anyhow!("reading the figures panicked, as told above: this is a fault of the program")))
 }
 
 /// What the waiting thread shows.

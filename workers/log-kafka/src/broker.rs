@@ -52,6 +52,8 @@ pub(crate) struct Shared {
     /// Nobody holds two of these but for letters, then redriven.
     door: Mutex<Ingest>,
     room: Mutex<Option<Room>>,
+    /// Held by whoever looks where the groups are.
+    looking: Mutex<()>,
     tallies: Mutex<Notes>,
     progress: Mutex<Notes>,
     letters: Mutex<Letters>,
@@ -84,6 +86,7 @@ impl Kafka {
             inspector: Inspector::new(&names, &asker, &readers),
             door: Mutex::new(Ingest::new(&config, &names, registry.clone(), &readers, &tender)),
             room: Mutex::default(),
+            looking: Mutex::default(),
             tallies: notes(names.tallies()),
             progress: notes(names.progress()),
             letters: Mutex::default(),
@@ -144,12 +147,14 @@ impl Shared {
     /// Refuses more on a lane while one of its groups is too far behind; looks once a second.
     fn check_room(&self, records: &[Outgoing]) -> Result<(), LogError> {
         let (now, limit) = (self.clock.monotonic(), self.config.settings().waiting_max);
-        let mut room = lock(&self.room);
-        if room.as_ref().is_none_or(|room| now.saturating_sub(room.at) >= ROOM_EVERY) {
+        let is_old = lock(&self.room).as_ref().is_none_or(|room| now.saturating_sub(room.at) >= ROOM_EVERY);
+        // While one looks the others go by what was seen last: nobody waits for the brokers' answers to another.
+        if let (true, Ok(_looking)) = (is_old, self.looking.try_lock()) {
             let mut full = self.inspector.furthest_behind()?;
             full.retain(|_, (_, waiting)| *waiting >= limit);
-            *room = Some(Room { at: now, full });
+            *lock(&self.room) = Some(Room { at: now, full });
         }
+        let room = lock(&self.room);
         // Records for both lanes wait for the slower one.
         let lane = records.iter().map(|record| record.topic.lane()).max().unwrap_or(Lane::Live);
         match room.as_ref().and_then(|room| room.full.get(&lane)) {

@@ -245,7 +245,7 @@ impl KafkaSettings {
                 .push(format!("`namespace` may hold letters, digits, `.`, `_` and `-`, `{}` is not such a name", self.namespace));
         }
         if self.instance.is_empty() {
-            faults.push("`instance` is empty: name this process, unlike every other one of its stage".to_owned());
+            faults.push("`instance` is empty: name this process, unlike every other one".to_owned());
         } else if !self.instance.chars().all(is_name) {
             faults.push(format!("`instance` may hold letters, digits, `.`, `_` and `-`, `{}` is not such a name", self.instance));
         }

@@ -211,7 +211,16 @@ mod tests {
         let mut stretches = wanted.stretches(file, Topic::CONTEXTS, NOW_MS).unwrap();
         stretches.extend(wanted.behind().stretches(file, slow, NOW_MS).unwrap());
         let place = Place::Contexts { stretch: 0, next: 0 };
-        let mut note = Note { run: 5, stretches, users: Vec::new(), is_whole: wanted.is_whole(), rate: None, sent: 0, place };
+        let mut note = Note {
+            run: 5,
+            generation: Some(2),
+            stretches,
+            users: Vec::new(),
+            is_whole: wanted.is_whole(),
+            rate: None,
+            sent: 0,
+            place,
+        };
         let contexts = Contexts { sides: &sides, clock: &clock, generation: 7, expires_ms: 60 };
         let (found, end) = (contexts.find(&note).unwrap(), file.end(slow).unwrap());
         contexts.send(&found, &mut note, &mut Sender::new(file, &clock, &shutdown, None)).unwrap();

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use endcap_context::{ContextConfig, FoldState, Folded, Position, Refold};
 use endcap_retrieval::Market;
-use endcap_runtime::{Broker, Clock, Headers, Outgoing, Received, Store, Write};
+use endcap_runtime::{Broker, Clock, Headers, Outgoing, Received, Store, StoreOverview, Write};
 use endcap_schemas::{
     Product, ShopperEvent, UserKey,
     topics::{Lane, Topic},
@@ -26,12 +26,14 @@ use super::{
     contexts::{outgoing_of, renew},
     run::{Note, Place, Sender},
 };
-use crate::{monitor::group_of, progress, sides::Sides};
+use crate::{deploy, manifest::Manifest, monitor::group_of, progress, sides::Sides};
 
 /// Shoppers whose events are folded in one reading of their partition: bounds the memory, some kilobytes each.
 const SHOPPERS_MAX: usize = 25_000;
 /// States that are read at once.
 const READ_MAX: usize = 1_000;
+/// Passes of one command.
+const PASSES_MAX: u32 = 100;
 /// How often the context stage's position is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const CANNOT_READ: &str = "cannot read the store";
@@ -43,6 +45,8 @@ pub(super) struct Events<'a> {
     pub(super) config: &'a ContextConfig,
     pub(super) clock: &'a dyn Clock,
     pub(super) generation: i32,
+    /// What is deployed under it.
+    pub(super) manifest: &'a Manifest,
 }
 
 /// The shoppers of a range.
@@ -114,6 +118,10 @@ impl Events<'_> {
                 sender.send(&[], note)?;
                 return Ok(told);
             }
+            self.check_active(note)?;
+            if pass == PASSES_MAX {
+                bail!("live events have overtaken {left} shoppers {pass} times: go on when they have less to do");
+            }
             if is_whole && to.iter().all(|(partition, end)| ends.get(partition) == Some(end)) {
                 bail!("{left} shoppers keep states that a newer generation has written: replay with the release that runs now");
             }
@@ -121,6 +129,19 @@ impl Events<'_> {
             note.place = Place::Events { pass: pass + 1, to: ends, stretch: 0, after: None };
             sender.send(&[], note)?;
         }
+    }
+
+    /// Refuses to go on for a pipeline that was deployed anew: its states would stand in the way for ever.
+    fn check_active(&self, note: &Note) -> Result<()> {
+        let active = deploy::generation(self.store_overview(), None)?;
+        if !active.is_some_and(|active| active.manifest == *self.manifest) {
+            bail!("the pipeline was deployed anew since replay {} began: begin a new one", note.run);
+        }
+        Ok(())
+    }
+
+    fn store_overview(&self) -> &dyn StoreOverview {
+        &*self.sides.store
     }
 
     fn log(&self) -> &dyn Broker {
@@ -219,7 +240,11 @@ impl Events<'_> {
             if live.as_ref().is_some_and(|live| live.epoch() > run) {
                 continue; // a later replay was here
             }
-            let Some(state) = folds.get(key).and_then(|fold| fold.in_place_of(live.as_ref(), run)) else {
+            let Some(fold) = folds.get(key) else { continue };
+            if live.as_ref().is_some_and(|live| fold.is_overtaken_by(live)) {
+                continue; // left to the next pass
+            }
+            let Some(state) = fold.in_place_of(live.as_ref(), run) else {
                 told.kept.insert(key.clone());
                 continue;
             };

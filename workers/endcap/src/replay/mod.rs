@@ -9,7 +9,7 @@ mod run;
 
 use std::{collections::BTreeMap, process, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use endcap_runtime::{Clock, Shutdown, SystemClock};
 use endcap_schemas::topics::{Lane, Topic};
 use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
@@ -18,6 +18,7 @@ use crate::{
     cli::{Flags, ReplayArgs, ReplayCommand},
     config::Settings,
     deploy, grounds,
+    manifest::Generation,
     sides::Sides,
 };
 pub use bounds::Bound;
@@ -43,7 +44,7 @@ pub fn command(command: &ReplayCommand, settings: impl FnOnce(Flags) -> Result<S
     let active =
         deploy::generation(&*sides.store, None)?.context("no stage has run on this data yet: start `endcap up` first")?;
     settings.path = active.manifest.settings.path(&settings.path).context("cannot replay under the active manifest")?;
-    let replay = Replay { sides, settings, generation: active.number, clock: SystemClock::default() };
+    let replay = Replay { sides, settings, active, clock: SystemClock::default() };
     match command {
         ReplayCommand::Contexts { args, to } => replay.contexts(args, *to),
         ReplayCommand::Events { args } => replay.events(args),
@@ -55,8 +56,7 @@ struct Replay {
     /// Those of the active manifest.
     settings: Settings,
     sides: Sides,
-    /// The active one: what it sends is made under it.
-    generation: i32,
+    active: Generation,
     clock: SystemClock,
 }
 
@@ -98,16 +98,13 @@ impl Replay {
 
     fn note(&self, args: &ReplayArgs, is_whole: bool, stretches: Vec<Stretch>, place: Place) -> Note {
         let users = args.user.iter().map(ToString::to_string).collect();
-        Note { run: self.clock.now_ms(), stretches, users, is_whole, rate: args.rate, sent: 0, place }
+        Note { run: self.clock.now_ms(), generation: None, stretches, users, is_whole, rate: args.rate, sent: 0, place }
     }
 
     fn send_contexts(&self, mut note: Note, dry_run: bool) -> Result<()> {
-        let contexts = Contexts {
-            sides: &self.sides,
-            clock: &self.clock,
-            generation: self.generation,
-            expires_ms: self.settings.path.context.expires_ms(),
-        };
+        let generation = if dry_run { self.active.number } else { self.generation(&mut note)? };
+        let contexts =
+            Contexts { sides: &self.sides, clock: &self.clock, generation, expires_ms: self.settings.path.context.expires_ms() };
         let found = contexts.find(&note)?;
         let unreadable = if found.unreadable > 0 { format!(", {} of them unreadable", found.unreadable) } else { String::new() };
         let what = format!("{} contexts of {} shoppers{unreadable}", found.records, found.shoppers());
@@ -126,12 +123,14 @@ impl Replay {
 
     fn fold_events(&self, mut note: Note, dry_run: bool) -> Result<()> {
         let market = grounds::open_existing(&self.settings.config)?;
+        let generation = if dry_run { self.active.number } else { self.generation(&mut note)? };
         let events = Events {
             sides: &self.sides,
             market: &market,
             config: &self.settings.path.context,
             clock: &self.clock,
-            generation: self.generation,
+            generation,
+            manifest: &self.active.manifest,
         };
         let found = events.find(&note)?;
         let what = format!("{} events of {} shoppers", found.events, found.count());
@@ -164,10 +163,27 @@ impl Replay {
         Ok(())
     }
 
+    /// The generation that `note` is sent under: the active manifest's, which is deployed once more for that. So what is made again of a context
+    /// wins against what was made of it before, though models and settings are the same and the catalogue alone is another one.
+    fn generation(&self, note: &mut Note) -> Result<i32> {
+        let Some(number) = note.generation else {
+            let number = deploy::again(&*self.sides.store, &self.active.manifest, &self.clock)?;
+            note.generation = Some(number);
+            return Ok(number);
+        };
+        let own = deploy::named(&*self.sides.store, number)?;
+        ensure!(
+            own.manifest == self.active.manifest,
+            "the pipeline was deployed anew since replay {} began: begin a new one",
+            note.run
+        );
+        Ok(number)
+    }
+
     /// Notes the run, so that it can be resumed from its first moment on, and tells its number.
     fn begin(&self, note: &mut Note, what: &str) -> Result<()> {
         Sender::new(&*self.sides.log, &self.clock, &Shutdown::new(), None).send(&[], note)?;
-        println!("replay {}: {what}", note.run);
+        println!("replay {}: {what}, as generation {}", note.run, note.generation.unwrap_or(self.active.number));
         for stretch in &note.stretches {
             tracing::info!("reading {stretch}");
         }

@@ -18,6 +18,8 @@ const BATCH: usize = 100;
 pub(super) struct Note {
     /// When it began, ms since 1970: its number, and the epoch of the states that it makes.
     pub(super) run: i64,
+    /// The generation that it sends under; `None` until it begins.
+    pub(super) generation: Option<i32>,
     /// What it reads.
     pub(super) stretches: Vec<Stretch>,
     /// Keys of the only shoppers that are meant; empty for all.
