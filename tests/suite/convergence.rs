@@ -39,6 +39,8 @@ use crate::path::market;
 
 /// Schedules of a run; `ENDCAP_TEST_SCHEDULES` sets another number.
 const SCHEDULES: u64 = 25;
+/// Replays of one schedule.
+const REPLAYS_MAX: u64 = 5;
 /// Shoppers of a schedule, and most of its events.
 const SHOPPERS: u64 = 3;
 const EVENTS: u64 = 14;
@@ -298,12 +300,14 @@ fn replayed(world: &World, from: i64, draw: &mut Draw) -> Vec<Outgoing> {
 /// Runs `events` in pieces, between which processes of any stage come and end at any step.
 fn disturb(world: &World, events: &[ShopperEvent], draw: &mut Draw) {
     let from = world.file.end(Topic::CONTEXTS).expect("an end");
-    let mut left = events;
+    // What is replayed is replayed again with the rest: without an end to it there would soon be nothing else.
+    let (mut left, mut replays) = (events, draw.below(REPLAYS_MAX + 1));
     while !left.is_empty() || world.waiting() > 0 {
         let (now, later) = left.split_at(draw.place(left.len() + 1));
         left = later;
         world.append(&now.iter().map(outgoing).collect::<Vec<_>>());
-        if draw.per_mille(300) {
+        if replays > 0 && draw.per_mille(300) {
+            replays -= 1;
             world.append(&replayed(world, from, draw));
         }
         let (stage, steps) = (draw.below(STAGES), draw.below(6));

@@ -178,8 +178,8 @@ fn contexts_that_are_replayed_twice_make_the_pages_of_one_replay() {
 /// Runs a replay and kills it when some of its contexts are sent, beyond the first `from`; answers its number.
 fn killed(site: &Site, what: &str, from: usize) -> String {
     let mut command = Command::new(PROGRAM);
-    command.args(["replay", what, "--rate", "2", "--data", &site.place.dir.path().join("data").display().to_string()]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    command.args(["replay", what, "--rate", "1", "--data", &site.place.dir.path().join("data").display().to_string()]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let run = lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("replay ")?.split(':').next()?.to_owned()));
     let patience = Shutdown::new();

@@ -56,7 +56,7 @@ pub fn committed(stage: &'static str, lane: Lane, tally: &Tally) {
         counter!(DEAD_LETTERS, "stage" => stage, "lane" => lane.name(), "kind" => kind.clone()).increment(*count);
     }
     for (name, count) in &tally.counters {
-        counter!(COUNTS, "stage" => stage, "name" => name.clone()).increment(*count);
+        counter!(COUNTS, "stage" => stage, "lane" => lane.name(), "name" => name.clone()).increment(*count);
     }
 }
 
