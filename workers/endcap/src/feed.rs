@@ -213,7 +213,13 @@ impl Simulated {
             None => Some(Anchor { first: fed_so_far(&name, log)?, at_ms: clock.now_ms(), rate: pace.rate }),
         };
         let (start_ms, step_ms) = anchor.map_or((BOUNDED_START_MS, STEP_MS), |anchor| anchor.calendar());
-        let rate = pace.rate.map_or_else(|| "as fast as the stages allow".to_owned(), |rate| format!("{rate} events a second"));
+        let rate = pace.rate.map_or_else(
+            || "as fast as the stages allow".to_owned(),
+            |rate| {
+                let events = if rate == 1.0 { "event" } else { "events" };
+                format!("{rate} {events} a second")
+            },
+        );
         let words = format!("{count} simulated shoppers, {rate}");
         Ok(Self { shoppers: Shoppers::new(market, seed, count, start_ms, step_ms), name, words, anchor })
     }

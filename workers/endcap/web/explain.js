@@ -52,6 +52,7 @@ const pairs = (entries) => h('dl.pairs', {}, entries.map(([key, value]) => [h('d
 /** Any JSON value as elements. */
 function draw(value) {
   if (value === null || value === undefined) return '–';
+  if (typeof value === 'object' && !Object.keys(value).length) return '–';
   if (Array.isArray(value)) {
     if (value.every((item) => typeof item !== 'object')) return h('div.keywords', {}, value.map((item) => h('span.keyword', {}, String(item))));
     return h('ul.list', {}, value.map((item) => h('li', {}, draw(item))));

@@ -14,7 +14,7 @@ const state = {
   user: null,
   stamp: null,          // context and generation of the shown page
   seen: new Set(),      // titles and products of the page before
-  purchase: null,       // { id, product, clicked, acceptedMs } while a page is awaited
+  purchase: null,       // { id, product, clicked, acceptedMs, fold, passed } while a page is awaited; `passed`: stage → when it was through
   mode: 'personal',
 };
 
@@ -140,7 +140,7 @@ async function buy(product, button) {
   try {
     const { results, accepted_ms } = await post('/v1/events', event);
     if (results[0].status !== 'accepted') throw new Error(results[0].reason ?? results[0].status);
-    state.purchase = { id: event.id, product, clicked: performance.now(), acceptedMs: accepted_ms };
+    state.purchase = { id: event.id, product, clicked: performance.now(), acceptedMs: accepted_ms, fold: null, passed: new Map() };
     byId('personal').classList.add('waiting');
     byId('personal').setAttribute('aria-busy', 'true');
     toast(`Bought ${product.name}. Regenerating the page…`);
@@ -161,7 +161,7 @@ async function followPurchase(user) {
   const purchase = state.purchase;
   if (!purchase || user !== state.user) return;
   drawJourney(stages);
-  if (performance.now() - purchase.clicked < PATIENCE_MS || !(await isOver(stages)) || state.purchase !== purchase) return;
+  if (performance.now() - purchase.clicked < PATIENCE_MS || !(await isOver()) || state.purchase !== purchase) return;
   state.purchase = null;
   byId('journey').hidden = true;
   byId('personal').classList.remove('waiting');
@@ -170,9 +170,9 @@ async function followPurchase(user) {
 }
 
 /** Whether no page will come of the purchase: all stages are through with it, or the fold, where nothing waits any more, has passed it over. */
-async function isOver(stages) {
-  const fold = foldOf(stages);
-  if (fold) return STAGES.every(([stage]) => stages.some((each) => each.stage === stage && each.context_ms >= fold.context_ms));
+async function isOver() {
+  const { fold, passed } = state.purchase;
+  if (fold) return STAGES.every(([stage]) => passed.has(stage));
   const { stages: running } = await get('/v1/pipeline');
   return running.every((each) => each.name !== 'context' || each.waiting === 0);
 }
@@ -183,16 +183,25 @@ function foldOf(stages) {
   return stages.find((each) => each.stage === 'context' && (each.event_id === id || each.at_ms > acceptedMs + 2000));
 }
 
+/** Keeps when each stage was first through with the purchase: later contexts of the shopper take the place of this one in the stages' results. */
+function notePassed(stages) {
+  const { passed } = state.purchase;
+  state.purchase.fold ??= foldOf(stages);
+  const { fold } = state.purchase;
+  for (const each of fold ? stages : []) {
+    if (each.context_ms >= fold.context_ms && !passed.has(each.stage)) passed.set(each.stage, each.at_ms);
+  }
+}
+
 function drawJourney(stages, pageAfter = null) {
-  const { product, clicked, acceptedMs } = state.purchase;
+  const { product, clicked, acceptedMs, passed } = state.purchase;
   const strip = byId('journey');
-  const fold = foldOf(stages);
-  const through = (stage) => fold && stages.find((each) => each.stage === stage && each.context_ms >= fold.context_ms);
-  const open = STAGES.findIndex(([stage]) => !through(stage));
+  notePassed(stages);
+  const open = STAGES.findIndex(([stage]) => !passed.has(stage));
   const steps = STAGES.map(([stage, name], i) => {
-    const done = through(stage);
+    const done = passed.has(stage);
     const kind = done ? 'li.done' : i === open ? 'li.now' : 'li';
-    const words = done ? `+${seconds(Math.max(0, done.at_ms - acceptedMs) / 1000)}` : i === open ? 'at work' : 'waits';
+    const words = done ? `+${seconds(Math.max(0, passed.get(stage) - acceptedMs) / 1000)}` : i === open ? 'at work' : 'waits';
     return h(kind, {}, h('b', {}, name), h('span', {}, words));
   });
   strip.replaceChildren(
