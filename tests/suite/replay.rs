@@ -178,6 +178,9 @@ fn contexts_that_are_replayed_twice_make_the_pages_of_one_replay() {
 /// Runs a replay and kills it when some of its contexts are sent, beyond the first `from`; answers its number.
 fn killed(site: &Site, what: &str, from: usize) -> String {
     let mut command = Command::new(PROGRAM);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ENDCAP_")) {
+        command.env_remove(name);
+    }
     command.args(["replay", what, "--rate", "1", "--data", &site.place.dir.path().join("data").display().to_string()]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();

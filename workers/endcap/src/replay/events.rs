@@ -33,7 +33,7 @@ const SHOPPERS_MAX: usize = 25_000;
 /// States that are read at once.
 const READ_MAX: usize = 1_000;
 /// Passes of one command.
-const PASSES_MAX: u32 = 100;
+const PASSES_MAX: u32 = 1_000;
 /// How often the context stage's position is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const CANNOT_READ: &str = "cannot read the store";
@@ -126,6 +126,8 @@ impl Events<'_> {
                 bail!("{left} shoppers keep states that a newer generation has written: replay with the release that runs now");
             }
             progress::say(&format!("pass {pass}: live events have overtaken {left} shoppers; they are folded again"));
+            // Up to now, and not to where it was waited for: the less time lies between, the fewer are overtaken again.
+            let ends = self.log().ends(Topic::EVENTS).context("cannot read the log")?;
             note.place = Place::Events { pass: pass + 1, to: ends, stretch: 0, after: None };
             sender.send(&[], note)?;
         }
