@@ -16,7 +16,8 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use endcap_schemas::topics::{Lane, Topic};
@@ -33,6 +34,8 @@ use wake::Wake;
 const READERS_KEPT: usize = 8;
 /// Bytes of values after which a read is cut short.
 const READ_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How soon a new file is set up again that another process is setting up.
+const SET_UP_AGAIN: Duration = Duration::from_millis(5);
 
 /// Limits of the file.
 #[derive(Debug, Clone, Copy)]
@@ -122,7 +125,7 @@ impl Embedded {
         let unusable = |cause| OpenError::of(&path, cause);
         let mut writer = open_file(&path, config.busy_timeout).map_err(unusable)?;
         schema::refuse_foreign(&path, &writer)?;
-        set_up(&writer).map_err(unusable)?;
+        set_up(&writer, config.busy_timeout).map_err(unusable)?;
         schema::migrate(&path, &mut writer, &schema::migrations())?;
         let shared = Shared {
             path,
@@ -371,7 +374,7 @@ impl From<Fault> for StoreError {
 
 fn connect(path: &Path, busy_timeout: Duration) -> rusqlite::Result<Connection> {
     let connection = open_file(path, busy_timeout)?;
-    set_up(&connection)?;
+    set_up(&connection, busy_timeout)?;
     Ok(connection)
 }
 
@@ -382,11 +385,22 @@ fn open_file(path: &Path, busy_timeout: Duration) -> rusqlite::Result<Connection
     Ok(connection)
 }
 
-fn set_up(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute_batch(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
-         PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16000;",
-    )
+/// Turning a new file to WAL needs it alone for a moment, for which SQLite does not wait: of several processes that open it at once the others
+/// try again.
+fn set_up(connection: &Connection, busy_timeout: Duration) -> rusqlite::Result<()> {
+    let deadline = Instant::now() + busy_timeout;
+    loop {
+        let done = connection.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
+             PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16000;",
+        );
+        match done {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < deadline => {
+                thread::sleep(SET_UP_AGAIN);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Appends records to their topics and answers their offsets.

@@ -40,6 +40,19 @@ fn retain_all(file: &Embedded) {
 }
 
 #[test]
+fn a_new_file_is_opened_by_many_at_once() {
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("endcap.db");
+        let open = || Embedded::open(&path, EmbeddedConfig::default(), Arc::new(ManualClock::at(1_000_000))).map(|_| ());
+        thread::scope(|scope| {
+            let opened: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+            opened.into_iter().for_each(|opened| opened.join().unwrap().unwrap());
+        });
+    }
+}
+
+#[test]
 fn old_and_surplus_records_go_but_never_unread_ones() {
     let retention = Retention { records_age: HOUR, records_max: 6, step: 2, ..Retention::default() };
     let File { file, clock, dir: _dir } = file(EmbeddedConfig { retention, ..EmbeddedConfig::default() });
