@@ -75,8 +75,9 @@ fn fourth() -> String {
 /// Refuses a database of something else. Only reads, so that a stranger's file stays as it was.
 pub(super) fn refuse_foreign(path: &Path, connection: &Connection) -> Result<(), OpenError> {
     let sql = |cause| OpenError::of(path, cause);
-    let id: i32 = connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(sql)?;
+    // In this order: another process may be making the file right now, and brings the mark with the tables.
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
+    let id: i32 = connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(sql)?;
     if tables > 0 && id != APPLICATION_ID { Err(OpenError::Foreign(path.to_owned())) } else { Ok(()) }
 }
 
