@@ -147,12 +147,15 @@ mod tests {
         env,
         io::{BufRead, BufReader, Read as _, stdin},
         process::{Child, Command, Stdio},
+        sync::{Mutex, PoisonError},
         thread,
     };
 
     use super::*;
 
     const CHILDS_DIRECTORY: &str = "ENDCAP_SLOT_TEST";
+    /// A process that is being started holds the locks of this one for a moment, so nobody counts on one that was let go meanwhile.
+    static STARTS: Mutex<()> = Mutex::new(());
 
     #[test]
     #[ignore = "what the next test's children run"]
@@ -182,6 +185,7 @@ mod tests {
     #[test]
     fn a_killed_process_leaves_its_name_to_the_next_one_on_its_directory() {
         let (here, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let _turn = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut first, first_name) = start(here.path());
         let (mut second, second_name) = start(here.path());
         assert_ne!(first_name, second_name);
@@ -202,6 +206,7 @@ mod tests {
 
     #[test]
     fn a_data_directory_has_one_user_or_several_that_share_it() {
+        let _turn = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
         let refused = |how| DataDir::open(&path, how).unwrap_err().to_string();
