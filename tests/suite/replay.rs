@@ -231,6 +231,8 @@ fn live_events_during_a_replay_of_events_are_in_the_states_that_it_makes() {
             let event = purchase(&format!("live{posted}"), &format!("busy-{}", posted % 3), &format!("d0000{}", 1 + posted % 9));
             assert_eq!(up.post("/v1/events", event.to_string()).unwrap().0, 200);
             posted += 1;
+            // Three shoppers, each of whom buys now and then: between two purchases a replay can catch up with them.
+            std::thread::sleep(std::time::Duration::from_millis(250));
         }
         let told = replaying.join().unwrap();
         assert!(told.contains("is done"), "{told}");
