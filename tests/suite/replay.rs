@@ -1,19 +1,20 @@
 //! Replays from outside: what they send, what they leave alone, and how they go on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{BufRead, BufReader},
     path::Path,
     process::{Command, Stdio},
     sync::Arc,
 };
 
-use endcap::desk;
+use endcap::{desk, intake::outgoing_of};
 use endcap_context::FoldState;
-use endcap_runtime::{Embedded, EmbeddedConfig, Shutdown, Store, StoreOverview, SystemClock};
+use endcap_runtime::{Embedded, EmbeddedConfig, Received, Shutdown, Store, StoreOverview, SystemClock};
 use endcap_schemas::{
-    Page, UserKey,
+    ContextChanged, Page, UserKey,
     topics::{Lane, Topic},
+    wire,
 };
 use endcap_tests::{Endcap, Run};
 use serde_json::{Value, json};
@@ -246,6 +247,30 @@ fn live_events_during_a_replay_of_events_are_in_the_states_that_it_makes() {
     assert!(epochs.iter().all(|epoch| *epoch == epochs[0] && *epoch > 0), "every state was switched: {epochs:?}");
     site.replay(&["events"]);
     assert_eq!(site.states().0, states, "a fold of all events tells the same");
+}
+
+#[test]
+fn a_replay_of_events_does_not_run_ahead_of_the_context_stage() {
+    let site = Site::new();
+    let users: Vec<UserKey> = site.pages().into_keys().map(|user| user.parse().unwrap()).collect();
+    let event = |user: &UserKey| {
+        let event = json!({ "tenant": user.tenant, "id": "waiting", "user": user.user, "at_ms": 1_750_000_000_000_i64,
+                            "kind": "purchase", "lines": [{ "product": "d00001" }] });
+        outgoing_of(&serde_json::from_value(event).unwrap()).unwrap()
+    };
+    site.file().producer().append(&users.iter().map(event).collect::<Vec<_>>(), None).unwrap();
+    std::thread::scope(|scope| {
+        // No stage runs yet; it has all the time to run ahead.
+        let replaying = scope.spawn(|| site.replay(&["events"]));
+        let up = site.program().up(&["--models", &site.place.models, "--shoppers", "0", "--debounce", "0s"]).unwrap();
+        let told = replaying.join().unwrap();
+        assert!(told.contains("is done"), "{told}");
+        settled(&up, users.len() as u64);
+    });
+    let records = site.file().records(Topic::CONTEXTS, 0, 10_000).unwrap();
+    let clock = |record: &Received| wire::decode::<ContextChanged>(&record.value).unwrap().head.context_ms;
+    let clocks: BTreeSet<(&str, i64)> = records.iter().map(|record| (record.key.as_str(), clock(record))).collect();
+    assert_eq!(clocks.len(), records.len(), "each context of a shopper has a time of its own");
 }
 
 #[test]

@@ -22,7 +22,8 @@ pub(crate) struct Replays<'a> {
     /// What is still to be replayed, the one in work first: `contexts` or `events`.
     wanted: Vec<&'static str>,
     child: Option<Child>,
-    /// Where the one in work tells its number.
+    /// Number of the one in work, where it was told, and where the last attempt tells it.
+    number: Option<String>,
     told: PathBuf,
     /// When the next attempt may begin.
     next: Instant,
@@ -32,7 +33,7 @@ pub(crate) struct Replays<'a> {
 
 impl<'a> Replays<'a> {
     pub(crate) fn new(place: &'a Place) -> Self {
-        Self { place, wanted: Vec::new(), child: None, told: PathBuf::new(), next: Instant::now(), begun: 0 }
+        Self { place, wanted: Vec::new(), child: None, number: None, told: PathBuf::new(), next: Instant::now(), begun: 0 }
     }
 
     /// One more is wanted.
@@ -57,8 +58,10 @@ impl<'a> Replays<'a> {
             self.child = None;
             if status.success() {
                 patience.tell(&format!("replay of {} is done", self.wanted.remove(0)));
-                self.told = PathBuf::new();
+                self.number = None;
             } else {
+                // An attempt may fail before it tells the number again.
+                self.number = number_in(&self.told).or(self.number.take());
                 self.next = Instant::now() + AGAIN;
             }
         }
@@ -71,12 +74,11 @@ impl<'a> Replays<'a> {
 
     fn begin(&mut self, what: &'static str, patience: &Patience) -> Result<()> {
         self.begun += 1;
-        let number = number_in(&self.told);
         let name = format!("replay-{}", self.begun);
         let config = self.place.config(&name)?;
         let told = self.place.out(&name);
         let out = File::create(&told).with_context(|| format!("cannot write {}", told.display()))?;
-        let subcommand = match &number {
+        let subcommand = match &self.number {
             Some(number) => vec!["replay", "resume", number],
             None => vec!["replay", what],
         };

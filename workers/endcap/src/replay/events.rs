@@ -108,6 +108,9 @@ impl Events<'_> {
             let is_whole = stretch == 0 && after.is_none();
             told.passes = pass;
             told.kept.clear();
+            // Nothing is folded that the context stage has not come to. A state ahead of it keeps the clock of the one that it replaces, and the
+            // stage would tell of later events under that clock once more.
+            self.wait_for_live(&to, sender)?;
             self.pass(found, note, sender, &mut told)?;
             let ends = self.log().ends(Topic::EVENTS).context("cannot read the log")?;
             self.wait_for_live(&ends, sender)?;
