@@ -86,7 +86,7 @@ impl Place {
             brokers: vec![self.broker.clone()],
             namespace: self.namespace.clone(),
             instance: instance.to_owned(),
-            ahead_records_max: 10_000,
+            ahead_records_max: 3_000,
             waiting_max: u64::MAX,
             ..KafkaSettings::default()
         })?)
