@@ -92,16 +92,14 @@ fn recorded() -> Vec<u64> {
 fn outcomes(studies: &[Study], args: &LinucbArgs) -> Vec<Outcome> {
     let rounds = recorded();
     let chunks = args.runs.div_ceil(CHUNK);
-    let steps = progress::steps("runs", studies.len() as u64 * args.runs);
+    let (jobs, runs) = (studies.len() * chunks as usize, studies.len() as u64 * args.runs);
+    let steps = progress::steps("runs", runs);
     let job = |job: usize| -> Vec<Vec<f64>> {
         let (study, chunk) = (&studies[job / chunks as usize], job as u64 % chunks);
         (chunk * CHUNK..args.runs.min((chunk + 1) * CHUNK)).map(|run| one_run(study, &rounds, seed(&[args.seed, run]))).collect()
     };
-    let done = |ready: usize| {
-        let runs = (ready as u64 * CHUNK).min(studies.len() as u64 * args.runs);
-        steps.at("runs", runs, studies.len() as u64 * args.runs);
-    };
-    let results = in_parallel(studies.len() * chunks as usize, threads(args.threads), job, done);
+    let done = |ready: usize| steps.at("runs", ready as u64 * runs / jobs as u64, runs);
+    let results = in_parallel(jobs, threads(args.threads), job, done);
     steps.finish();
     let of_study = studies.iter().zip(results.chunks(chunks as usize));
     let summary = |runs: &[Vec<Vec<f64>>], place: usize| Summary::of(runs.iter().flatten().map(|run| run[place]));
