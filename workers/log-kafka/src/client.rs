@@ -130,6 +130,13 @@ impl KafkaConfig {
         client
     }
 
+    /// Sets a property unless the settings do.
+    pub(crate) fn usually(&self, client: &mut ClientConfig, key: &str, value: &str) {
+        if !self.settings().properties.contains_key(key) {
+            client.set(key, value);
+        }
+    }
+
     /// A client that asks for metadata and offsets and reads nothing.
     pub(crate) fn asker(&self) -> ClientConfig {
         self.client()
@@ -155,9 +162,11 @@ impl KafkaConfig {
             .set("transactional.id", id)
             .set("transaction.timeout.ms", (self.settings().transaction_timeout_s * 1_000).to_string())
             .set("partitioner", "murmur2_random")
-            .set("linger.ms", "0");
-        if !self.settings().properties.contains_key("compression.type") {
-            client.set("compression.type", "zstd");
+            .set("linger.ms", "2") // a batch is handed over record by record: so it goes out in few requests
+            .set("delivery.report.only.error", "true");
+        self.usually(&mut client, "compression.type", "zstd");
+        if client.get("compression.type") == Some("zstd") {
+            self.usually(&mut client, "compression.level", "1");
         }
         client
     }

@@ -106,9 +106,11 @@ impl Hand {
         }
     }
 
-    /// How many records still fit before fetching should stop; `None` when it should be stopped now.
-    pub(crate) fn room(&self) -> Option<usize> {
-        let state = self.lock();
+    /// How many records still fit, waiting up to `patience` for room; `None` when there is none.
+    pub(crate) fn room(&self, patience: Duration) -> Option<usize> {
+        let has_none = |state: &mut State| state.full && !state.closing;
+        let waited = self.changed.wait_timeout_while(self.lock(), patience, has_none);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         (!state.full).then(|| self.ahead.records_max.saturating_sub(state.queue.len()).max(1))
     }
 
@@ -121,7 +123,9 @@ impl Hand {
                 return Ok(Vec::new());
             }
             if !state.queue.is_empty() {
-                return Ok(state.give(max, self.ahead));
+                let records = state.give(max, self.ahead);
+                self.changed.notify_all();
+                return Ok(records);
             }
             if let Some(trouble) = &state.trouble {
                 return Err(again(trouble));
@@ -332,13 +336,13 @@ mod tests {
         hand.assigned([0]);
         let stops = |hand: &Hand, n| {
             hand.put([record(0, n)], 0);
-            hand.room().is_none()
+            hand.room(Duration::ZERO).is_none()
         };
         assert_eq!((0..4).map(|n| stops(&hand, n)).collect::<Vec<_>>(), [false, false, false, true]);
         hand.take(1, Duration::ZERO).unwrap();
-        assert_eq!(hand.room(), None, "three of four is not half");
+        assert_eq!(hand.room(Duration::ZERO), None, "three of four is not half");
         hand.take(1, Duration::ZERO).unwrap();
-        assert_eq!(hand.room(), Some(2));
+        assert_eq!(hand.room(Duration::ZERO), Some(2));
         let heavy = Hand::new(Ahead { records_max: 100, bytes_max: 1_000 });
         heavy.assigned([0]);
         assert_eq!((0..3).map(|n| stops(&heavy, n)).collect::<Vec<_>>(), [false, false, true], "368 bytes each");

@@ -25,8 +25,10 @@ use crate::{
     tender::{SERVE_FOR, Tender},
 };
 
-/// How often records in flight are looked after, and how long an answer is waited for at least.
-const STEP: Duration = Duration::from_micros(250);
+/// How often records in flight are looked after: a quarter of the time that they have taken so far, within these.
+const NAP: Duration = Duration::from_micros(250);
+const NAP_MAX: Duration = Duration::from_millis(2);
+/// How long an answer is waited for at least.
 const LEAST: Duration = Duration::from_millis(1);
 /// How often a beginning is tried again while the transactions' keeper is changing.
 const MOVE_STEP: Duration = Duration::from_millis(100);
@@ -143,11 +145,12 @@ impl Writer {
         for record in records {
             send(producer, record, deadline)?;
         }
+        let since = Instant::now();
         while producer.in_flight_count() > 0 {
             if Instant::now() >= deadline {
                 return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
             }
-            look_after(producer);
+            nap(producer, since);
         }
         if let Some(error) = producer.context().role.failed().take() {
             return Err(error);
@@ -221,23 +224,16 @@ fn is_moving(error: &KafkaError) -> bool {
     )
 }
 
-/// Hears of all deliveries that are there, and waits a moment. Not inside of a poll: rdkafka spins for what is left of its time below a
+/// Hears of deliveries that failed, and waits a moment. Not inside of a poll: rdkafka spins for what is left of its time below a
 /// millisecond, which took a third of the processor from everybody.
-fn look_after(producer: &TransactionalProducer) {
-    let mut before = producer.in_flight_count();
-    while before > 0 {
-        producer.poll(Duration::ZERO);
-        let now = producer.in_flight_count();
-        if now == before {
-            thread::sleep(STEP);
-            return;
-        }
-        before = now;
-    }
+fn nap(producer: &TransactionalProducer, since: Instant) {
+    producer.poll(Duration::ZERO);
+    thread::sleep((since.elapsed() / 4).clamp(NAP, NAP_MAX));
 }
 
 /// Hands a record to the producer, waiting for room in its queue.
 fn send(producer: &TransactionalProducer, record: &Record<'_>, deadline: Instant) -> Result<(), KafkaError> {
+    let since = Instant::now();
     loop {
         let mut base = BaseRecord::<[u8], [u8]>::to(&record.topic).key(record.key.as_ref()).headers(record.owned_headers());
         if let Some(value) = &record.value {
@@ -246,7 +242,7 @@ fn send(producer: &TransactionalProducer, record: &Record<'_>, deadline: Instant
         match producer.send(base) {
             Ok(()) => return Ok(()),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) if Instant::now() < deadline => {
-                look_after(producer);
+                nap(producer, since);
             }
             Err((error, _)) => return Err(error),
         }

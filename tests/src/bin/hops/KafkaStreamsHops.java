@@ -25,6 +25,7 @@ public final class KafkaStreamsHops {
         settings.put(StreamsConfig.REPLICATION_FACTOR_CONFIG, 1);
         settings.put(StreamsConfig.consumerPrefix("auto.offset.reset"), "earliest");
         settings.put(StreamsConfig.producerPrefix("compression.type"), "zstd");
+        settings.put(StreamsConfig.producerPrefix("compression.zstd.level"), 1);
 
         StreamsBuilder hops = new StreamsBuilder();
         for (int to = 5; to < args.length; to++) {

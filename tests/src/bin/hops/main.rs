@@ -4,7 +4,7 @@
 //! of Kafka Streams from `ENDCAP_TEST_STREAMS` (`tests/services/services` prints both); javac and java stand on the PATH. Each round fills
 //! the first topic, starts the process that is measured, and counts what comes out of the last one, from the first record to the last;
 //! then single records go through the idle path. Rounds of both sides alternate. Kafka Streams runs with its defaults (it commits every
-//! 100 ms, which decides how long a single record takes), with zstd like ours, and with a thread per core.
+//! 100 ms, which decides how long a single record takes), with zstd at level 1 like ours, and with a thread per core.
 
 mod stages;
 mod worker;
@@ -86,7 +86,6 @@ impl Place {
             brokers: vec![self.broker.clone()],
             namespace: self.namespace.clone(),
             instance: instance.to_owned(),
-            ahead_records_max: 3_000,
             waiting_max: u64::MAX,
             ..KafkaSettings::default()
         })?)
@@ -106,6 +105,8 @@ impl Place {
 struct Round {
     records_per_second: f64,
     memory_bytes: u64,
+    /// Processor time of the process that is measured until then, per record through all hops.
+    cpu_us_per_record: f64,
     single_ms_p50: f64,
     single_ms_p99: f64,
 }
@@ -186,12 +187,13 @@ fn measure(args: &Args, place: &Place, command: Command, dir: &Path) -> Result<R
 
     let mut running = Running::start(command)?;
     let records_per_second = throughput(&mut *out, args.records)?;
+    let cpu_us_per_record = running.cpu_time()?.as_secs_f64() * 1e6 / args.records as f64;
     let mut singles = (0..SINGLES).map(|n| single(&kafka, &mut *out, n, args.bytes)).collect::<Result<Vec<f64>>>()?;
     let memory_bytes = running.peak_memory()?;
     running.end()?;
     singles.sort_by(f64::total_cmp);
     let at = |share: f64| singles[((singles.len() - 1) as f64 * share).round() as usize];
-    Ok(Round { records_per_second, memory_bytes, single_ms_p50: at(0.5), single_ms_p99: at(0.99) })
+    Ok(Round { records_per_second, memory_bytes, cpu_us_per_record, single_ms_p50: at(0.5), single_ms_p99: at(0.99) })
 }
 
 fn parcel(n: usize, bytes: usize) -> Result<Outgoing> {
@@ -273,6 +275,16 @@ impl Running {
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1_024)
     }
 
+    /// Processor time that all its threads have taken.
+    fn cpu_time(&self) -> Result<Duration> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0.id()))?;
+        let nanoseconds = threads.map(|thread| {
+            let spent = fs::read_to_string(thread?.path().join("schedstat"))?;
+            spent.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).context("the system tells no processor time")
+        });
+        Ok(Duration::from_nanos(nanoseconds.sum::<Result<u64>>()?))
+    }
+
     fn end(&mut self) -> Result<()> {
         drop(self.0.stdin.take());
         let status = self.0.wait()?;
@@ -299,6 +311,7 @@ fn median(rounds: &[Round]) -> Round {
     Round {
         records_per_second: of(|round| round.records_per_second),
         memory_bytes: of(|round| round.memory_bytes as f64) as u64,
+        cpu_us_per_record: of(|round| round.cpu_us_per_record),
         single_ms_p50: of(|round| round.single_ms_p50),
         single_ms_p99: of(|round| round.single_ms_p99),
     }

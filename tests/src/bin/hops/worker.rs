@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use endcap as _; // memory comes from where the program takes it
 use endcap_log_kafka::Kafka;
 use endcap_runtime::{
     Broker, Clocks, Embedded, EmbeddedConfig, LoopConfig, Shutdown, Stage, StageEnv, StageStats, Store, SystemClock, run_stage,
@@ -20,10 +19,11 @@ use crate::{
 };
 
 /// Records of one commit at most. A commit costs 30 to 60 ms under load, whatever it holds; four stages commit beside each other.
-const BATCH: usize = 2_500;
+const BATCH: usize = 2_000;
 
 /// Runs the four stages in `place`.
 pub(crate) fn work(place: &Place) -> Result<()> {
+    endcap::memory::settle();
     let dir = tempfile::tempdir()?;
     // Nothing is ever stored: the stages' records have no context.
     let store: Arc<dyn Store> =
