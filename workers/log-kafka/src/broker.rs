@@ -165,7 +165,7 @@ impl Shared {
 
     /// The letters, masked where their users were erased since they happened, or since the log took them.
     fn masked(&self, letters: Vec<StoredDeadLetter>) -> Result<Vec<StoredDeadLetter>, LogError> {
-        let user = |letter: &StoredDeadLetter| -> UserKey { letter.key.parse().unwrap_or_else(|never| match never {}) };
+        let user = |letter: &StoredDeadLetter| UserKey::named(&letter.key);
         let users = Vec::from_iter(letters.iter().map(user).collect::<BTreeSet<_>>());
         let erasures = self.store.erasures(&users).map_err(|error| LogError::Unavailable(error.to_string()))?;
         let erased: BTreeMap<_, _> = users.into_iter().zip(erasures).collect();

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use endcap_runtime::{Clock, Headers, Outgoing, Received, Stamp};
 use endcap_schemas::{
-    ContextChanged,
+    ContextChanged, UserKey,
     topics::{Lane, Topic},
     wire,
 };
@@ -109,7 +109,7 @@ impl Contexts<'_> {
     }
 
     fn is_erased(&self, key: &str, context_ms: i64) -> Result<bool> {
-        let user = key.parse().unwrap_or_else(|never| match never {});
+        let user = UserKey::named(key);
         let erasure = self.sides.store.erasure(&user).context("cannot read the store")?;
         Ok(erasure.is_some_and(|erasure| Stamp::of(context_ms, self.generation) <= erasure.stamp))
     }
@@ -180,7 +180,7 @@ mod tests {
     use std::sync::Arc;
 
     use endcap_runtime::{Broker, Embedded, EmbeddedConfig, ManualClock, Shutdown, Store, Write};
-    use endcap_schemas::{Brief, Budget, Cause, DietSet, Head, Season, UserKey};
+    use endcap_schemas::{Brief, Budget, Cause, DietSet, Head, Season};
 
     use super::*;
     use crate::replay::bounds::{Bound, Wanted};

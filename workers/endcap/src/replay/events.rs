@@ -196,7 +196,7 @@ impl Events<'_> {
 
     /// Folds the events of `shoppers` in a stretch from scratch.
     fn fold(&self, stretch: &Stretch, shoppers: &[String], told: &mut Told) -> Result<HashMap<String, Refold>> {
-        let users: Vec<UserKey> = shoppers.iter().map(|key| user_of(key)).collect();
+        let users: Vec<UserKey> = shoppers.iter().map(|key| UserKey::named(key)).collect();
         let erasures = self.store().erasures(&users).context(CANNOT_READ)?;
         let mut folds: HashMap<String, Refold> = shoppers.iter().cloned().zip(erasures.into_iter().map(Refold::new)).collect();
         stretch.read(self.log(), 0, &mut |records| {
@@ -241,7 +241,7 @@ impl Events<'_> {
         let (mut writes, mut outgoing) = (Vec::new(), Vec::new());
         let expires_ms = self.clock.now_ms() + self.config.expires_ms();
         for (key, live) in shoppers.iter().zip(self.states(shoppers)?) {
-            let user = user_of(key);
+            let user = UserKey::named(key);
             if live.as_ref().is_some_and(|live| live.epoch() > run) {
                 continue; // a later replay was here
             }
@@ -270,7 +270,7 @@ impl Events<'_> {
 
     /// The stored states of shoppers, in their order.
     fn states(&self, shoppers: &[String]) -> Result<Vec<Option<FoldState>>> {
-        let users: Vec<UserKey> = shoppers.iter().map(|key| user_of(key)).collect();
+        let users: Vec<UserKey> = shoppers.iter().map(|key| UserKey::named(key)).collect();
         let states = self.store().states(&users).context(CANNOT_READ)?;
         let read = |(key, bytes): (&String, Option<Vec<u8>>)| {
             bytes.map(|bytes| FoldState::decode(&bytes).with_context(|| format!("cannot read the state of {key}"))).transpose()
@@ -332,10 +332,6 @@ impl Events<'_> {
             format!("the range does not begin with the log: what shoppers did before {at} is forgotten, preferences and diets included")
         }))
     }
-}
-
-fn user_of(key: &str) -> UserKey {
-    key.parse().unwrap_or_else(|never| match never {})
 }
 
 /// The event of a record. What cannot be read, or came under another key than its shopper's, became a dead letter then and stays one.

@@ -1,6 +1,6 @@
 //! Dead letters: kept with their original bytes, listed, shown, sent again.
 
-use endcap_schemas::topics::Topic;
+use endcap_schemas::{UserKey, topics::Topic};
 use rusqlite::{Row, Transaction, params};
 
 use super::{Embedded, append, headers_of};
@@ -58,7 +58,7 @@ impl Embedded {
                 if letter.masked {
                     continue;
                 }
-                let key = letter.key.parse().unwrap_or_else(|never| match never {});
+                let key = UserKey::named(&letter.key);
                 append(transaction, &[Outgoing { topic, key, headers: letter.headers, value: letter.value }], now_ms)?;
                 sent += transaction.execute("DELETE FROM dead_letters WHERE id = ?1", [id])?;
             }

@@ -120,7 +120,7 @@ impl Embedded {
             let rows = statement.query_map(params![value, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
                 let user: String = row.get(0)?;
                 let page = StoredPage { stamp: Stamp(row.get(1)?), page: row.get(2)?, written_ms: row.get(3)? };
-                Ok((user.parse().unwrap_or_else(|never| match never {}), page))
+                Ok((UserKey::named(&user), page))
             })?;
             rows.collect()
         })
