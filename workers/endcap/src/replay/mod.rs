@@ -6,6 +6,8 @@ mod contexts;
 mod estimate;
 mod events;
 mod run;
+#[cfg(test)]
+mod twin;
 
 use std::{collections::BTreeMap, process, thread};
 
