@@ -250,6 +250,10 @@ impl Broker for Kafka {
         self.shared.inspector.groups()
     }
 
+    fn group(&self, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError> {
+        self.shared.inspector.group(group, topic)
+    }
+
     fn ends(&self, topic: Topic) -> Result<BTreeMap<i32, i64>, LogError> {
         let ends = self.shared.inspector.ends(topic)?;
         Ok(ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect())

@@ -56,6 +56,13 @@ pub trait Broker: Send + Sync {
     /// [`LogError`] when the log does not answer.
     fn groups(&self) -> Result<Vec<GroupState>, LogError>;
 
+    /// How `group` stands on its `topic`, one entry per partition. No other group is asked for. One that has done nothing yet stands at the
+    /// oldest record.
+    ///
+    /// # Errors
+    /// [`LogError`] when the log does not answer.
+    fn group(&self, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError>;
+
     /// Offset that the next record of each partition of `topic` will get.
     ///
     /// # Errors

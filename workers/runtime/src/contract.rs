@@ -309,8 +309,18 @@ fn groups_and_ends_tell_how_far_the_work_is(log: &impl LogUnderTest) {
     assert_eq!(waiting("endcap.themes.live"), Some(3), "a group that has done nothing yet is known");
     let got = poll_all(&mut *consumer, 3);
     assert_eq!(waiting("endcap.themes.live"), Some(3), "polled is not done");
+    let alone = |group: &str| broker.group(group, Topic::CONTEXTS).expect("a group is told");
+    let of_all = || {
+        let mut states = broker.groups().expect("groups are told");
+        states.retain(|state| state.group == "endcap.themes.live");
+        states
+    };
+    assert_eq!(alone("endcap.themes.live"), of_all(), "a group that is asked for alone is told as among all");
+    let stranger: u64 = alone("endcap.stranger.live").iter().map(|state| state.backlog.waiting).sum();
+    assert_eq!(stranger, 3, "whoever has done nothing stands at the oldest record");
     consumer.commit(&through_all("s", &got)).expect("a commit is taken");
     assert_eq!(waiting("endcap.themes.live"), Some(0));
+    assert_eq!(alone("endcap.themes.live"), of_all());
     for record in &got {
         let end = broker.ends(Topic::CONTEXTS).expect("ends are told")[&record.partition];
         assert!(end > record.offset, "the end lies beyond the last record");

@@ -15,18 +15,15 @@ use anyhow::{Context, Result, bail};
 use endcap_context::{ContextConfig, FoldState, Folded, Position, Refold};
 use endcap_retrieval::Market;
 use endcap_runtime::{Broker, Clock, Headers, Outgoing, Received, Store, StoreOverview, Write};
-use endcap_schemas::{
-    Product, ShopperEvent, UserKey,
-    topics::{Lane, Topic},
-    wire,
-};
+use endcap_schemas::{Product, ShopperEvent, UserKey, topics::Topic, wire};
 
 use super::{
     bounds::Stretch,
     contexts::{outgoing_of, renew},
+    live,
     run::{Note, Place, Sender},
 };
-use crate::{deploy, manifest::Manifest, monitor::group_of, progress, sides::Sides};
+use crate::{deploy, manifest::Manifest, progress, sides::Sides};
 
 /// Shoppers whose events are folded in one reading of their partition: bounds the memory, some kilobytes each.
 const SHOPPERS_MAX: usize = 25_000;
@@ -34,8 +31,6 @@ const SHOPPERS_MAX: usize = 25_000;
 const READ_MAX: usize = 1_000;
 /// Passes of one command.
 const PASSES_MAX: u32 = 1_000;
-/// How often the context stage's position is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 const CANNOT_READ: &str = "cannot read the store";
 
 /// What a replay of events works with.
@@ -110,10 +105,10 @@ impl Events<'_> {
             told.kept.clear();
             // Nothing is folded that the context stage has not come to. A state ahead of it keeps the clock of the one that it replaces, and the
             // stage would tell of later events under that clock once more.
-            self.wait_for_live(&to, sender)?;
+            live::wait_for(self.log(), &to, self.clock, sender)?;
             self.pass(found, note, sender, &mut told)?;
             let ends = self.log().ends(Topic::EVENTS).context("cannot read the log")?;
-            self.wait_for_live(&ends, sender)?;
+            live::wait_for(self.log(), &ends, self.clock, sender)?;
             let all = found.by_stretch.iter().flatten().filter(|key| !told.kept.contains(*key));
             let left = self.left(all, note.run)?.len();
             if left == 0 {
@@ -288,31 +283,6 @@ impl Events<'_> {
             left.extend(old.map(|(key, _)| key.clone()));
         }
         Ok(left)
-    }
-
-    /// Waits until the context stage has come past `ends`: what it had in work before is stored by then.
-    fn wait_for_live(&self, ends: &BTreeMap<i32, i64>, sender: &Sender<'_>) -> Result<()> {
-        let (group, bar) = (group_of("context", Lane::Live), progress::steps("waiting for the context stage", 0));
-        loop {
-            let mut behind = ends.clone();
-            behind.retain(|_, end| *end > 0);
-            let mut waiting = 0;
-            for state in self.sides.groups()?.into_iter().filter(|state| state.group == group) {
-                let is_past = ends.get(&state.partition).is_none_or(|end| state.position >= *end);
-                // The end of a log may lie behind offsets of its own.
-                if is_past || state.backlog.waiting == 0 {
-                    behind.remove(&state.partition);
-                } else {
-                    waiting += state.backlog.waiting;
-                }
-            }
-            if behind.is_empty() {
-                bar.finish();
-                return Ok(());
-            }
-            bar.at("waiting for the context stage; events before it", waiting, 0);
-            sender.go_on(LOOK_EVERY)?;
-        }
     }
 
     /// What the log does not tell any more, in words; `None` where it is whole.

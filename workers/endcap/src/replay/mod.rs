@@ -5,6 +5,7 @@ mod bounds;
 mod contexts;
 mod estimate;
 mod events;
+mod live;
 mod run;
 #[cfg(test)]
 mod twin;
