@@ -250,6 +250,29 @@ fn live_events_during_a_replay_of_events_are_in_the_states_that_it_makes() {
 }
 
 #[test]
+fn a_replay_of_events_ends_although_a_shopper_never_pauses() {
+    let site = Site::new();
+    let up = site.program().up(&["--models", &site.place.models, "--shoppers", "0", "--debounce", "1h"]).unwrap();
+    let buy = |n: usize| {
+        let event = purchase(&format!("never{n}"), "never-pauses", "d00001");
+        assert_eq!(up.post("/v1/events", event.to_string()).unwrap().0, 200);
+    };
+    buy(0);
+    std::thread::scope(|scope| {
+        let replaying = scope.spawn(|| site.replay(&["events"]));
+        (1..).take_while(|_| !replaying.is_finished()).for_each(buy);
+        let told = replaying.join().unwrap();
+        assert!(told.contains("is done"), "{told}");
+    });
+    drop(up);
+    let file = site.file();
+    let epoch = |user: UserKey| FoldState::decode(&file.state(&user).unwrap().expect("a state")).unwrap().epoch();
+    let (users, never) = (site.pages().into_keys().map(|key| UserKey::named(&key)), UserKey::of("never-pauses"));
+    let epochs: BTreeSet<i64> = users.filter(|user| *user != never).map(epoch).collect();
+    assert!(epochs.len() == 1 && !epochs.contains(&0), "everybody else's state was switched: {epochs:?}");
+}
+
+#[test]
 fn a_replay_of_events_does_not_run_ahead_of_the_context_stage() {
     let site = Site::new();
     let users: Vec<UserKey> = site.pages().into_keys().map(|user| user.parse().unwrap()).collect();

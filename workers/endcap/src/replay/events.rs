@@ -29,8 +29,8 @@ use crate::{deploy, manifest::Manifest, progress, sides::Sides};
 const SHOPPERS_MAX: usize = 25_000;
 /// States that are read at once.
 const READ_MAX: usize = 1_000;
-/// Passes of one command.
-const PASSES_MAX: u32 = 1_000;
+/// Passes in a row that bring nobody further, after which those who are left are taken for shoppers who never pause.
+const PASSES_IN_VAIN_MAX: u32 = 20;
 const CANNOT_READ: &str = "cannot read the store";
 
 /// What a replay of events works with.
@@ -67,6 +67,25 @@ pub(super) struct Told {
     pub(super) events: BTreeMap<&'static str, u64>,
     /// Shoppers of whom nothing is left to be known: their states stay as they are.
     pub(super) kept: HashSet<String>,
+    /// Shoppers whom live events have overtaken in every pass: the live fold's states stay.
+    pub(super) overtaken: usize,
+}
+
+/// How often in a row passes have brought nobody further.
+#[derive(Debug, Default)]
+struct Vain {
+    left: Option<usize>,
+    passes: u32,
+}
+
+impl Vain {
+    /// Takes in that `left` shoppers are left after a pass; answers whether a further one may bring some of them further.
+    fn go_on(&mut self, left: usize) -> bool {
+        let is_vain = self.left.is_some_and(|before| left >= before);
+        self.passes = if is_vain { self.passes + 1 } else { 0 };
+        self.left = Some(left);
+        self.passes < PASSES_IN_VAIN_MAX
+    }
 }
 
 impl Events<'_> {
@@ -92,12 +111,13 @@ impl Events<'_> {
         Ok(found)
     }
 
-    /// Folds, switches and sends until every shopper's state is of this run.
+    /// Folds, switches and sends until every shopper's state is of this run, or only those are left who never pause for as long as a pass
+    /// takes.
     ///
     /// # Errors
     /// When log, store or catalogue do not answer, somebody asks to end, or a newer generation's states stand in the way.
     pub(super) fn run(&self, found: &Shoppers, note: &mut Note, sender: &mut Sender<'_>) -> Result<Told> {
-        let mut told = Told::default();
+        let (mut told, mut vain) = (Told::default(), Vain::default());
         loop {
             let Place::Events { pass, to, stretch, after } = note.place.clone() else { return Ok(told) };
             let is_whole = stretch == 0 && after.is_none();
@@ -111,17 +131,17 @@ impl Events<'_> {
             live::wait_for(self.log(), &ends, self.clock, sender)?;
             let all = found.by_stretch.iter().flatten().filter(|key| !told.kept.contains(*key));
             let left = self.left(all, note.run)?.len();
-            if left == 0 {
+            if left > 0 {
+                self.check_active(note)?;
+            }
+            if left > 0 && is_whole && to.iter().all(|(partition, end)| ends.get(partition) == Some(end)) {
+                bail!("{left} shoppers keep states that a newer generation has written: replay with the release that runs now");
+            }
+            if left == 0 || !vain.go_on(left) {
+                told.overtaken = left;
                 note.place = Place::Done;
                 sender.send(&[], note)?;
                 return Ok(told);
-            }
-            self.check_active(note)?;
-            if pass == PASSES_MAX {
-                bail!("live events have overtaken {left} shoppers {pass} times: go on when they have less to do");
-            }
-            if is_whole && to.iter().all(|(partition, end)| ends.get(partition) == Some(end)) {
-                bail!("{left} shoppers keep states that a newer generation has written: replay with the release that runs now");
             }
             progress::say(&format!("pass {pass}: live events have overtaken {left} shoppers; they are folded again"));
             // Up to now, and not to where it was waited for: the less time lies between, the fewer are overtaken again.
@@ -307,4 +327,20 @@ impl Events<'_> {
 /// The event of a record. What cannot be read, or came under another key than its shopper's, became a dead letter then and stays one.
 fn event_of(record: &Received) -> Option<ShopperEvent> {
     wire::decode::<ShopperEvent>(&record.value).ok().filter(|event| event.key().to_string() == record.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shoppers_who_never_pause_are_given_up_after_passes_in_vain_in_a_row() {
+        let mut vain = Vain::default();
+        assert!((0..100).rev().all(|left| vain.go_on(left)), "as long as some get further it goes on");
+        let mut vain = Vain { left: Some(9), passes: 0 };
+        assert!((1..PASSES_IN_VAIN_MAX).all(|_| vain.go_on(9)));
+        assert!(vain.go_on(8), "one more got further");
+        assert!((1..PASSES_IN_VAIN_MAX).all(|_| vain.go_on(8)));
+        assert!(!vain.go_on(8));
+    }
 }

@@ -157,6 +157,12 @@ impl Replay {
             note.sent,
             told.kept.len(),
         );
+        if told.overtaken > 0 {
+            println!(
+                "{} shoppers never paused for as long as a pass takes: they keep what live events make of them, until a later replay",
+                told.overtaken
+            );
+        }
         Ok(())
     }
 
