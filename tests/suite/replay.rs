@@ -205,6 +205,9 @@ fn a_replay_that_is_killed_goes_on_where_it_was() {
         let from = site.sent().len();
         let run = killed(&site, what, from);
         assert!(site.sent().len() < from + wanted.len(), "it was killed too late to prove anything");
+        let note = site.file().producer().progress(&format!("replay/{run}")).unwrap().expect("a note of how far it is");
+        let named = wanted.iter().find(|key| note.contains(key.split_once('/').expect("a key").1));
+        assert_eq!(named, None, "no erasure reaches what names somebody here: {note}");
         site.replay(&["resume", &run]);
         let told = site.replay(&["resume", &run]);
         assert!(told.contains("is done"), "{told}");

@@ -149,7 +149,7 @@ impl Contexts<'_> {
                 sender.go_on(Duration::ZERO)
             })?;
         }
-        note.place = Place::Done;
+        note.finish();
         sender.send(&[], note)?;
         bar.finish();
         Ok(sent)

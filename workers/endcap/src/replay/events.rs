@@ -21,7 +21,7 @@ use super::{
     bounds::Stretch,
     contexts::{outgoing_of, renew},
     live,
-    run::{Note, Place, Sender},
+    run::{Mark, Note, Place, Sender},
 };
 use crate::{deploy, manifest::Manifest, progress, sides::Sides};
 
@@ -49,8 +49,8 @@ pub(super) struct Events<'a> {
 pub(super) struct Shoppers {
     /// Their events in the range.
     pub(super) events: u64,
-    /// Per stretch, in order.
-    by_stretch: Vec<BTreeSet<String>>,
+    /// Per stretch, in the order of their marks: a note can tell how far a run is, then, and names nobody.
+    by_stretch: Vec<BTreeSet<(Mark, String)>>,
 }
 
 impl Shoppers {
@@ -100,7 +100,7 @@ impl Events<'_> {
             stretch.read(self.log(), 0, &mut |records| {
                 for record in records.iter().filter(|record| note.is_meant(&record.key) && event_of(record).is_some()) {
                     found.events += 1;
-                    shoppers.insert(record.key.clone());
+                    shoppers.insert((note.mark(&record.key), record.key.clone()));
                 }
                 bar.at("reading events", found.events, 0);
                 Ok(())
@@ -129,7 +129,7 @@ impl Events<'_> {
             self.pass(found, note, sender, &mut told)?;
             let ends = self.log().ends(Topic::EVENTS).context("cannot read the log")?;
             live::wait_for(self.log(), &ends, self.clock, sender)?;
-            let all = found.by_stretch.iter().flatten().filter(|key| !told.kept.contains(*key));
+            let all = found.by_stretch.iter().flatten().map(|(_, key)| key).filter(|key| !told.kept.contains(*key));
             let left = self.left(all, note.run)?.len();
             if left > 0 {
                 self.check_active(note)?;
@@ -139,7 +139,7 @@ impl Events<'_> {
             }
             if left == 0 || !vain.go_on(left) {
                 told.overtaken = left;
-                note.place = Place::Done;
+                note.finish();
                 sender.send(&[], note)?;
                 return Ok(told);
             }
@@ -179,9 +179,9 @@ impl Events<'_> {
         for (at, shoppers) in found.by_stretch.iter().enumerate().skip(first) {
             let mut stretch = note.stretches[at].clone();
             stretch.to = to.get(&stretch.partition).copied().unwrap_or(stretch.to);
-            let after = after.as_ref().filter(|_| at == first);
-            let wanted = shoppers.iter().filter(|key| after.is_none_or(|after| *key > after));
-            let mut ours: Vec<String> = wanted.cloned().collect();
+            let after = after.filter(|_| at == first);
+            let wanted = shoppers.iter().filter(|(mark, _)| after.is_none_or(|after| *mark > after));
+            let mut ours: Vec<String> = wanted.map(|(_, key)| key.clone()).collect();
             // The first pass sends everybody's context.
             if pass > 1 {
                 let old = self.left(ours.iter(), note.run)?;
@@ -191,7 +191,7 @@ impl Events<'_> {
                 let folded = self.fold(&stretch, some, told)?;
                 for few in some.chunks(sender.batch_max()) {
                     let (outgoing, writes) = self.replaced(few, &folded, note.run, told)?;
-                    let after = few.last().cloned();
+                    let after = few.last().map(|key| note.mark(key));
                     note.place = Place::Events { pass, to: to.clone(), stretch: at, after };
                     // Killed between the two, a run does both again: the first pass takes whoever was not sent, the others whose state is old.
                     if pass == 1 {
