@@ -163,18 +163,13 @@ impl Shared {
         }
     }
 
-    /// The letters, masked where their users were erased since they happened, or since the log took them.
+    /// The letters without what erasures have taken.
     fn masked(&self, letters: Vec<StoredDeadLetter>) -> Result<Vec<StoredDeadLetter>, LogError> {
-        let user = |letter: &StoredDeadLetter| UserKey::named(&letter.key);
-        let users = Vec::from_iter(letters.iter().map(user).collect::<BTreeSet<_>>());
+        let users = Vec::from_iter(letters.iter().flat_map(StoredDeadLetter::users).collect::<BTreeSet<_>>());
         let erasures = self.store.erasures(&users).map_err(|error| LogError::Unavailable(error.to_string()))?;
-        let erased: BTreeMap<_, _> = users.into_iter().zip(erasures).collect();
-        let masked = letters.into_iter().map(|letter| {
-            let since_ms = letter.headers.time_ms.min(letter.appended_ms);
-            let is_erased = erased[&user(&letter)].is_some_and(|erasure| erasure.stamp.0 >= since_ms.saturating_mul(1_000));
-            if is_erased { letter.mask() } else { letter }
-        });
-        Ok(masked.collect())
+        let erasures: BTreeMap<_, _> =
+            users.into_iter().zip(erasures).filter_map(|(user, erasure)| Some((user, erasure?))).collect();
+        Ok(letters.into_iter().map(|letter| letter.erased_by(&erasures)).collect())
     }
 
     /// Letters that are to be sent again, in the order of `ids`, each once.

@@ -84,7 +84,8 @@ impl Inspector {
 
     /// How one group stands.
     pub(crate) fn group(&self, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError> {
-        self.states(&*self.readers.lend()?, group, topic)
+        let reader = self.readers.lend()?;
+        self.states(&reader, group, topic)
     }
 
     fn states(&self, reader: &Reader, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError> {
