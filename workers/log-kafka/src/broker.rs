@@ -49,14 +49,14 @@ pub(crate) struct Shared {
     pub(crate) registry: Option<Arc<Registry>>,
     /// Knows who was erased.
     store: Arc<dyn Store>,
-    /// Nobody holds two of these but for letters, then redriven.
+    /// Nobody holds two of these.
     door: Mutex<Ingest>,
     room: Mutex<Option<Room>>,
     /// Held by whoever looks where the groups are.
     looking: Mutex<()>,
     tallies: Mutex<Notes>,
     progress: Mutex<Notes>,
-    letters: Mutex<Letters>,
+    letters: Letters,
     redriven: Mutex<Notes>,
 }
 
@@ -89,7 +89,7 @@ impl Kafka {
             looking: Mutex::default(),
             tallies: notes(names.tallies()),
             progress: notes(names.progress()),
-            letters: Mutex::default(),
+            letters: Letters::default(),
             redriven: notes(names.redriven()),
             config,
             names,
@@ -194,21 +194,15 @@ impl Shared {
         if lock(&self.redriven).refresh(&reader)?.contains_key(spot.id().as_str()) {
             return Ok(None);
         }
-        let kept = lock(&self.letters).kept(spot);
+        let kept = self.letters.kept(spot);
         let found = kept.map_or_else(|| dead_letters::find(&reader, &self.names, spot), |letter| Ok(Some(letter)))?;
         Ok(self.masked(found.into_iter().collect())?.pop())
     }
 
-    /// Asks the index of the letters as they are now, without those that were sent again.
-    fn of_letters<R>(
-        &self,
-        ask: impl FnOnce(&mut Letters, &Reader, &BTreeSet<Spot>) -> Result<R, LogError>,
-    ) -> Result<R, LogError> {
-        let mut letters = lock(&self.letters);
-        let reader = self.inspector.readers().lend()?;
-        letters.refresh(&reader, &self.names)?;
-        let redriven = dead_letters::spots(lock(&self.redriven).refresh(&reader)?);
-        ask(&mut letters, &reader, &redriven)
+    /// Brings the index of the letters up to now; answers which of them were sent again.
+    fn follow_letters(&self, reader: &Reader) -> Result<BTreeSet<Spot>, LogError> {
+        self.letters.refresh(reader, &self.names)?;
+        Ok(dead_letters::spots(lock(&self.redriven).refresh(reader)?))
     }
 }
 
@@ -263,8 +257,9 @@ impl Broker for Kafka {
     }
 
     fn dead_letters(&self, filter: &DeadLetterFilter) -> Result<Vec<StoredDeadLetter>, LogError> {
-        let names = &self.shared.names;
-        let listed = self.shared.of_letters(|letters, reader, redriven| letters.list(reader, names, filter, redriven))?;
+        let reader = self.shared.inspector.readers().lend()?;
+        let redriven = self.shared.follow_letters(&reader)?;
+        let listed = self.shared.letters.list(&reader, &self.shared.names, filter, &redriven)?;
         self.shared.masked(listed)
     }
 
@@ -273,7 +268,9 @@ impl Broker for Kafka {
     }
 
     fn dead_letter_counts(&self) -> Result<BTreeMap<(String, String), u64>, LogError> {
-        self.shared.of_letters(|letters, _, redriven| Ok(letters.counts(redriven)))
+        let reader = self.shared.inspector.readers().lend()?;
+        let redriven = self.shared.follow_letters(&reader)?;
+        Ok(self.shared.letters.counts(&redriven))
     }
 
     /// Two calls that send the same letter again at the same moment may both send it.
