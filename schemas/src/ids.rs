@@ -21,6 +21,14 @@ impl UserKey {
     pub fn of(user: impl Into<String>) -> Self {
         Self { tenant: Self::DEFAULT_TENANT.to_owned(), user: user.into() }
     }
+
+    /// The user that `text` names: `tenant/user`; without a slash one of the default tenant.
+    pub fn named(text: &str) -> Self {
+        match text.split_once('/') {
+            Some((tenant, user)) => Self { tenant: tenant.to_owned(), user: user.to_owned() },
+            None => Self::of(text),
+        }
+    }
 }
 
 impl fmt::Display for UserKey {
@@ -32,11 +40,8 @@ impl fmt::Display for UserKey {
 impl FromStr for UserKey {
     type Err = std::convert::Infallible;
 
-    /// Reads `tenant/user`; without a slash the tenant is the default one.
+    /// As [`UserKey::named`].
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text.split_once('/') {
-            Some((tenant, user)) => Self { tenant: tenant.to_owned(), user: user.to_owned() },
-            None => Self::of(text),
-        })
+        Ok(Self::named(text))
     }
 }

@@ -290,7 +290,7 @@ fn replayed(world: &World, from: i64, draw: &mut Draw) -> Vec<Outgoing> {
     let some = records.into_iter().filter(|_| draw.per_mille(150));
     let again = |record: Received| Outgoing {
         topic: Topic::CONTEXTS,
-        key: record.key.parse().unwrap_or_else(|never| match never {}),
+        key: UserKey::named(&record.key),
         headers: record.headers,
         value: record.value,
     };

@@ -205,6 +205,9 @@ fn a_replay_that_is_killed_goes_on_where_it_was() {
         let from = site.sent().len();
         let run = killed(&site, what, from);
         assert!(site.sent().len() < from + wanted.len(), "it was killed too late to prove anything");
+        let note = site.file().producer().progress(&format!("replay/{run}")).unwrap().expect("a note of how far it is");
+        let named = wanted.iter().find(|key| note.contains(key.split_once('/').expect("a key").1));
+        assert_eq!(named, None, "no erasure reaches what names somebody here: {note}");
         site.replay(&["resume", &run]);
         let told = site.replay(&["resume", &run]);
         assert!(told.contains("is done"), "{told}");
@@ -247,6 +250,29 @@ fn live_events_during_a_replay_of_events_are_in_the_states_that_it_makes() {
     assert!(epochs.iter().all(|epoch| *epoch == epochs[0] && *epoch > 0), "every state was switched: {epochs:?}");
     site.replay(&["events"]);
     assert_eq!(site.states().0, states, "a fold of all events tells the same");
+}
+
+#[test]
+fn a_replay_of_events_ends_although_a_shopper_never_pauses() {
+    let site = Site::new();
+    let up = site.program().up(&["--models", &site.place.models, "--shoppers", "0", "--debounce", "1h"]).unwrap();
+    let buy = |n: usize| {
+        let event = purchase(&format!("never{n}"), "never-pauses", "d00001");
+        assert_eq!(up.post("/v1/events", event.to_string()).unwrap().0, 200);
+    };
+    buy(0);
+    std::thread::scope(|scope| {
+        let replaying = scope.spawn(|| site.replay(&["events"]));
+        (1..).take_while(|_| !replaying.is_finished()).for_each(buy);
+        let told = replaying.join().unwrap();
+        assert!(told.contains("is done"), "{told}");
+    });
+    drop(up);
+    let file = site.file();
+    let epoch = |user: UserKey| FoldState::decode(&file.state(&user).unwrap().expect("a state")).unwrap().epoch();
+    let (users, never) = (site.pages().into_keys().map(|key| UserKey::named(&key)), UserKey::of("never-pauses"));
+    let epochs: BTreeSet<i64> = users.filter(|user| *user != never).map(epoch).collect();
+    assert!(epochs.len() == 1 && !epochs.contains(&0), "everybody else's state was switched: {epochs:?}");
 }
 
 #[test]

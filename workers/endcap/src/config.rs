@@ -55,6 +55,10 @@ pub const KEYS: [&str; 20] = [
     "scylla_password",
 ];
 
+/// Variables of the environment that begin so are others' and no keys: what Kubernetes sets for a service named `endcap`, and what the
+/// project's tests and their servers go by.
+const OTHERS: [&str; 5] = ["ENDCAP_SERVICE_", "ENDCAP_PORT", "ENDCAP_TEST_", "ENDCAP_REQUIRE_", "ENDCAP_SERVICES_"];
+
 /// The keys that are numbers; all others are texts.
 const NUMBERS: [&str; 5] = ["shoppers", "rate", "events", "seed", "batch_tokens"];
 
@@ -209,12 +213,11 @@ impl Layer {
         layer
     }
 
-    /// The environment's layer: `ENDCAP_BIND` is `bind`. What Kubernetes sets for a service named `endcap` is passed over.
+    /// The environment's layer: `ENDCAP_BIND` is `bind`. Others' variables are passed over.
     pub fn of_env(vars: impl Iterator<Item = (String, String)>) -> Self {
         let mut layer = Self { name: "environment".to_owned(), ..Self::default() };
-        for (name, value) in vars {
-            if let Some(key) = name.strip_prefix("ENDCAP_").filter(|key| !key.starts_with("SERVICE_") && !key.starts_with("PORT"))
-            {
+        for (name, value) in vars.filter(|(name, _)| !OTHERS.iter().any(|prefix| name.starts_with(prefix))) {
+            if let Some(key) = name.strip_prefix("ENDCAP_") {
                 layer.set(key.to_lowercase(), value);
             }
         }
@@ -511,6 +514,20 @@ mod tests {
         ];
         let config = resolved(&layers).unwrap();
         assert_eq!((config.seed, config.shoppers, config.bind.to_string()), (3, 7, "[::1]:2".to_owned()));
+    }
+
+    #[test]
+    fn variables_of_the_environment_that_are_others_are_passed_over_and_unknown_ones_refused() {
+        let others = [
+            "ENDCAP_SERVICE_HOST",
+            "ENDCAP_PORT_8484_TCP",
+            "ENDCAP_TEST_KAFKA",
+            "ENDCAP_REQUIRE_SERVICES",
+            "ENDCAP_SERVICES_DIR",
+            "ENDCAP_SERVICES_PATIENCE_S",
+        ];
+        resolved(&[env(&others.map(|name| (name, "x")))]).unwrap();
+        check(&[env(&[("ENDCAP_TESTS", "x"), ("ENDCAP_SERVICES", "x")])], &["unknown key `tests`", "unknown key `services`"]);
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 
-use crate::logging::Anonymiser;
+use crate::{logging::Anonymiser, path::StageName};
 
 /// How a process uses a data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +26,8 @@ pub struct DataDir {
     _lock: File,
 }
 
-/// A name that no other process on a data directory has while this one has it. The next process gets it: what a crash left open under it
-/// is closed at once, then.
+/// A name that no other process on a data directory has while this one has it. The next process with the same stages gets it: what a crash
+/// left open under it is closed at once, then.
 #[derive(Debug)]
 pub struct Slot {
     /// Unlike the slots of every other directory.
@@ -34,7 +35,7 @@ pub struct Slot {
     _lock: File,
 }
 
-/// Processes on one data directory that have slots at the same time.
+/// Processes with the same stages that have slots of one data directory at the same time.
 const SLOTS_MAX: usize = 1_024;
 
 impl DataDir {
@@ -73,25 +74,26 @@ impl DataDir {
         Ok(lock)
     }
 
-    /// The first free slot; free when it is dropped, and when this process is no more.
+    /// The first free slot of processes that run `stages`; free when it is dropped, and when this process is no more.
     ///
     /// # Errors
     /// When the directory cannot be written, or all slots are taken.
-    pub fn slot(&self) -> Result<Slot> {
+    pub fn slot(&self, stages: &[StageName]) -> Result<Slot> {
         let directory = {
             let _turn = self.turn()?; // two that make the key at once would have different names for one directory
             Anonymiser::of(&self.path)?.directory()
         };
+        let stages = words(stages);
         for number in 0..SLOTS_MAX {
-            let path = self.path.join(format!("slot-{number}.lock"));
+            let path = self.path.join(format!("slot-{stages}-{number}.lock"));
             let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
             match lock.try_lock() {
-                Ok(()) => return Ok(Slot { name: format!("{directory}-{number}"), _lock: lock }),
+                Ok(()) => return Ok(Slot { name: format!("{directory}-{stages}-{number}"), _lock: lock }),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("cannot lock {}", path.display())),
             }
         }
-        bail!("{SLOTS_MAX} processes use the data directory {}: name another with --data", self.path.display())
+        bail!("{SLOTS_MAX} processes run {stages} on the data directory {}: name another with --data", self.path.display())
     }
 
     /// The directory.
@@ -113,6 +115,14 @@ impl DataDir {
     pub fn model_versions(&self) -> PathBuf {
         self.path.join("model-versions.json")
     }
+}
+
+/// Names of `stages` along the path, however they were given.
+fn words(stages: &[StageName]) -> String {
+    let along = StageName::ALL.into_iter().filter(|stage| stages.contains(stage));
+    let names: Vec<String> =
+        along.filter_map(|stage| stage.to_possible_value()).map(|value| value.get_name().to_owned()).collect();
+    names.join(".")
 }
 
 /// The log and the store in a data directory.
@@ -153,7 +163,8 @@ mod tests {
 
     use super::*;
 
-    const CHILDS_DIRECTORY: &str = "ENDCAP_SLOT_TEST";
+    const CHILDS_DIRECTORY: &str = "ENDCAP_TEST_SLOT_IN";
+    const CHILDS_STAGES: &str = "ENDCAP_TEST_SLOT_OF";
     /// A process that is being started holds the locks of this one for a moment, so nobody counts on one that was let go meanwhile.
     static STARTS: Mutex<()> = Mutex::new(());
 
@@ -161,17 +172,20 @@ mod tests {
     #[ignore = "what the next test's children run"]
     fn child() {
         let Ok(path) = env::var(CHILDS_DIRECTORY) else { return };
+        let stages = env::var(CHILDS_STAGES).unwrap();
+        let stages: Vec<StageName> = stages.split(' ').map(|stage| StageName::from_str(stage, false).unwrap()).collect();
         let data = DataDir::open(Path::new(&path), Use::Beside).unwrap();
-        let slot = data.slot().unwrap();
+        let slot = data.slot(&stages).unwrap();
         println!("slot {}", slot.name);
         stdin().read_to_end(&mut Vec::new()).unwrap();
     }
 
-    /// A process that has a slot, and the slot's name.
-    fn start(path: &Path) -> (Child, String) {
+    /// A process of these stages that has a slot, and the slot's name.
+    fn start(path: &Path, stages: &str) -> (Child, String) {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["--exact", "data::tests::child", "--ignored", "--nocapture"])
             .env(CHILDS_DIRECTORY, path)
+            .env(CHILDS_STAGES, stages)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -183,22 +197,26 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_process_leaves_its_name_to_the_next_one_on_its_directory() {
+    fn a_killed_process_leaves_its_name_to_the_next_one_with_its_stages_on_its_directory() {
         let (here, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let _turn = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut first, first_name) = start(here.path());
-        let (mut second, second_name) = start(here.path());
-        assert_ne!(first_name, second_name);
-        first.kill().unwrap();
-        first.wait().unwrap();
-        let (mut third, third_name) = start(here.path());
-        assert_eq!(third_name, first_name);
-        let (mut other, other_name) = start(elsewhere.path());
-        assert!(
-            other_name != first_name && other_name.ends_with("-0") && first_name.ends_with("-0"),
-            "{other_name} {first_name}"
-        );
-        for child in [&mut second, &mut third, &mut other] {
+        let (mut first, first_name) = start(here.path(), "themes");
+        let (mut second, second_name) = start(here.path(), "themes");
+        let (mut third, third_name) = start(here.path(), "keywords dedup");
+        for killed in [&mut first, &mut third] {
+            killed.kill().unwrap();
+            killed.wait().unwrap();
+        }
+        // In another order than before, and their stages in another one too.
+        let (mut third, third_again) = start(here.path(), "dedup keywords");
+        let (mut first, first_again) = start(here.path(), "themes");
+        assert_eq!((&first_again, &third_again), (&first_name, &third_name));
+        let (mut other, other_name) = start(elsewhere.path(), "themes");
+        let names = [&first_name, &second_name, &third_name, &other_name];
+        let endings = ["-themes-0", "-themes-1", "-keywords.dedup-0", "-themes-0"];
+        assert!(names.iter().zip(endings).all(|(name, ending)| name.ends_with(ending)), "{names:?}");
+        assert_ne!(first_name, other_name, "another directory's are others");
+        for child in [&mut first, &mut second, &mut third, &mut other] {
             drop(child.stdin.take());
             assert!(child.wait().unwrap().success());
         }

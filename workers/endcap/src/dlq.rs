@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use anyhow::{Context, Result, bail};
-use endcap_runtime::{Broker, Clock, DeadLetterFilter, DeadLetterId, INGEST, SystemClock};
+use endcap_runtime::{Broker, Clock, DeadLetterFilter, DeadLetterId, INGEST, LogError, SystemClock};
 
 use crate::{
     cli::{DataArgs, DlqCommand, DlqFilter},
@@ -14,6 +14,8 @@ use crate::{
 };
 
 const CANNOT_READ: &str = "cannot read dead letters";
+/// Letters of one transaction: so few are sent well within the time that a log allows.
+const SENT_AT_ONCE: usize = 100;
 
 /// Lists dead letters, shows one, or sends them again.
 ///
@@ -66,13 +68,27 @@ fn redrive(log: &dyn Broker, ids: &[DeadLetterId], filter: &DlqFilter) -> Result
     };
     let (refused, rest): (Vec<_>, Vec<_>) = letters.into_iter().partition(|letter| letter.stage == INGEST);
     let wanted: Vec<DeadLetterId> = rest.into_iter().map(|letter| letter.id).collect();
-    let sent = log.redrive(&wanted).context("cannot send dead letters again")?;
+    let sent = in_parts(&wanted, |part| log.redrive(part))?;
     println!(
         "{sent} sent again, {} of erased shoppers stay, {} that the interface refused stay",
         wanted.len() - sent,
         refused.len()
     );
     Ok(())
+}
+
+/// Sends letters part by part; answers how many were sent. What is sent is off the list with the transaction that sends it, so nothing is sent
+/// twice by whoever goes on.
+fn in_parts(wanted: &[DeadLetterId], redrive: impl Fn(&[DeadLetterId]) -> Result<usize, LogError>) -> Result<usize> {
+    let mut sent = 0;
+    for part in wanted.chunks(SENT_AT_ONCE) {
+        sent += redrive(part).with_context(|| {
+            format!(
+                "cannot send dead letters again: {sent} were sent and are off the list, the same command goes on with the rest"
+            )
+        })?;
+    }
+    Ok(sent)
 }
 
 fn filter_of(filter: &DlqFilter) -> DeadLetterFilter {
@@ -83,5 +99,30 @@ fn filter_of(filter: &DlqFilter) -> DeadLetterFilter {
         user: filter.user.clone(),
         since_ms: filter.since.map(|since| SystemClock::default().now_ms().saturating_sub(ms(since))),
         limit: filter.limit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn many_letters_are_sent_in_parts_and_a_fault_tells_how_many_were() {
+        let wanted: Vec<DeadLetterId> = (0..250).map(|n| DeadLetterId::new(n.to_string())).collect();
+        let parts = RefCell::new(Vec::new());
+        let sent_until = |last: usize| {
+            in_parts(&wanted, |part| {
+                parts.borrow_mut().push(part.to_vec());
+                // One of each is an erased shopper's and stays.
+                if parts.borrow().len() > last { Err(LogError::Unavailable("gone".into())) } else { Ok(part.len() - 1) }
+            })
+        };
+        assert_eq!(sent_until(3).unwrap(), 247);
+        let sizes: Vec<usize> = parts.borrow().iter().map(Vec::len).collect();
+        assert_eq!((sizes, parts.take().concat()), (vec![100, 100, 50], wanted.clone()));
+        let fault = format!("{:#}", sent_until(2).unwrap_err());
+        assert!(fault.contains("198 were sent") && fault.contains("gone"), "{fault}");
     }
 }

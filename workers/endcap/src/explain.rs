@@ -86,7 +86,7 @@ pub fn command(args: &ExplainArgs, config: &Config) -> Result<()> {
 
 /// Whom `text` may mean: `tenant/user`, else a user of the default tenant whose id holds the slash.
 fn readings(text: &str) -> Vec<UserKey> {
-    let mut users = vec![text.parse().unwrap_or_else(|never| match never {}), UserKey::of(text)];
+    let mut users = vec![UserKey::named(text), UserKey::of(text)];
     users.dedup();
     users
 }

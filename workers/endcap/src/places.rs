@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use endcap_runtime::unique_name;
 use serde::{Deserialize, Serialize};
 
 use crate::{config::Config, grounds, path::StageName};
@@ -237,7 +238,7 @@ fn lay_out(files: &[(&str, &[u8])], under: &Path) -> Result<PathBuf> {
         return Ok(folder);
     }
     // Written beside and moved into place, so that a folder that is there is whole.
-    let draft = under.join(format!("draft-{}", std::process::id()));
+    let draft = under.join(format!("draft-{}", unique_name()));
     let write = |(name, contents): &(&str, &[u8])| {
         let path = draft.join(name);
         fs::create_dir_all(path.parent().expect("a file has a folder"))?;
@@ -260,7 +261,7 @@ fn mend(path: &Path, contents: &[u8]) -> Result<()> {
     }
     tracing::warn!(file = %path.display(), "a file of the program's own models is damaged: writing it again");
     // Moved into place, so that a process that has the file open keeps what it sees.
-    let draft = path.with_extension(format!("draft-{}", std::process::id()));
+    let draft = path.with_extension(format!("draft-{}", unique_name()));
     fs::create_dir_all(path.parent().expect("a file has a folder"))
         .and_then(|()| fs::write(&draft, contents))
         .and_then(|()| fs::rename(&draft, path))

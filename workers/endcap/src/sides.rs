@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use endcap_log_kafka::{Kafka, KafkaConfig};
 use endcap_runtime::{
     Broker, Clock, Embedded, EmbeddedConfig, GroupState, Received, StoreOverview, SystemClock, Tally, embedded::Retention,
+    unique_name,
 };
 use endcap_schemas::topics::Topic;
 use endcap_store_scylla::ScyllaStore;
@@ -52,8 +53,8 @@ impl Sides {
     /// When there is none, or it cannot be opened.
     pub fn open_existing(config: &Config) -> Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-        // Under a name of its own: under that of a running process or another command it would take its place.
-        let kafka = config.kafka.as_ref().map(|kafka| kafka.beside(&format!("command-{}", std::process::id())));
+        // Under a name of its own: under that of a running process or another command, in whichever container, it would take its place.
+        let kafka = config.kafka.as_ref().map(|kafka| kafka.beside(&format!("command-{}", unique_name())));
         Self::over(config, kafka, &clock, || {
             data::must_exist(&config.data)?;
             let path = data::file_in(&config.data);

@@ -89,7 +89,7 @@ where
     let Settings { mut config, path: configured } = settings;
     check(role, &config)?;
     let data = DataDir::open(&config.data, role.data_use())?;
-    let _slot = name(&mut config, &data)?;
+    let _slot = name(&mut config, &data, role.stages())?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let prometheus = PrometheusBuilder::new().install_recorder().context("cannot keep metrics")?;
     metric::describe();
@@ -168,10 +168,11 @@ where
     }
 }
 
-/// Gives a process that nobody has named the name of a slot of its data directory. It is its own for as long as the answer is kept.
-fn name(config: &mut Config, data: &DataDir) -> Result<Option<Slot>> {
+/// Gives a process of these stages that nobody has named the name of a slot of its data directory. It is its own for as long as the answer
+/// is kept.
+fn name(config: &mut Config, data: &DataDir, stages: &[StageName]) -> Result<Option<Slot>> {
     let Some(kafka) = config.kafka.as_mut().filter(|_| config.unnamed) else { return Ok(None) };
-    let slot = data.slot()?;
+    let slot = data.slot(stages)?;
     *kafka = kafka.beside(&slot.name);
     Ok(Some(slot))
 }

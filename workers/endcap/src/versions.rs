@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use endcap_engine::{Adapter, model_files, model_version};
+use endcap_runtime::unique_name;
 
 use crate::places::ModelName;
 
@@ -71,7 +72,7 @@ impl Remembered {
         if !self.changed {
             return;
         }
-        let draft = self.path.with_extension(format!("draft-{}", std::process::id()));
+        let draft = self.path.with_extension(format!("draft-{}", unique_name()));
         let text = serde_json::to_vec(&self.known).expect("texts are JSON");
         if let Err(error) = fs::write(&draft, text).and_then(|()| fs::rename(&draft, &self.path)) {
             tracing::debug!(file = %self.path.display(), %error, "cannot remember the models' versions");

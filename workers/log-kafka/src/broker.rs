@@ -49,14 +49,14 @@ pub(crate) struct Shared {
     pub(crate) registry: Option<Arc<Registry>>,
     /// Knows who was erased.
     store: Arc<dyn Store>,
-    /// Nobody holds two of these but for letters, then redriven.
+    /// Nobody holds two of these.
     door: Mutex<Ingest>,
     room: Mutex<Option<Room>>,
     /// Held by whoever looks where the groups are.
     looking: Mutex<()>,
     tallies: Mutex<Notes>,
     progress: Mutex<Notes>,
-    letters: Mutex<Letters>,
+    letters: Letters,
     redriven: Mutex<Notes>,
 }
 
@@ -89,7 +89,7 @@ impl Kafka {
             looking: Mutex::default(),
             tallies: notes(names.tallies()),
             progress: notes(names.progress()),
-            letters: Mutex::default(),
+            letters: Letters::default(),
             redriven: notes(names.redriven()),
             config,
             names,
@@ -163,18 +163,13 @@ impl Shared {
         }
     }
 
-    /// The letters, masked where their users were erased since they happened, or since the log took them.
+    /// The letters without what erasures have taken.
     fn masked(&self, letters: Vec<StoredDeadLetter>) -> Result<Vec<StoredDeadLetter>, LogError> {
-        let user = |letter: &StoredDeadLetter| -> UserKey { letter.key.parse().unwrap_or_else(|never| match never {}) };
-        let users = Vec::from_iter(letters.iter().map(user).collect::<BTreeSet<_>>());
+        let users = Vec::from_iter(letters.iter().flat_map(StoredDeadLetter::users).collect::<BTreeSet<_>>());
         let erasures = self.store.erasures(&users).map_err(|error| LogError::Unavailable(error.to_string()))?;
-        let erased: BTreeMap<_, _> = users.into_iter().zip(erasures).collect();
-        let masked = letters.into_iter().map(|letter| {
-            let since_ms = letter.headers.time_ms.min(letter.appended_ms);
-            let is_erased = erased[&user(&letter)].is_some_and(|erasure| erasure.stamp.0 >= since_ms.saturating_mul(1_000));
-            if is_erased { letter.mask() } else { letter }
-        });
-        Ok(masked.collect())
+        let erasures: BTreeMap<_, _> =
+            users.into_iter().zip(erasures).filter_map(|(user, erasure)| Some((user, erasure?))).collect();
+        Ok(letters.into_iter().map(|letter| letter.erased_by(&erasures)).collect())
     }
 
     /// Letters that are to be sent again, in the order of `ids`, each once.
@@ -199,21 +194,15 @@ impl Shared {
         if lock(&self.redriven).refresh(&reader)?.contains_key(spot.id().as_str()) {
             return Ok(None);
         }
-        let kept = lock(&self.letters).kept(spot);
+        let kept = self.letters.kept(spot);
         let found = kept.map_or_else(|| dead_letters::find(&reader, &self.names, spot), |letter| Ok(Some(letter)))?;
         Ok(self.masked(found.into_iter().collect())?.pop())
     }
 
-    /// Asks the index of the letters as they are now, without those that were sent again.
-    fn of_letters<R>(
-        &self,
-        ask: impl FnOnce(&mut Letters, &Reader, &BTreeSet<Spot>) -> Result<R, LogError>,
-    ) -> Result<R, LogError> {
-        let mut letters = lock(&self.letters);
-        let reader = self.inspector.readers().lend()?;
-        letters.refresh(&reader, &self.names)?;
-        let redriven = dead_letters::spots(lock(&self.redriven).refresh(&reader)?);
-        ask(&mut letters, &reader, &redriven)
+    /// Brings the index of the letters up to now; answers which of them were sent again.
+    fn follow_letters(&self, reader: &Reader) -> Result<BTreeSet<Spot>, LogError> {
+        self.letters.refresh(reader, &self.names)?;
+        Ok(dead_letters::spots(lock(&self.redriven).refresh(reader)?))
     }
 }
 
@@ -250,6 +239,10 @@ impl Broker for Kafka {
         self.shared.inspector.groups()
     }
 
+    fn group(&self, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError> {
+        self.shared.inspector.group(group, topic)
+    }
+
     fn ends(&self, topic: Topic) -> Result<BTreeMap<i32, i64>, LogError> {
         let ends = self.shared.inspector.ends(topic)?;
         Ok(ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect())
@@ -264,8 +257,9 @@ impl Broker for Kafka {
     }
 
     fn dead_letters(&self, filter: &DeadLetterFilter) -> Result<Vec<StoredDeadLetter>, LogError> {
-        let names = &self.shared.names;
-        let listed = self.shared.of_letters(|letters, reader, redriven| letters.list(reader, names, filter, redriven))?;
+        let reader = self.shared.inspector.readers().lend()?;
+        let redriven = self.shared.follow_letters(&reader)?;
+        let listed = self.shared.letters.list(&reader, &self.shared.names, filter, &redriven)?;
         self.shared.masked(listed)
     }
 
@@ -274,7 +268,9 @@ impl Broker for Kafka {
     }
 
     fn dead_letter_counts(&self) -> Result<BTreeMap<(String, String), u64>, LogError> {
-        self.shared.of_letters(|letters, _, redriven| Ok(letters.counts(redriven)))
+        let reader = self.shared.inspector.readers().lend()?;
+        let redriven = self.shared.follow_letters(&reader)?;
+        Ok(self.shared.letters.counts(&redriven))
     }
 
     /// Two calls that send the same letter again at the same moment may both send it.

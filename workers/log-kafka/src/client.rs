@@ -23,6 +23,9 @@ use crate::{
 
 /// Largest record, with its key and headers, in bytes: a message of the wire's largest size, and a dead letter's words beside it.
 pub(crate) const RECORD_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// A complaint that was not heard again for so long is over: connections are tried anew every two seconds at least, and what keeps them from
+/// being made is told each time.
+const OVER_AFTER: Duration = Duration::from_secs(10);
 /// Longest wait for an answer while a connection is tried.
 const TRY_EVERY: Duration = Duration::from_millis(500);
 
@@ -39,6 +42,8 @@ pub(crate) struct Watch<R = ()> {
 pub(crate) struct Complaint {
     pub(crate) code: RDKafkaErrorCode,
     pub(crate) reason: String,
+    /// When.
+    pub(crate) at: Instant,
 }
 
 impl Watch {
@@ -71,6 +76,15 @@ impl<R> Watch<R> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Takes a complaint in, unless the last one says more and may still hold.
+    fn hear(&self, complaint: Complaint) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |last: &Complaint| complaint.at.saturating_duration_since(last.at) >= OVER_AFTER;
+        if last.as_ref().is_none_or(|last| weight(complaint.code) >= weight(last.code) || is_over(last)) {
+            *last = Some(complaint);
+        }
+    }
+
     pub(crate) fn clear(&self) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -86,10 +100,7 @@ impl<R: Send + Sync + 'static> ClientContext for Watch<R> {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, "librdkafka: {reason}");
         let Some(code) = error.rdkafka_error_code() else { return };
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_ref().is_none_or(|last| weight(code) >= weight(last.code)) {
-            *last = Some(Complaint { code, reason: reason.to_owned() });
-        }
+        self.hear(Complaint { code, reason: reason.to_owned(), at: Instant::now() });
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
@@ -230,7 +241,7 @@ pub(crate) fn connect(config: &KafkaConfig, patience: Duration) -> Result<(), Lo
 pub(crate) fn refusal(config: &KafkaConfig, complaint: &Complaint) -> Option<LogError> {
     let settings = config.settings();
     let brokers = settings.brokers.join(", ");
-    let Complaint { code, reason } = complaint;
+    let Complaint { code, reason, .. } = complaint;
     let text = match code {
         RDKafkaErrorCode::Authentication if settings.mechanism == Some(Mechanism::OauthBearer) => {
             format!("{brokers}: no token is accepted: check `token_file` and what renews it ({reason})")
@@ -309,22 +320,26 @@ mod tests {
     }
 
     #[test]
-    fn a_complaint_that_says_more_is_kept() {
-        let watch = Watch::of(&config());
-        let hear = |code: RDKafkaErrorCode| {
-            watch.error(KafkaError::Global(code), &format!("{code:?}"));
+    fn a_complaint_that_says_more_is_kept_for_as_long_as_it_is_heard() {
+        let (watch, start) = (Watch::of(&config()), Instant::now());
+        let hear = |at_s: u64, code: RDKafkaErrorCode| {
+            watch.hear(Complaint { code, reason: format!("{code:?}"), at: start + Duration::from_secs(at_s) });
             watch.last().map(|complaint| complaint.code)
         };
         use RDKafkaErrorCode::{AllBrokersDown, Authentication, BrokerTransportFailure, SSL};
-        for (code, kept) in [
-            (AllBrokersDown, AllBrokersDown),
-            (BrokerTransportFailure, BrokerTransportFailure),
-            (AllBrokersDown, BrokerTransportFailure),
-            (SSL, SSL),
-            (BrokerTransportFailure, SSL),
-            (Authentication, Authentication),
+        for (at_s, code, kept) in [
+            (0, AllBrokersDown, AllBrokersDown),
+            (0, BrokerTransportFailure, BrokerTransportFailure),
+            (0, AllBrokersDown, BrokerTransportFailure),
+            (1, SSL, SSL),
+            (2, BrokerTransportFailure, SSL),
+            (3, Authentication, Authentication),
+            (9, Authentication, Authentication),
+            (18, AllBrokersDown, Authentication),
+            // The login works again, and the brokers go: nobody is sent to look for a password.
+            (19, BrokerTransportFailure, BrokerTransportFailure),
         ] {
-            assert_eq!(hear(code), Some(kept), "{code:?}");
+            assert_eq!(hear(at_s, code), Some(kept), "{code:?} after {at_s} s");
         }
     }
 
@@ -340,10 +355,11 @@ mod tests {
                 "certificate is not accepted",
             ),
         ] {
-            let refused = refusal(&config(), &Complaint { code, reason: reason.into() }).unwrap().to_string();
+            let refused = refusal(&config(), &Complaint { code, reason: reason.into(), at: Instant::now() }).unwrap().to_string();
             assert!(refused.contains(part) && refused.contains(reason) && !refused.contains("hunter2"), "{refused}");
         }
-        let down = Complaint { code: RDKafkaErrorCode::BrokerTransportFailure, reason: "connection refused".into() };
+        let (code, at) = (RDKafkaErrorCode::BrokerTransportFailure, Instant::now());
+        let down = Complaint { code, reason: "connection refused".into(), at };
         assert!(refusal(&config(), &down).is_none(), "a broker that is down may come back");
     }
 }

@@ -7,13 +7,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ops::ControlFlow,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use endcap_runtime::{DeadLetterFilter, DeadLetterId, LogError, StoredDeadLetter};
 use endcap_schemas::topics::Topic;
 use rdkafka::message::{BorrowedMessage, Message};
 
-use crate::{names::Names, reader::Reader, record};
+use crate::{asker::Ends, names::Names, reader::Reader, record};
 
 /// Letters of one partition that are indexed, newest first; older ones are neither listed nor counted.
 const INDEXED_MAX: i64 = 50_000;
@@ -75,76 +76,91 @@ struct Entries {
     entries: VecDeque<Entry>,
 }
 
-/// The index, and the letters that were listed last.
+/// The index, and the letters that were listed last. Several may read at once: nothing is locked while the brokers are asked.
 #[derive(Debug, Default)]
 pub(crate) struct Letters {
-    index: Index,
-    kept: BTreeMap<Spot, StoredDeadLetter>,
+    index: Mutex<Index>,
+    kept: Mutex<BTreeMap<Spot, StoredDeadLetter>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Letters {
     /// Follows the topics of dead letters to their ends.
-    pub(crate) fn refresh(&mut self, reader: &Reader, names: &Names) -> Result<(), LogError> {
+    pub(crate) fn refresh(&self, reader: &Reader, names: &Names) -> Result<(), LogError> {
         for topic in Topic::PATH {
             let name = names.dead_letters(topic);
-            let (mut from, ends) = (BTreeMap::new(), reader.asker.ends(&name)?);
-            for (partition, (first, end)) in &ends {
-                let found = self.index.partitions.entry((topic, *partition)).or_default();
-                found.trim((*first).max(end - INDEXED_MAX));
-                if found.next < *end {
-                    from.insert(*partition, found.next);
-                }
-            }
+            let ends = reader.asker.ends(&name)?;
+            let from = lock(&self.index).unread(topic, &ends);
             reader.read(&name, &from, |message| {
                 let letter = stored(topic, message);
-                self.index.take(topic, message.partition(), message.offset(), &letter);
+                lock(&self.index).take(topic, message.partition(), message.offset(), &letter);
                 ControlFlow::Continue(())
             })?;
-            for partition in from.keys() {
-                // Nothing comes before an end any more.
-                let found = self.index.partitions.entry((topic, *partition)).or_default();
-                found.next = found.next.max(ends[partition].1);
-            }
+            lock(&self.index).reached(topic, from.keys().map(|partition| (*partition, ends[partition].1)));
         }
         Ok(())
     }
 
     /// Letters that `filter` lets through and that were not sent again, newest first, without their bytes.
     pub(crate) fn list(
-        &mut self,
+        &self,
         reader: &Reader,
         names: &Names,
         filter: &DeadLetterFilter,
         redriven: &BTreeSet<Spot>,
     ) -> Result<Vec<StoredDeadLetter>, LogError> {
-        let chosen = self.index.chosen(filter, redriven);
-        let mut found = BTreeMap::new();
-        let mut kept_bytes = 0;
-        self.kept.clear();
+        let chosen = lock(&self.index).chosen(filter, redriven);
+        let (mut found, mut kept, mut kept_bytes) = (BTreeMap::new(), BTreeMap::new(), 0);
         for run in runs(&chosen) {
             read_run(reader, names, &run, |spot, letter| {
                 kept_bytes += letter.value.len();
                 found.insert(spot, StoredDeadLetter { value: Vec::new(), ..letter.clone() });
                 if kept_bytes <= KEPT_BYTES_MAX {
-                    self.kept.insert(spot, letter);
+                    kept.insert(spot, letter);
                 }
             })?;
         }
+        *lock(&self.kept) = kept;
         Ok(chosen.iter().filter_map(|spot| found.remove(spot)).collect())
     }
 
     /// How many letters there are that were not sent again, by stage and kind.
     pub(crate) fn counts(&self, redriven: &BTreeSet<Spot>) -> BTreeMap<(String, String), u64> {
-        self.index.counts(redriven)
+        lock(&self.index).counts(redriven)
     }
 
     /// A letter with its bytes, where it is among those that were listed last.
     pub(crate) fn kept(&self, spot: Spot) -> Option<StoredDeadLetter> {
-        self.kept.get(&spot).cloned()
+        lock(&self.kept).get(&spot).cloned()
     }
 }
 
 impl Index {
+    /// From where on the partitions of `topic` are to be read, of those that have more than is known. Forgets what stands before their firsts.
+    fn unread(&mut self, topic: Topic, ends: &Ends) -> BTreeMap<i32, i64> {
+        let mut from = BTreeMap::new();
+        for (partition, (first, end)) in ends {
+            let found = self.partitions.entry((topic, *partition)).or_default();
+            found.trim((*first).max(end - INDEXED_MAX));
+            if found.next < *end {
+                from.insert(*partition, found.next);
+            }
+        }
+        from
+    }
+
+    /// Nothing comes before these ends any more.
+    fn reached(&mut self, topic: Topic, ends: impl Iterator<Item = (i32, i64)>) {
+        for (partition, end) in ends {
+            let found = self.partitions.entry((topic, partition)).or_default();
+            found.next = found.next.max(end);
+        }
+    }
+
+    /// Takes a letter in, unless another reader has done it. Each begins where the index ends and leaves nothing out.
     fn take(&mut self, topic: Topic, partition: i32, offset: i64, letter: &StoredDeadLetter) {
         let is_its = |(stage, kind): &(String, String)| *stage == letter.stage && *kind == letter.kind;
         let label = self.labels.iter().position(is_its).unwrap_or_else(|| {
@@ -152,8 +168,10 @@ impl Index {
             self.labels.len() - 1
         });
         let found = self.partitions.entry((topic, partition)).or_default();
-        found.next = offset + 1;
-        found.entries.push_back(Entry { offset, at_ms: letter.at_ms, label, hash: hash_of(&letter.key) });
+        if offset >= found.next {
+            found.next = offset + 1;
+            found.entries.push_back(Entry { offset, at_ms: letter.at_ms, label, hash: hash_of(&letter.key) });
+        }
     }
 
     /// Where the letters stand that `filter` lets through, newest first.
@@ -317,6 +335,21 @@ mod tests {
         let mut index = index(&[(0, 0, 10, "a", "anna"), (0, 1, 30, "b", "anna"), (1, 5, 20, "a", "anna")]);
         index.partitions.get_mut(&(Topic::EVENTS, 0)).unwrap().trim(2);
         assert_eq!(index.chosen(&DeadLetterFilter::default(), &BTreeSet::new()), [spot(1, 5)]);
+    }
+
+    #[test]
+    fn of_two_who_read_at_once_each_begins_where_the_index_ends_and_takes_what_the_other_has_not() {
+        let (ends, mut index) = (Ends::from([(0, (0, 4))]), Index::default());
+        let mut readers = [0, 1].map(|_| index.unread(Topic::EVENTS, &ends)[&0]);
+        for reader in [0, 0, 1, 0, 1, 1, 1, 0] {
+            let offset = readers[reader];
+            index.take(Topic::EVENTS, 0, offset, &letter(spot(0, offset), 10 + offset, "a", "anna"));
+            readers[reader] += 1;
+        }
+        index.reached(Topic::EVENTS, [(0, 4)].into_iter());
+        let all = index.chosen(&DeadLetterFilter::default(), &BTreeSet::new());
+        assert_eq!(all, [spot(0, 3), spot(0, 2), spot(0, 1), spot(0, 0)]);
+        assert!(index.unread(Topic::EVENTS, &ends).is_empty());
     }
 
     #[test]

@@ -76,13 +76,19 @@ impl Inspector {
         let reader = self.readers.lend()?;
         let mut states = Vec::new();
         for (group, topic) in self.known()? {
-            states.extend(self.group(&reader, &group, topic)?);
+            states.extend(self.states(&reader, &group, topic)?);
         }
         states.sort_by(|a, b| (&a.topic, &a.group, a.partition).cmp(&(&b.topic, &b.group, b.partition)));
         Ok(states)
     }
 
-    fn group(&self, reader: &Reader, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError> {
+    /// How one group stands.
+    pub(crate) fn group(&self, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError> {
+        let reader = self.readers.lend()?;
+        self.states(&reader, group, topic)
+    }
+
+    fn states(&self, reader: &Reader, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError> {
         let name = self.names.topic(topic);
         let ends = self.asker.ends(&name)?;
         let positions = self.asker.positions(group, &name, count_of(&ends))?;

@@ -228,9 +228,10 @@ impl Polling {
         }
     }
 
+    /// The brokers have answered: whatever was complained of before is mended, also where not all of them were down.
     fn recovered(&mut self) {
+        self.consumer.context().clear();
         if self.down.take().is_some() {
-            self.consumer.context().clear();
             self.hand.tell_trouble(None);
         }
     }

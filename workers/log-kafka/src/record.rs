@@ -72,10 +72,11 @@ impl<'a> Record<'a> {
         self
     }
 
-    /// A dead letter on its way back.
+    /// A dead letter on its way back, as if it had come under the key that it is filed under.
     pub(crate) fn redriven(names: &Names, topic: Topic, letter: &'a StoredDeadLetter) -> Self {
         let mut pairs = headers::write(&letter.headers, &letter.stage);
         let key = take_key(&mut pairs, &letter.key);
+        pairs.retain(|(name, _)| name != CAME_UNDER);
         Self { topic: names.topic(topic), key, headers: pairs, value: Some(Cow::from(&letter.value)) }
     }
 
@@ -169,5 +170,61 @@ pub(crate) fn stored(topic: Topic, id: DeadLetterId, message: &BorrowedMessage<'
         headers,
         value: message.payload().unwrap_or_default().to_vec(),
         masked: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use endcap_schemas::UserKey;
+
+    use super::*;
+    use crate::KafkaSettings;
+
+    /// A record that came under `key`, as it goes back from the dead letters when it was filed under `user`, or as it was.
+    fn redriven(key: &[u8], user: Option<&str>) -> (Vec<u8>, Vec<String>) {
+        let shop = ("shop".to_owned(), b"berlin".to_vec());
+        let mut headers = Headers { foreign: vec![shop], ..Headers::root("e1", Topic::EVENTS, 1) };
+        let text = String::from_utf8_lossy(key).into_owned();
+        if text.as_bytes() != key {
+            headers.foreign.push((CAME_UNDER.to_owned(), key.to_vec()));
+        }
+        let received =
+            Received { topic: Topic::EVENTS, partition: 0, offset: 1, appended_ms: 1, key: text, headers, value: vec![1] };
+        let record = match user {
+            Some(user) => received.under(&UserKey::of(user)),
+            None => received,
+        };
+        let letter = StoredDeadLetter {
+            id: DeadLetterId::new("1"),
+            at_ms: 1,
+            stage: "context".to_owned(),
+            group: "g".to_owned(),
+            attempts: 1,
+            kind: "k".to_owned(),
+            message: String::new(),
+            topic: Topic::EVENTS.name().to_owned(),
+            partition: 0,
+            offset: 1,
+            appended_ms: 1,
+            key: record.key,
+            headers: record.headers,
+            value: record.value,
+            masked: false,
+        };
+        let sent = Record::redriven(&Names::of(&KafkaSettings::default()), Topic::EVENTS, &letter);
+        let own = sent.headers.iter().map(|(name, _)| name.to_string()).filter(|name| !name.starts_with("ce_"));
+        (sent.key.to_vec(), own.collect())
+    }
+
+    #[test]
+    fn a_letter_goes_back_as_it_was_or_as_if_it_had_come_under_its_users_key() {
+        for (key, user, back) in [
+            (&b"default/anna"[..], None, &b"default/anna"[..]),
+            (&[0xFF, 0x01], None, &[0xFF, 0x01]),
+            (b"default/bert", Some("anna"), b"default/anna"),
+            (&[0xFF, 0x01], Some("anna"), b"default/anna"),
+        ] {
+            assert_eq!(redriven(key, user), (back.to_vec(), vec!["shop".to_owned()]), "{key:?} filed under {user:?}");
+        }
     }
 }

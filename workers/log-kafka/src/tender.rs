@@ -3,7 +3,8 @@
 //! and a token runs out.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -25,26 +26,41 @@ pub(crate) const SERVE_FOR: Duration = Duration::from_millis(2);
 /// Serves one client; answers whether it is still there.
 type Serve = Box<dyn Fn() -> bool + Send>;
 
+/// The clients that are served.
+type Kept = Mutex<Vec<Serve>>;
+
 /// The thread that serves. It ends with its handle.
 pub(crate) struct Tender {
-    kept: Arc<Mutex<Vec<Serve>>>,
+    kept: Arc<Kept>,
     end: Shutdown,
+}
+
+fn lock(kept: &Kept) -> MutexGuard<'_, Vec<Serve>> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves each client, and forgets those that are gone. Nothing is locked meanwhile: what the others have let go of is closed here, which may
+/// take its time, and nobody waits with a new one for that.
+fn serve_all(kept: &Kept) {
+    let served = mem::take(&mut *lock(kept));
+    let there: Vec<Serve> = served.into_iter().filter(|serve| serve()).collect();
+    lock(kept).extend(there);
 }
 
 impl Tender {
     /// # Errors
     /// [`LogError::Unavailable`] when no thread can be started.
     pub(crate) fn start() -> Result<Arc<Self>, LogError> {
-        let (kept, end) = (Arc::<Mutex<Vec<Serve>>>::default(), Shutdown::new());
+        let (kept, end) = (Arc::<Kept>::default(), Shutdown::new());
         let tender = Arc::new(Self { kept: kept.clone(), end: end.clone() });
-        let serve_all = move || {
+        let serve = move || {
             while !end.wait(SERVE_EVERY) {
-                kept.lock().unwrap_or_else(PoisonError::into_inner).retain(|serve| serve());
+                serve_all(&kept);
             }
         };
         thread::Builder::new()
             .name("kafka-tender".to_owned())
-            .spawn(serve_all)
+            .spawn(serve)
             .map_err(|error| LogError::Unavailable(format!("cannot start the thread that serves clients: {error}")))?;
         Ok(tender)
     }
@@ -58,7 +74,7 @@ impl Tender {
                 true
             })
         };
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(serve));
+        lock(&self.kept).push(Box::new(serve));
     }
 
     /// A consumer that only asks, served from now on.
@@ -79,4 +95,51 @@ impl Drop for Tender {
 /// Hears what a consumer without partitions has to say.
 pub(crate) fn serve(consumer: &BaseConsumer<Watch>) {
     while consumer.poll(SERVE_FOR).is_some() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use super::*;
+
+    /// A client that looks, when it is closed, whether somebody could come with a new one.
+    struct Client {
+        kept: Arc<Kept>,
+        closed: Arc<AtomicUsize>,
+    }
+
+    impl Drop for Client {
+        fn drop(&mut self) {
+            assert!(self.kept.try_lock().is_ok(), "nobody waits for a client that is closed");
+            self.closed.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[test]
+    fn clients_are_served_and_closed_without_anybody_waiting_and_those_that_came_meanwhile_are_kept() {
+        let tender = Tender { kept: Arc::default(), end: Shutdown::new() };
+        let closed = Arc::new(AtomicUsize::new(0));
+        let client = || Some(Arc::new(Client { kept: tender.kept.clone(), closed: closed.clone() }));
+        let (stays, goes) = (client(), Arc::new(Mutex::new(client())));
+        let (served, new) = (Arc::new(AtomicUsize::new(0)), Arc::new(()));
+        let count = served.clone();
+        tender.keep(stays.as_ref().expect("a client"), move |_| {
+            count.fetch_add(1, SeqCst);
+        });
+        // Its owner lets go of it while it is served, and another one comes with a new client.
+        let (kept, newer) = (tender.kept.clone(), new.clone());
+        let owned = goes.lock().unwrap().clone().expect("a client");
+        let owner = goes.clone();
+        tender.keep(&owned, move |_| {
+            drop(owner.lock().unwrap().take());
+            let tender = Tender { kept: kept.clone(), end: Shutdown::new() };
+            tender.keep(&newer, |()| ());
+        });
+        drop(owned);
+        serve_all(&tender.kept);
+        assert_eq!((served.load(SeqCst), closed.load(SeqCst), lock(&tender.kept).len()), (1, 1, 3));
+        serve_all(&tender.kept);
+        assert_eq!((served.load(SeqCst), lock(&tender.kept).len()), (2, 2), "what is gone is forgotten, what came is kept");
+    }
 }

@@ -1,12 +1,12 @@
 //! The border between the binary and a log as a whole: who feeds it, who looks into it, and who sends dead letters again. A stage knows
 //! [`Log`] alone.
 
-use std::{collections::BTreeMap, convert::Infallible, fmt, str::FromStr};
+use std::{collections::BTreeMap, convert::Infallible, fmt, iter, str::FromStr};
 
 use endcap_schemas::{UserKey, topics::Topic};
 use serde::{Deserialize, Serialize};
 
-use crate::{Backlog, DeadLetter, Headers, Log, LogError, Outgoing, Received, Tally};
+use crate::{Backlog, DeadLetter, Erasure, Headers, Log, LogError, Outgoing, Received, Stamp, Tally};
 
 /// What events from outside are counted under, beside the stages.
 pub const INGEST: &str = "ingest";
@@ -56,6 +56,13 @@ pub trait Broker: Send + Sync {
     /// [`LogError`] when the log does not answer.
     fn groups(&self) -> Result<Vec<GroupState>, LogError>;
 
+    /// How `group` stands on its `topic`, one entry per partition. No other group is asked for. One that has done nothing yet stands at the
+    /// oldest record.
+    ///
+    /// # Errors
+    /// [`LogError`] when the log does not answer.
+    fn group(&self, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError>;
+
     /// Offset that the next record of each partition of `topic` will get.
     ///
     /// # Errors
@@ -94,7 +101,8 @@ pub trait Broker: Send + Sync {
     fn dead_letter_counts(&self) -> Result<BTreeMap<(String, String), u64>, LogError>;
 
     /// Sends dead letters again, with their key, headers and bytes, to the topic and lane that they came from, and takes them off the
-    /// list. Those of erased users stay. Answers how many were sent.
+    /// list. One that was filed under its user is sent under their key, as if it had come so: the key that it came under is gone. Those of
+    /// erased users stay. Answers how many were sent.
     ///
     /// # Errors
     /// [`LogError`] when the log does not answer; then none was sent.
@@ -206,6 +214,26 @@ pub struct StoredDeadLetter {
 }
 
 impl StoredDeadLetter {
+    /// Whose erasures decide what the letter still says: its user, and those under whose keys it came.
+    pub fn users(&self) -> impl Iterator<Item = UserKey> {
+        iter::once(UserKey::named(&self.key)).chain(self.headers.came_under())
+    }
+
+    /// The letter as these erasures leave it: without anything where its user was erased since it happened, or since the log took it, and without
+    /// the key that it came under where that one's user was.
+    #[must_use]
+    pub fn erased_by(mut self, erasures: &BTreeMap<UserKey, Erasure>) -> Self {
+        let since = Stamp(self.headers.time_ms.min(self.appended_ms).saturating_mul(1_000));
+        let is_erased = |user: &UserKey| erasures.get(user).is_some_and(|erasure| erasure.stamp >= since);
+        if is_erased(&UserKey::named(&self.key)) {
+            return self.mask();
+        }
+        if self.headers.came_under().any(|user| is_erased(&user)) {
+            self.headers = self.headers.without_key();
+        }
+        self
+    }
+
     /// The letter without anything that tells of its user.
     #[must_use]
     pub fn mask(self) -> Self {

@@ -55,6 +55,7 @@ pub fn check_broker<L: LogUnderTest>(make: impl Fn() -> L) {
     what_was_refused_is_kept_and_counted_beside_what_was_taken(&make());
     groups_and_ends_tell_how_far_the_work_is(&make());
     dead_letters_are_listed_shown_and_sent_again(&make());
+    a_letter_that_came_under_anothers_key_goes_back_under_its_users(&make());
     lanes_are_apart(&make());
 }
 
@@ -309,8 +310,18 @@ fn groups_and_ends_tell_how_far_the_work_is(log: &impl LogUnderTest) {
     assert_eq!(waiting("endcap.themes.live"), Some(3), "a group that has done nothing yet is known");
     let got = poll_all(&mut *consumer, 3);
     assert_eq!(waiting("endcap.themes.live"), Some(3), "polled is not done");
+    let alone = |group: &str| broker.group(group, Topic::CONTEXTS).expect("a group is told");
+    let of_all = || {
+        let mut states = broker.groups().expect("groups are told");
+        states.retain(|state| state.group == "endcap.themes.live");
+        states
+    };
+    assert_eq!(alone("endcap.themes.live"), of_all(), "a group that is asked for alone is told as among all");
+    let stranger: u64 = alone("endcap.stranger.live").iter().map(|state| state.backlog.waiting).sum();
+    assert_eq!(stranger, 3, "whoever has done nothing stands at the oldest record");
     consumer.commit(&through_all("s", &got)).expect("a commit is taken");
     assert_eq!(waiting("endcap.themes.live"), Some(0));
+    assert_eq!(alone("endcap.themes.live"), of_all());
     for record in &got {
         let end = broker.ends(Topic::CONTEXTS).expect("ends are told")[&record.partition];
         assert!(end > record.offset, "the end lies beyond the last record");
@@ -349,6 +360,23 @@ fn dead_letters_are_listed_shown_and_sent_again(log: &impl LogUnderTest) {
     let again = poll_all(&mut *consumer, 1);
     assert_eq!((&again[0].key, &again[0].headers, &again[0].value), (&got[2].key, &got[2].headers, &got[2].value));
     assert_eq!(broker.redrive(&ids).expect("letters are sent"), 2);
+}
+
+fn a_letter_that_came_under_anothers_key_goes_back_under_its_users(log: &impl LogUnderTest) {
+    let (broker, anna) = (log.broker(), UserKey::of("anna"));
+    let sent = record(Topic::CONTEXTS, "somebody", b"anna's");
+    append(log, std::slice::from_ref(&sent));
+    let mut consumer = log.consumer("g", Topic::CONTEXTS);
+    let got = poll_all(&mut *consumer, 1).remove(0);
+    let letters = vec![letter(&got.clone().under(&anna))];
+    consumer.commit(&Commit { dead_letters: letters, ..through("s", &got) }).expect("a commit is taken");
+    let theirs = DeadLetterFilter { user: Some(anna), ..DeadLetterFilter::default() };
+    let listed = broker.dead_letters(&theirs).expect("dead letters are listed").remove(0);
+    let came_under: Vec<UserKey> = listed.headers.came_under().collect();
+    assert_eq!(came_under, [sent.key], "whoever looks for the producer finds the key");
+    assert_eq!(broker.redrive(&[listed.id]).expect("a letter is sent"), 1);
+    let again = poll_all(&mut *consumer, 1).remove(0);
+    assert_eq!((&again.key[..], again.headers), ("default/anna", sent.headers), "as from an honest sender");
 }
 
 fn lanes_are_apart(log: &impl LogUnderTest) {

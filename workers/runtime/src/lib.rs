@@ -16,6 +16,7 @@ mod shutdown;
 mod stage;
 mod store;
 mod tally;
+mod unique;
 
 pub use broker::{Broker, DeadLetterFilter, DeadLetterId, GroupState, INGEST, StoredDeadLetter};
 pub use clock::{Clock, Clocks, ManualClock, SystemClock};
@@ -30,3 +31,4 @@ pub use shutdown::Shutdown;
 pub use stage::{DropReason, Input, Passed, Rejection, Settled, Stage, StageError, Stamp, Verdict, Write};
 pub use store::{Erasure, PAGE_MAX_BYTES, ROW_MAX_BYTES, StageResult, Store, StoreError, StoredPage, TooLarge, check_sizes};
 pub use tally::{AtWork, LaneSnapshot, Phase, StageSnapshot, StageStats, Tally};
+pub use unique::unique_name;

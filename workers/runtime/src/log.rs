@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::Tally;
 
 /// Name of the header that keeps the key under which a record came, where it does not stand under it: a key that is no text, or another one
-/// than its user's.
+/// than its user's. A dead letter has it for whoever looks for the producer; a record that is sent again under its user's key has it no more.
 pub const CAME_UNDER: &str = "endcap_key";
 
 /// Hex digits of a hash that stands for bytes: enough to find them again in the sender's file.
@@ -103,6 +103,19 @@ impl Headers {
             traceparent: self.traceparent.clone(),
             foreign: Vec::new(),
         }
+    }
+
+    /// Under whose keys the record came, where it does not stand under its own.
+    pub fn came_under(&self) -> impl Iterator<Item = UserKey> {
+        let kept = self.foreign.iter().filter(|(name, _)| name == CAME_UNDER);
+        kept.map(|(_, key)| UserKey::named(&String::from_utf8_lossy(key)))
+    }
+
+    /// The headers as they came, without the key that the record came under.
+    #[must_use]
+    pub fn without_key(mut self) -> Self {
+        self.foreign.retain(|(name, _)| name != CAME_UNDER);
+        self
     }
 }
 

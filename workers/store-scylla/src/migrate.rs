@@ -1,11 +1,6 @@
 //! Bringing a keyspace to this release's schema: said first by [`plan`], done by [`migrate`], by one process at a time.
 
-use std::{
-    fmt,
-    hash::{BuildHasher, Hasher},
-    process,
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
 use scylla::{
     client::session::Session, response::query_result::QueryRowsResult, serialize::row::SerializeRow, value::CqlTimestamp,
@@ -19,7 +14,7 @@ use crate::{
     connect::{OpenError, connect},
     schema::{KNOWN, MIGRATIONS, Migration, RUNNER, ServerKind, create_keyspace},
 };
-use endcap_runtime::Clock;
+use endcap_runtime::{Clock, unique_name};
 
 /// Whose rows of a shared table these are: another application may keep its own beside them.
 pub(crate) const SCOPE: &str = "endcap";
@@ -196,7 +191,7 @@ struct Lock<'a> {
 impl<'a> Lock<'a> {
     /// Waits until no other process migrates.
     async fn take(session: &'a Session, config: &'a ScyllaConfig) -> Result<Self, OpenError> {
-        let lock = Self { session, keyspace: &config.keyspace, owner: owner() };
+        let lock = Self { session, keyspace: &config.keyspace, owner: unique_name() };
         let waited = config.timeouts.migrate;
         let until = Instant::now() + waited;
         loop {
@@ -232,12 +227,6 @@ impl<'a> Lock<'a> {
         let rows = rows(self.session, &what, statement, values).await?;
         standing(&rows, "owner").map_err(|error| OpenError::failed(&*what)(&error))
     }
-}
-
-/// A name that no other process has: its number, and a number that the standard library draws at random.
-fn owner() -> String {
-    let drawn = std::hash::RandomState::new().build_hasher().finish();
-    format!("{}-{drawn:016x}", process::id())
 }
 
 #[cfg(test)]

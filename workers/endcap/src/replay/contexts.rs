@@ -10,15 +10,18 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use endcap_runtime::{Clock, Headers, Outgoing, Received, Stamp};
+use endcap_runtime::{Clock, Erasure, Headers, Outgoing, Received, Stamp};
 use endcap_schemas::{
-    ContextChanged,
+    ContextChanged, UserKey,
     topics::{Lane, Topic},
     wire,
 };
 
 use super::run::{Note, Place, Sender};
 use crate::{progress, sides::Sides};
+
+/// Shoppers whose erasures are asked for together.
+const ASKED_MAX: usize = 1_000;
 
 /// What a replay of contexts works with.
 pub(super) struct Contexts<'a> {
@@ -101,17 +104,23 @@ impl Contexts<'_> {
     /// # Errors
     /// When the store does not answer.
     pub(super) fn erased(&self, found: &Found) -> Result<u64> {
+        let all: Vec<(UserKey, i64)> =
+            found.latest.iter().map(|(key, (latest, _))| (UserKey::named(key), latest.context_ms)).collect();
         let mut erased = 0;
-        for (key, (latest, _)) in &found.latest {
-            erased += u64::from(self.is_erased(key, latest.context_ms)?);
+        for some in all.chunks(ASKED_MAX) {
+            erased += self.are_erased(some)?.into_iter().map(u64::from).sum::<u64>();
         }
         Ok(erased)
     }
 
-    fn is_erased(&self, key: &str, context_ms: i64) -> Result<bool> {
-        let user = key.parse().unwrap_or_else(|never| match never {});
-        let erasure = self.sides.store.erasure(&user).context("cannot read the store")?;
-        Ok(erasure.is_some_and(|erasure| Stamp::of(context_ms, self.generation) <= erasure.stamp))
+    /// Whether each of these contexts, by shopper and time, is of a life before an erasure; asked for together.
+    fn are_erased(&self, contexts: &[(UserKey, i64)]) -> Result<Vec<bool>> {
+        let users: Vec<UserKey> = contexts.iter().map(|(user, _)| user.clone()).collect();
+        let erasures = self.sides.store.erasures(&users).context("cannot read the store")?;
+        let is_erased = |(erasure, (_, context_ms)): (Option<Erasure>, &(UserKey, i64))| {
+            erasure.is_some_and(|erasure| Stamp::of(*context_ms, self.generation) <= erasure.stamp)
+        };
+        Ok(erasures.into_iter().zip(contexts).map(is_erased).collect())
     }
 
     /// Sends what was found, from where `note` says on.
@@ -130,13 +139,8 @@ impl Contexts<'_> {
             stretch.read(&*self.sides.log, from, &mut |records| {
                 let ours: Vec<&Received> = records.iter().filter(|record| chosen.contains(&(at, record.offset))).collect();
                 for some in ours.chunks(sender.batch_max()) {
-                    let mut outgoing = Vec::with_capacity(some.len());
-                    for record in some {
-                        match self.outgoing(record, note.run)? {
-                            Some(record) => outgoing.push(record),
-                            None => sent.erased += 1,
-                        }
-                    }
+                    let outgoing = self.outgoing(some, note.run)?;
+                    sent.erased += (some.len() - outgoing.len()) as u64;
                     let next = some.last().map_or(0, |record| record.offset + 1);
                     note.place = Place::Contexts { stretch: at, next };
                     sender.send(&outgoing, note)?;
@@ -145,21 +149,27 @@ impl Contexts<'_> {
                 sender.go_on(Duration::ZERO)
             })?;
         }
-        note.place = Place::Done;
+        note.finish();
         sender.send(&[], note)?;
         bar.finish();
         Ok(sent)
     }
 
-    /// The snapshot as it is sent again; `None` for one of a shopper who was erased since.
-    fn outgoing(&self, record: &Received, run: i64) -> Result<Option<Outgoing>> {
-        let mut context: ContextChanged = wire::decode(&record.value).context("cannot read a context")?;
-        if self.is_erased(&record.key, context.head.context_ms)? {
-            return Ok(None);
-        }
-        let headers = record.headers.child(&format!("replay/{run}"), Topic::CONTEXTS);
-        renew(&mut context, self.generation, self.clock.now_ms() + self.expires_ms);
-        outgoing_of(&context, headers).map(Some)
+    /// The snapshots as they are sent again, without those of shoppers who were erased since.
+    fn outgoing(&self, records: &[&Received], run: i64) -> Result<Vec<Outgoing>> {
+        let read = |record: &&Received| wire::decode::<ContextChanged>(&record.value).context("cannot read a context");
+        let contexts: Vec<ContextChanged> = records.iter().map(read).collect::<Result<_>>()?;
+        let heads: Vec<(UserKey, i64)> =
+            contexts.iter().map(|context| (context.head.user.clone(), context.head.context_ms)).collect();
+        let erased = self.are_erased(&heads)?;
+        let expires_ms = self.clock.now_ms() + self.expires_ms;
+        let again = |(mut context, record): (ContextChanged, &&Received)| {
+            let headers = record.headers.child(&format!("replay/{run}"), Topic::CONTEXTS);
+            renew(&mut context, self.generation, expires_ms);
+            outgoing_of(&context, headers)
+        };
+        let all = contexts.into_iter().zip(records).zip(erased);
+        all.filter(|(_, is_erased)| !is_erased).map(|(each, _)| again(each)).collect()
     }
 }
 
@@ -180,10 +190,13 @@ mod tests {
     use std::sync::Arc;
 
     use endcap_runtime::{Broker, Embedded, EmbeddedConfig, ManualClock, Shutdown, Store, Write};
-    use endcap_schemas::{Brief, Budget, Cause, DietSet, Head, Season, UserKey};
+    use endcap_schemas::{Brief, Budget, Cause, DietSet, Head, Season};
 
     use super::*;
-    use crate::replay::bounds::{Bound, Wanted};
+    use crate::replay::{
+        bounds::{Bound, Wanted},
+        twin::Counting,
+    };
 
     const NOW_MS: i64 = 1_700_000_000_000;
 
@@ -203,24 +216,23 @@ mod tests {
         Outgoing { topic: Topic::CONTEXTS.on(lane), ..outgoing }
     }
 
+    fn file(dir: &tempfile::TempDir) -> Embedded {
+        Embedded::open(dir.path().join("file"), EmbeddedConfig::default(), Arc::new(ManualClock::at(NOW_MS))).unwrap()
+    }
+
+    /// A replay of `from` on the log in `file` that has not begun.
+    fn note(file: &Embedded, from: Bound) -> Note {
+        let wanted = Wanted { from, to: None, partitions: Vec::new() };
+        let mut stretches = wanted.stretches(file, Topic::CONTEXTS, NOW_MS).unwrap();
+        stretches.extend(wanted.behind().stretches(file, Topic::CONTEXTS.on(Lane::Backfill), NOW_MS).unwrap());
+        let (is_whole, place) = (wanted.is_whole(), Place::Contexts { stretch: 0, next: 0 });
+        Note { run: 5, generation: Some(2), stretches, users: Vec::new(), is_whole, rate: None, sent: 0, place }
+    }
+
     /// What a replay of `from` sends: event, generation and expiry.
     fn sent(file: &Embedded, from: Bound) -> Vec<(String, i32, i64)> {
         let (sides, clock, shutdown) = (Sides::embedded(file.clone()), ManualClock::at(NOW_MS), Shutdown::new());
-        let wanted = Wanted { from, to: None, partitions: Vec::new() };
-        let slow = Topic::CONTEXTS.on(Lane::Backfill);
-        let mut stretches = wanted.stretches(file, Topic::CONTEXTS, NOW_MS).unwrap();
-        stretches.extend(wanted.behind().stretches(file, slow, NOW_MS).unwrap());
-        let place = Place::Contexts { stretch: 0, next: 0 };
-        let mut note = Note {
-            run: 5,
-            generation: Some(2),
-            stretches,
-            users: Vec::new(),
-            is_whole: wanted.is_whole(),
-            rate: None,
-            sent: 0,
-            place,
-        };
+        let (slow, mut note) = (Topic::CONTEXTS.on(Lane::Backfill), note(file, from));
         let contexts = Contexts { sides: &sides, clock: &clock, generation: 7, expires_ms: 60 };
         let (found, end) = (contexts.find(&note).unwrap(), file.end(slow).unwrap());
         contexts.send(&found, &mut note, &mut Sender::new(file, &clock, &shutdown, None)).unwrap();
@@ -233,7 +245,7 @@ mod tests {
     #[test]
     fn of_each_shopper_the_latest_context_is_sent_wherever_it_stands() {
         let dir = tempfile::tempdir().unwrap();
-        let file = Embedded::open(dir.path().join("file"), EmbeddedConfig::default(), Arc::new(ManualClock::at(NOW_MS))).unwrap();
+        let file = file(&dir);
         let mut records = vec![
             context("anna", 1, "old", Lane::Live),
             context("anna", 2, "anna", Lane::Live),
@@ -254,5 +266,21 @@ mod tests {
         let whole = sent(&file, Bound::Earliest);
         assert_eq!(whole.len(), 3, "{whole:?}");
         assert!(whole.contains(&told("carl")));
+    }
+
+    #[test]
+    fn erasures_of_many_shoppers_are_asked_for_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = file(&dir);
+        let records: Vec<Outgoing> = (0..250).map(|n| context(&format!("u{n}"), 1, "event", Lane::Live)).collect();
+        Broker::append(&file, &records, None).unwrap();
+        let (store, clock, shutdown) = (Arc::new(Counting::of(file.clone())), ManualClock::at(NOW_MS), Shutdown::new());
+        let sides = Sides { store: store.clone(), ..Sides::embedded(file.clone()) };
+        let contexts = Contexts { sides: &sides, clock: &clock, generation: 7, expires_ms: 60 };
+        let mut note = note(&file, Bound::Earliest);
+        let found = contexts.find(&note).unwrap();
+        assert_eq!((contexts.erased(&found).unwrap(), store.asked()), (0, 1));
+        contexts.send(&found, &mut note, &mut Sender::new(&file, &clock, &shutdown, None)).unwrap();
+        assert_eq!((note.sent, store.asked()), (250, 3), "once for every append");
     }
 }

@@ -15,27 +15,22 @@ use anyhow::{Context, Result, bail};
 use endcap_context::{ContextConfig, FoldState, Folded, Position, Refold};
 use endcap_retrieval::Market;
 use endcap_runtime::{Broker, Clock, Headers, Outgoing, Received, Store, StoreOverview, Write};
-use endcap_schemas::{
-    Product, ShopperEvent, UserKey,
-    topics::{Lane, Topic},
-    wire,
-};
+use endcap_schemas::{Product, ShopperEvent, UserKey, topics::Topic, wire};
 
 use super::{
     bounds::Stretch,
     contexts::{outgoing_of, renew},
-    run::{Note, Place, Sender},
+    live,
+    run::{Mark, Note, Place, Sender},
 };
-use crate::{deploy, manifest::Manifest, monitor::group_of, progress, sides::Sides};
+use crate::{deploy, manifest::Manifest, progress, sides::Sides};
 
 /// Shoppers whose events are folded in one reading of their partition: bounds the memory, some kilobytes each.
 const SHOPPERS_MAX: usize = 25_000;
 /// States that are read at once.
 const READ_MAX: usize = 1_000;
-/// Passes of one command.
-const PASSES_MAX: u32 = 1_000;
-/// How often the context stage's position is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Passes in a row that bring nobody further, after which those who are left are taken for shoppers who never pause.
+const PASSES_IN_VAIN_MAX: u32 = 20;
 const CANNOT_READ: &str = "cannot read the store";
 
 /// What a replay of events works with.
@@ -54,8 +49,8 @@ pub(super) struct Events<'a> {
 pub(super) struct Shoppers {
     /// Their events in the range.
     pub(super) events: u64,
-    /// Per stretch, in order.
-    by_stretch: Vec<BTreeSet<String>>,
+    /// Per stretch, in the order of their marks: a note can tell how far a run is, then, and names nobody.
+    by_stretch: Vec<BTreeSet<(Mark, String)>>,
 }
 
 impl Shoppers {
@@ -72,6 +67,25 @@ pub(super) struct Told {
     pub(super) events: BTreeMap<&'static str, u64>,
     /// Shoppers of whom nothing is left to be known: their states stay as they are.
     pub(super) kept: HashSet<String>,
+    /// Shoppers whom live events have overtaken in every pass: the live fold's states stay.
+    pub(super) overtaken: usize,
+}
+
+/// How often in a row passes have brought nobody further.
+#[derive(Debug, Default)]
+struct Vain {
+    left: Option<usize>,
+    passes: u32,
+}
+
+impl Vain {
+    /// Takes in that `left` shoppers are left after a pass; answers whether a further one may bring some of them further.
+    fn go_on(&mut self, left: usize) -> bool {
+        let is_vain = self.left.is_some_and(|before| left >= before);
+        self.passes = if is_vain { self.passes + 1 } else { 0 };
+        self.left = Some(left);
+        self.passes < PASSES_IN_VAIN_MAX
+    }
 }
 
 impl Events<'_> {
@@ -86,7 +100,7 @@ impl Events<'_> {
             stretch.read(self.log(), 0, &mut |records| {
                 for record in records.iter().filter(|record| note.is_meant(&record.key) && event_of(record).is_some()) {
                     found.events += 1;
-                    shoppers.insert(record.key.clone());
+                    shoppers.insert((note.mark(&record.key), record.key.clone()));
                 }
                 bar.at("reading events", found.events, 0);
                 Ok(())
@@ -97,12 +111,13 @@ impl Events<'_> {
         Ok(found)
     }
 
-    /// Folds, switches and sends until every shopper's state is of this run.
+    /// Folds, switches and sends until every shopper's state is of this run, or only those are left who never pause for as long as a pass
+    /// takes.
     ///
     /// # Errors
     /// When log, store or catalogue do not answer, somebody asks to end, or a newer generation's states stand in the way.
     pub(super) fn run(&self, found: &Shoppers, note: &mut Note, sender: &mut Sender<'_>) -> Result<Told> {
-        let mut told = Told::default();
+        let (mut told, mut vain) = (Told::default(), Vain::default());
         loop {
             let Place::Events { pass, to, stretch, after } = note.place.clone() else { return Ok(told) };
             let is_whole = stretch == 0 && after.is_none();
@@ -110,23 +125,23 @@ impl Events<'_> {
             told.kept.clear();
             // Nothing is folded that the context stage has not come to. A state ahead of it keeps the clock of the one that it replaces, and the
             // stage would tell of later events under that clock once more.
-            self.wait_for_live(&to, sender)?;
+            live::wait_for(self.log(), &to, self.clock, sender)?;
             self.pass(found, note, sender, &mut told)?;
             let ends = self.log().ends(Topic::EVENTS).context("cannot read the log")?;
-            self.wait_for_live(&ends, sender)?;
-            let all = found.by_stretch.iter().flatten().filter(|key| !told.kept.contains(*key));
+            live::wait_for(self.log(), &ends, self.clock, sender)?;
+            let all = found.by_stretch.iter().flatten().map(|(_, key)| key).filter(|key| !told.kept.contains(*key));
             let left = self.left(all, note.run)?.len();
-            if left == 0 {
-                note.place = Place::Done;
+            if left > 0 {
+                self.check_active(note)?;
+            }
+            if left > 0 && is_whole && to.iter().all(|(partition, end)| ends.get(partition) == Some(end)) {
+                bail!("{left} shoppers keep states that a newer generation has written: replay with the release that runs now");
+            }
+            if left == 0 || !vain.go_on(left) {
+                told.overtaken = left;
+                note.finish();
                 sender.send(&[], note)?;
                 return Ok(told);
-            }
-            self.check_active(note)?;
-            if pass == PASSES_MAX {
-                bail!("live events have overtaken {left} shoppers {pass} times: go on when they have less to do");
-            }
-            if is_whole && to.iter().all(|(partition, end)| ends.get(partition) == Some(end)) {
-                bail!("{left} shoppers keep states that a newer generation has written: replay with the release that runs now");
             }
             progress::say(&format!("pass {pass}: live events have overtaken {left} shoppers; they are folded again"));
             // Up to now, and not to where it was waited for: the less time lies between, the fewer are overtaken again.
@@ -164,9 +179,9 @@ impl Events<'_> {
         for (at, shoppers) in found.by_stretch.iter().enumerate().skip(first) {
             let mut stretch = note.stretches[at].clone();
             stretch.to = to.get(&stretch.partition).copied().unwrap_or(stretch.to);
-            let after = after.as_ref().filter(|_| at == first);
-            let wanted = shoppers.iter().filter(|key| after.is_none_or(|after| *key > after));
-            let mut ours: Vec<String> = wanted.cloned().collect();
+            let after = after.filter(|_| at == first);
+            let wanted = shoppers.iter().filter(|(mark, _)| after.is_none_or(|after| *mark > after));
+            let mut ours: Vec<String> = wanted.map(|(_, key)| key.clone()).collect();
             // The first pass sends everybody's context.
             if pass > 1 {
                 let old = self.left(ours.iter(), note.run)?;
@@ -176,7 +191,7 @@ impl Events<'_> {
                 let folded = self.fold(&stretch, some, told)?;
                 for few in some.chunks(sender.batch_max()) {
                     let (outgoing, writes) = self.replaced(few, &folded, note.run, told)?;
-                    let after = few.last().cloned();
+                    let after = few.last().map(|key| note.mark(key));
                     note.place = Place::Events { pass, to: to.clone(), stretch: at, after };
                     // Killed between the two, a run does both again: the first pass takes whoever was not sent, the others whose state is old.
                     if pass == 1 {
@@ -196,7 +211,7 @@ impl Events<'_> {
 
     /// Folds the events of `shoppers` in a stretch from scratch.
     fn fold(&self, stretch: &Stretch, shoppers: &[String], told: &mut Told) -> Result<HashMap<String, Refold>> {
-        let users: Vec<UserKey> = shoppers.iter().map(|key| user_of(key)).collect();
+        let users: Vec<UserKey> = shoppers.iter().map(|key| UserKey::named(key)).collect();
         let erasures = self.store().erasures(&users).context(CANNOT_READ)?;
         let mut folds: HashMap<String, Refold> = shoppers.iter().cloned().zip(erasures.into_iter().map(Refold::new)).collect();
         stretch.read(self.log(), 0, &mut |records| {
@@ -241,7 +256,7 @@ impl Events<'_> {
         let (mut writes, mut outgoing) = (Vec::new(), Vec::new());
         let expires_ms = self.clock.now_ms() + self.config.expires_ms();
         for (key, live) in shoppers.iter().zip(self.states(shoppers)?) {
-            let user = user_of(key);
+            let user = UserKey::named(key);
             if live.as_ref().is_some_and(|live| live.epoch() > run) {
                 continue; // a later replay was here
             }
@@ -270,7 +285,7 @@ impl Events<'_> {
 
     /// The stored states of shoppers, in their order.
     fn states(&self, shoppers: &[String]) -> Result<Vec<Option<FoldState>>> {
-        let users: Vec<UserKey> = shoppers.iter().map(|key| user_of(key)).collect();
+        let users: Vec<UserKey> = shoppers.iter().map(|key| UserKey::named(key)).collect();
         let states = self.store().states(&users).context(CANNOT_READ)?;
         let read = |(key, bytes): (&String, Option<Vec<u8>>)| {
             bytes.map(|bytes| FoldState::decode(&bytes).with_context(|| format!("cannot read the state of {key}"))).transpose()
@@ -288,31 +303,6 @@ impl Events<'_> {
             left.extend(old.map(|(key, _)| key.clone()));
         }
         Ok(left)
-    }
-
-    /// Waits until the context stage has come past `ends`: what it had in work before is stored by then.
-    fn wait_for_live(&self, ends: &BTreeMap<i32, i64>, sender: &Sender<'_>) -> Result<()> {
-        let (group, bar) = (group_of("context", Lane::Live), progress::steps("waiting for the context stage", 0));
-        loop {
-            let mut behind = ends.clone();
-            behind.retain(|_, end| *end > 0);
-            let mut waiting = 0;
-            for state in self.sides.groups()?.into_iter().filter(|state| state.group == group) {
-                let is_past = ends.get(&state.partition).is_none_or(|end| state.position >= *end);
-                // The end of a log may lie behind offsets of its own.
-                if is_past || state.backlog.waiting == 0 {
-                    behind.remove(&state.partition);
-                } else {
-                    waiting += state.backlog.waiting;
-                }
-            }
-            if behind.is_empty() {
-                bar.finish();
-                return Ok(());
-            }
-            bar.at("waiting for the context stage; events before it", waiting, 0);
-            sender.go_on(LOOK_EVERY)?;
-        }
     }
 
     /// What the log does not tell any more, in words; `None` where it is whole.
@@ -334,11 +324,23 @@ impl Events<'_> {
     }
 }
 
-fn user_of(key: &str) -> UserKey {
-    key.parse().unwrap_or_else(|never| match never {})
-}
-
 /// The event of a record. What cannot be read, or came under another key than its shopper's, became a dead letter then and stays one.
 fn event_of(record: &Received) -> Option<ShopperEvent> {
     wire::decode::<ShopperEvent>(&record.value).ok().filter(|event| event.key().to_string() == record.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shoppers_who_never_pause_are_given_up_after_passes_in_vain_in_a_row() {
+        let mut vain = Vain::default();
+        assert!((0..100).rev().all(|left| vain.go_on(left)), "as long as some get further it goes on");
+        let mut vain = Vain { left: Some(9), passes: 0 };
+        assert!((1..PASSES_IN_VAIN_MAX).all(|_| vain.go_on(9)));
+        assert!(vain.go_on(8), "one more got further");
+        assert!((1..PASSES_IN_VAIN_MAX).all(|_| vain.go_on(8)));
+        assert!(!vain.go_on(8));
+    }
 }

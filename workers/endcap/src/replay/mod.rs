@@ -5,7 +5,10 @@ mod bounds;
 mod contexts;
 mod estimate;
 mod events;
+mod live;
 mod run;
+#[cfg(test)]
+mod twin;
 
 use std::{collections::BTreeMap, process, thread};
 
@@ -25,7 +28,7 @@ pub use bounds::Bound;
 use bounds::{Stretch, Wanted};
 use contexts::Contexts;
 use events::Events;
-use run::{Note, Place, Sender};
+use run::{Mark, Note, Place, Sender};
 
 /// Exit code of a replay that was told twice to end.
 const INTERRUPTED: i32 = 130;
@@ -97,8 +100,9 @@ impl Replay {
     }
 
     fn note(&self, args: &ReplayArgs, is_whole: bool, stretches: Vec<Stretch>, place: Place) -> Note {
-        let users = args.user.iter().map(ToString::to_string).collect();
-        Note { run: self.clock.now_ms(), generation: None, stretches, users, is_whole, rate: args.rate, sent: 0, place }
+        let run = self.clock.now_ms();
+        let users = args.user.iter().map(|user| Mark::of(run, &user.to_string())).collect();
+        Note { run, generation: None, stretches, users, is_whole, rate: args.rate, sent: 0, place }
     }
 
     fn send_contexts(&self, mut note: Note, dry_run: bool) -> Result<()> {
@@ -154,6 +158,12 @@ impl Replay {
             note.sent,
             told.kept.len(),
         );
+        if told.overtaken > 0 {
+            println!(
+                "{} shoppers never paused for as long as a pass takes: they keep what live events make of them, until a later replay",
+                told.overtaken
+            );
+        }
         Ok(())
     }
 

@@ -108,6 +108,11 @@ fn records_under_another_key_than_their_shoppers_are_filed_under_their_shopper()
     let mut keys: Vec<Vec<u8>> = ids.iter().map(came_under).collect();
     keys.sort_unstable();
     assert_eq!(keys, [b"".to_vec(), b"default/somebody".to_vec(), vec![0xFF, 0x01]]);
+    let erase = Write::Erase { user: UserKey::of("somebody"), stamp: Stamp(i64::MAX), at: None };
+    server.store.put_all(&[erase], &[]).expect("an erasure is taken");
+    let listed = server.kafka.dead_letters(&theirs).expect("a list");
+    let named: usize = listed.iter().map(|letter| letter.headers.came_under().count()).sum();
+    assert_eq!((listed.len(), named), (3, 2), "who is erased is named no more");
     assert_eq!(server.kafka.redrive(&ids).expect("they are sent"), 3);
     fold_until(6);
     let contexts = all(&server.kafka, Topic::CONTEXTS);

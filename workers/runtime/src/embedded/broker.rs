@@ -38,6 +38,10 @@ impl Broker for Embedded {
         Embedded::groups(self)
     }
 
+    fn group(&self, group: &str, topic: Topic) -> Result<Vec<GroupState>, LogError> {
+        Ok(vec![Embedded::group(self, group, topic)?])
+    }
+
     fn ends(&self, topic: Topic) -> Result<BTreeMap<i32, i64>, LogError> {
         Ok(BTreeMap::from([(0, self.end(topic)?)]))
     }

@@ -1,16 +1,17 @@
 //! Dead letters: kept with their original bytes, listed, shown, sent again.
 
-use endcap_schemas::topics::Topic;
-use rusqlite::{Row, Transaction, params};
+use std::collections::BTreeMap;
 
-use super::{Embedded, append, headers_of};
+use endcap_schemas::{UserKey, topics::Topic};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+
+use super::{Embedded, append, headers_of, store::erasure_of};
 use crate::{DeadLetter, DeadLetterFilter, DeadLetterId, LogError, Outgoing, StoredDeadLetter};
 
 const SELECT: &str =
     "SELECT id, at_ms, stage, \"group\", attempts, kind, message, topic, partition, \"offset\", appended_ms, \"key\", headers,
-        CASE WHEN ?1 THEN value ELSE x'' END,
-        EXISTS (SELECT 1 FROM erased WHERE erased.user = d.\"key\" AND erased.stamp >= min(d.time_ms, d.appended_ms) * 1000)
-    FROM dead_letters d";
+        CASE WHEN ?1 THEN value ELSE x'' END
+    FROM dead_letters";
 
 impl Embedded {
     /// Dead letters, newest first, without their bytes.
@@ -26,7 +27,7 @@ impl Embedded {
             let user = filter.user.as_ref().map(ToString::to_string);
             let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
             let rows = statement.query_map(params![false, filter.kind, filter.stage, user, filter.since_ms, limit], letter_of)?;
-            rows.collect()
+            rows.map(|letter| as_erased(connection, letter?)).collect()
         })
     }
 
@@ -36,14 +37,11 @@ impl Embedded {
     /// [`LogError`] when the file does not answer.
     pub fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<StoredDeadLetter>, LogError> {
         let Some(id) = number_of(id) else { return Ok(None) };
-        self.shared.read(|connection| {
-            let mut statement = connection.prepare_cached(&format!("{SELECT} WHERE id = ?2"))?;
-            statement.query_map(params![true, id], letter_of)?.next().transpose()
-        })
+        self.shared.read(|connection| read_one(connection, id))
     }
 
-    /// Sends dead letters again, with their key, headers and bytes, and removes them from the list. Those of erased users stay.
-    /// Answers how many were sent.
+    /// Sends dead letters again, with their key, headers and bytes, and removes them from the list. The key that one came under before it was
+    /// filed under its user is gone. Those of erased users stay. Answers how many were sent.
     ///
     /// # Errors
     /// [`LogError`] when the file does not answer; then none was sent.
@@ -52,14 +50,14 @@ impl Embedded {
         let sent = self.shared.write::<_, LogError>(|transaction| {
             let mut sent = 0;
             for id in ids.iter().filter_map(number_of) {
-                let mut statement = transaction.prepare_cached(&format!("{SELECT} WHERE id = ?2"))?;
-                let Some(letter) = statement.query_map(params![true, id], letter_of)?.next().transpose()? else { continue };
+                let Some(letter) = read_one(transaction, id)? else { continue };
                 let Some(topic) = Topic::named(&letter.topic) else { continue };
                 if letter.masked {
                     continue;
                 }
-                let key = letter.key.parse().unwrap_or_else(|never| match never {});
-                append(transaction, &[Outgoing { topic, key, headers: letter.headers, value: letter.value }], now_ms)?;
+                let key = UserKey::named(&letter.key);
+                let headers = letter.headers.without_key();
+                append(transaction, &[Outgoing { topic, key, headers, value: letter.value }], now_ms)?;
                 sent += transaction.execute("DELETE FROM dead_letters WHERE id = ?1", [id])?;
             }
             Ok(sent)
@@ -73,8 +71,25 @@ fn number_of(id: &DeadLetterId) -> Option<i64> {
     id.as_str().parse().ok()
 }
 
+/// A letter with its bytes.
+fn read_one(connection: &Connection, id: i64) -> rusqlite::Result<Option<StoredDeadLetter>> {
+    let mut statement = connection.prepare_cached(&format!("{SELECT} WHERE id = ?2"))?;
+    let letter = statement.query_row(params![true, id], letter_of).optional()?;
+    letter.map(|letter| as_erased(connection, letter)).transpose()
+}
+
+/// A letter without what erasures have taken.
+fn as_erased(connection: &Connection, letter: StoredDeadLetter) -> rusqlite::Result<StoredDeadLetter> {
+    let mut erasures = BTreeMap::new();
+    for user in letter.users() {
+        let erasure = erasure_of(connection, &user)?;
+        erasures.extend(erasure.map(|erasure| (user, erasure)));
+    }
+    Ok(letter.erased_by(&erasures))
+}
+
 fn letter_of(row: &Row<'_>) -> rusqlite::Result<StoredDeadLetter> {
-    let letter = StoredDeadLetter {
+    Ok(StoredDeadLetter {
         id: DeadLetterId::new(row.get::<_, i64>(0)?.to_string()),
         at_ms: row.get(1)?,
         stage: row.get(2)?,
@@ -90,8 +105,7 @@ fn letter_of(row: &Row<'_>) -> rusqlite::Result<StoredDeadLetter> {
         headers: headers_of(&row.get::<_, String>(12)?),
         value: row.get(13)?,
         masked: false,
-    };
-    Ok(if row.get(14)? { letter.mask() } else { letter })
+    })
 }
 
 pub(super) fn bury(transaction: &Transaction<'_>, letter: &DeadLetter, now_ms: i64) -> rusqlite::Result<()> {

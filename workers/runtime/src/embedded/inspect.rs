@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use endcap_schemas::{UserKey, topics::Topic};
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Embedded, store::USER_TABLES};
-use crate::{LogError, Remain, Stamp, StoreError, StoreOverview, StoredPage};
+use super::{Embedded, backlog, store::USER_TABLES};
+use crate::{GroupState, LogError, Remain, Stamp, StoreError, StoreOverview, StoredPage};
 
 impl StoreOverview for Embedded {
     fn pages_after(&self, after: Option<&UserKey>, limit: usize) -> Result<Vec<(UserKey, StoredPage)>, StoreError> {
@@ -93,6 +93,39 @@ impl Embedded {
         })
     }
 
+    /// How every group stands.
+    ///
+    /// # Errors
+    /// [`LogError`] when the file does not answer.
+    pub fn groups(&self) -> Result<Vec<GroupState>, LogError> {
+        self.shared.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT p.\"group\", p.topic, p.next, t.next FROM positions p JOIN topics t ON t.name = p.topic ORDER BY 2, 1",
+            )?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+            let rows: Vec<(String, String, i64, i64)> = rows.collect::<Result<_, _>>()?;
+            rows.into_iter().map(|row| state_of(connection, row)).collect()
+        })
+    }
+
+    /// How `group` stands on `topic`; one that is not known at the oldest record.
+    ///
+    /// # Errors
+    /// [`LogError`] when the file does not answer.
+    pub fn group(&self, group: &str, topic: Topic) -> Result<GroupState, LogError> {
+        self.shared.read(|connection| {
+            let row = connection
+                .prepare_cached(
+                    "SELECT coalesce(p.next, 0), t.next FROM topics t
+                     LEFT JOIN positions p ON p.topic = t.name AND p.\"group\" = ?1 WHERE t.name = ?2",
+                )?
+                .query_row([group, topic.name()], |row| {
+                    Ok((group.to_owned(), topic.name().to_owned(), row.get(0)?, row.get(1)?))
+                })?;
+            state_of(connection, row)
+        })
+    }
+
     /// Offset of the first record of `topic` that was appended at `at_ms` or later; the end where there is none.
     pub(super) fn offset_at(&self, topic: Topic, at_ms: i64) -> Result<i64, LogError> {
         self.shared.read(|connection| {
@@ -120,9 +153,15 @@ impl Embedded {
             let rows = statement.query_map(params![value, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
                 let user: String = row.get(0)?;
                 let page = StoredPage { stamp: Stamp(row.get(1)?), page: row.get(2)?, written_ms: row.get(3)? };
-                Ok((user.parse().unwrap_or_else(|never| match never {}), page))
+                Ok((UserKey::named(&user), page))
             })?;
             rows.collect()
         })
     }
+}
+
+/// How a group stands, of its name, its topic, its position and the end.
+fn state_of(connection: &Connection, (group, topic, position, end): (String, String, i64, i64)) -> rusqlite::Result<GroupState> {
+    let backlog = backlog(connection, &topic, position, end)?;
+    Ok(GroupState { group, topic, partition: 0, position, end, backlog })
 }

@@ -182,26 +182,6 @@ impl Embedded {
         })
     }
 
-    /// How every group stands.
-    ///
-    /// # Errors
-    /// [`LogError`] when the file does not answer.
-    pub fn groups(&self) -> Result<Vec<GroupState>, LogError> {
-        self.shared.read(|connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT p.\"group\", p.topic, p.next, t.next FROM positions p JOIN topics t ON t.name = p.topic ORDER BY 2, 1",
-            )?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
-            let rows: Vec<(String, String, i64, i64)> = rows.collect::<Result<_, _>>()?;
-            rows.into_iter()
-                .map(|(group, topic, position, end)| {
-                    let backlog = backlog(connection, &topic, position, end)?;
-                    Ok(GroupState { group, topic, partition: 0, position, end, backlog })
-                })
-                .collect()
-        })
-    }
-
     /// Up to `max` records of `topic` from offset `from` on, for inspection; no position moves.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The embedded side of [`Store`]: the same file, tables of its own.
 
 use endcap_schemas::UserKey;
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::Embedded;
 use crate::{Erasure, StageResult, Stamp, Store, StoreError, StoredPage, Write, store::check_sizes};
@@ -61,14 +61,7 @@ impl Store for Embedded {
     }
 
     fn erasures(&self, users: &[UserKey]) -> Result<Vec<Option<Erasure>>, StoreError> {
-        self.shared.read(|connection| {
-            let mut statement = connection.prepare_cached("SELECT stamp, partition, \"offset\" FROM erased WHERE user = ?1")?;
-            let erasure = |row: &Row<'_>| {
-                let at: (i32, i64) = (row.get(1)?, row.get(2)?);
-                Ok(Erasure { stamp: Stamp(row.get(0)?), at: (at != NOWHERE).then_some(at) })
-            };
-            users.iter().map(|user| statement.query_row([user.to_string()], erasure).optional()).collect()
-        })
+        self.shared.read(|connection| users.iter().map(|user| erasure_of(connection, user)).collect())
     }
 
     fn cached(&self, cache: &'static str, keys: &[[u8; 32]]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
@@ -87,6 +80,16 @@ impl Store for Embedded {
             entries.iter().try_for_each(|(key, value)| statement.execute(params![cache, &key[..], value]).map(|_| ()))
         })
     }
+}
+
+/// The latest erasure of a user.
+pub(super) fn erasure_of(connection: &Connection, user: &UserKey) -> rusqlite::Result<Option<Erasure>> {
+    let read = |row: &Row<'_>| {
+        let at: (i32, i64) = (row.get(1)?, row.get(2)?);
+        Ok(Erasure { stamp: Stamp(row.get(0)?), at: (at != NOWHERE).then_some(at) })
+    };
+    let mut statement = connection.prepare_cached("SELECT stamp, partition, \"offset\" FROM erased WHERE user = ?1")?;
+    statement.query_row([user.to_string()], read).optional()
 }
 
 /// One write; what is older than its row, or not younger than its user's erasure, changes nothing.

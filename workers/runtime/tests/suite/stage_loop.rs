@@ -9,7 +9,7 @@ use std::{
 
 use endcap_runtime::{
     BreakerConfig, CAME_UNDER, Clocks, DropReason, Input, ManualClock, PAGE_MAX_BYTES, ROW_MAX_BYTES, Rejection, Settled,
-    Shutdown, StageError, StageStopped, Stamp, Store, StoreError, Verdict, Write, embedded::DeadLetterFilter,
+    Shutdown, StageError, StageStopped, Stamp, Store, StoreError, StoredDeadLetter, Verdict, Write, embedded::DeadLetterFilter,
 };
 use endcap_schemas::{ContextChanged, KeywordsChosen, Message, ShopperEvent, ThemesWritten, UserKey, topics::Topic};
 use serde_json::json;
@@ -120,11 +120,21 @@ fn a_record_under_another_key_than_its_users_is_filed_under_its_user_and_stops_n
     bench.run(Toy::<Compose>::new());
     assert_eq!(users::<ThemesWritten>(&bench), ["u0", "u29", "u7"], "sent again it goes where its user's records are");
 
-    let erase = Write::Erase { user: UserKey::of("u8"), stamp: Stamp::of(NOW_MS, 999), at: None };
-    bench.file.put_all(&[erase], &[]).unwrap();
-    let listed = bench.file.dead_letters(&DeadLetterFilter { limit: 100, ..DeadLetterFilter::default() }).unwrap();
-    let masked: Vec<i64> = listed.iter().filter(|letter| letter.masked).map(|letter| letter.offset).collect();
-    assert_eq!(masked, [8], "erasing its user masks it");
+    let erase = |user: &str| {
+        let erase = Write::Erase { user: UserKey::of(user), stamp: Stamp::of(NOW_MS, 999), at: None };
+        bench.file.put_all(&[erase], &[]).unwrap();
+        let all = DeadLetterFilter { limit: 100, ..DeadLetterFilter::default() };
+        bench.file.dead_letters(&all).unwrap()
+    };
+    let masked = |letters: &[StoredDeadLetter]| -> Vec<i64> {
+        letters.iter().filter(|letter| letter.masked).map(|letter| letter.offset).collect()
+    };
+    assert_eq!(masked(&erase("u8")), [8], "erasing its user masks it");
+    let listed = erase("somebody");
+    assert_eq!(masked(&listed), [8], "the others are not theirs");
+    let whole = listed.iter().map(|letter| bench.file.dead_letter(&letter.id).unwrap().unwrap());
+    let mut naming = listed.iter().cloned().chain(whole).filter(|letter| letter.headers.came_under().next().is_some());
+    assert_eq!(naming.next(), None, "but name them no more");
 }
 
 #[test]
