@@ -19,7 +19,7 @@ use rdkafka::{
 
 use crate::{
     KafkaConfig,
-    client::{self, Watch},
+    client::{self, Watch, is_between_coordinators},
     names::Names,
     tender::Tender,
 };
@@ -27,7 +27,7 @@ use crate::{
 /// Longest wait for transactions that are not marked yet, and how often they are looked after.
 const SETTLED_IN: Duration = Duration::from_millis(500);
 const SETTLE_STEP: Duration = Duration::from_millis(2);
-/// How often a partition is asked again whose leader is changing.
+/// How often is asked again while a leader or a coordinator is changing.
 const MOVE_STEP: Duration = Duration::from_millis(20);
 
 /// First offset that is there and the one behind the last, per partition.
@@ -171,7 +171,7 @@ pub(crate) fn offsets_at<C: ConsumerContext>(
         }
         match client.offsets_for_times(list, timeout) {
             Ok(list) => return Ok(offsets_of(&list)),
-            Err(error) if is_moving(&error) && Instant::now() < deadline => {
+            Err(error) if is_between_leaders(&error) && Instant::now() < deadline => {
                 // Asking for the topic makes the client learn who leads it now; what is wrong then the next attempt tells.
                 let _ = client.fetch_metadata(Some(topic), timeout);
                 std::thread::sleep(MOVE_STEP);
@@ -190,12 +190,18 @@ pub(crate) fn committed_offsets<C: ConsumerContext>(
     if list.count() == 0 {
         return Ok(BTreeMap::new());
     }
-    let list = client.committed_offsets(list, timeout);
-    Ok(offsets_of(&list.map_err(|error| client::failure("cannot ask for a group's positions", &error))?))
+    let deadline = Instant::now() + timeout;
+    loop {
+        match client.committed_offsets(list.clone(), timeout) {
+            Ok(list) => return Ok(offsets_of(&list)),
+            Err(error) if is_between_coordinators(&error) && Instant::now() < deadline => std::thread::sleep(MOVE_STEP),
+            Err(error) => return Err(client::failure("cannot ask for a group's positions", &error)),
+        }
+    }
 }
 
 /// Whether a partition is between two leaders, as a new one is too: that mends by itself.
-fn is_moving(error: &KafkaError) -> bool {
+fn is_between_leaders(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(

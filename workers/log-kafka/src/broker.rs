@@ -10,10 +10,7 @@ use endcap_runtime::{
     Broker, Clock, DeadLetter, DeadLetterFilter, DeadLetterId, GroupState, Log, LogError, Outgoing, Received, Store,
     StoredDeadLetter, Tally,
 };
-use endcap_schemas::{
-    UserKey,
-    topics::{Lane, Topic},
-};
+use endcap_schemas::topics::{Lane, Topic};
 
 use crate::{
     KafkaConfig, KafkaLog,

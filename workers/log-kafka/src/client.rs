@@ -300,6 +300,18 @@ pub(crate) fn failure(what: &str, error: &KafkaError) -> LogError {
     }
 }
 
+/// Whether whoever keeps groups or transactions is changing, as when a cluster has its first one: that mends by itself.
+pub(crate) fn is_between_coordinators(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotCoordinator
+                | RDKafkaErrorCode::CoordinatorNotAvailable
+                | RDKafkaErrorCode::CoordinatorLoadInProgress
+        )
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

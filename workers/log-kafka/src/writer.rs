@@ -20,7 +20,7 @@ use rdkafka::{
 
 use crate::{
     KafkaConfig,
-    client::{self, Watch},
+    client::{self, Watch, is_between_coordinators},
     record::Record,
     tender::{SERVE_FOR, Tender},
 };
@@ -116,7 +116,7 @@ impl Writer {
             self.tender.keep(&producer, serve);
             match producer.init_transactions(deadline.saturating_duration_since(Instant::now()).max(LEAST)) {
                 Ok(()) => self.producer = Some(producer),
-                Err(error) if is_moving(&error) && Instant::now() < deadline => thread::sleep(MOVE_STEP),
+                Err(error) if is_between_coordinators(&error) && Instant::now() < deadline => thread::sleep(MOVE_STEP),
                 Err(error) => return Err(self.meaning("cannot begin to write", &error)),
             }
         }
@@ -210,18 +210,6 @@ impl Writer {
             _ => client::failure(what, error),
         }
     }
-}
-
-/// Whether whoever keeps the transactions is changing, as when a cluster has its first one: that mends by itself.
-fn is_moving(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::NotCoordinator
-                | RDKafkaErrorCode::CoordinatorNotAvailable
-                | RDKafkaErrorCode::CoordinatorLoadInProgress
-        )
-    )
 }
 
 /// Hears of deliveries that failed, and waits a moment. Not inside of a poll: rdkafka spins for what is left of its time below a
