@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::{
     control::{self, ControlView},
     explain::{EventRef, StageStory, Story},
-    gauge::Gauge,
+    figures_cache::FiguresCache,
     logging::Anonymiser,
     names,
     printable::printable,
@@ -42,7 +42,7 @@ pub struct Desk {
     /// Stages in path order.
     pub stages: Vec<(&'static str, Arc<StageStats>)>,
     /// The job's figures.
-    pub gauge: Gauge,
+    pub figures: FiguresCache,
     /// Names users in log lines.
     pub names: Anonymiser,
     /// The control page: it is asked for often and changes with the catalogue alone.

@@ -15,7 +15,7 @@ pub mod eval;
 pub mod explain;
 pub mod feed;
 pub mod figures;
-pub mod gauge;
+pub mod figures_cache;
 pub mod grounds;
 pub mod import;
 pub mod imported;

@@ -98,7 +98,7 @@ pub(crate) fn read_on_demand(desk: &Arc<Desk>, events: &Sender<Event>) -> Result
 
 /// A reading, of which a panic is one more failure: the waiting goes on.
 fn read_unpanicked(desk: &Desk) -> Result<Arc<Figures>> {
-    catch_unwind(AssertUnwindSafe(|| desk.gauge.read()))
+    catch_unwind(AssertUnwindSafe(|| desk.figures.read()))
         .unwrap_or_else(|_| Err(anyhow!("reading the figures panicked, as told above: this is a fault of the program")))
 }
 
@@ -177,10 +177,10 @@ impl Running {
 impl Waiting {
     /// Shows how everything stands in the end, once the stages have ended.
     pub(crate) fn show_end(&mut self) {
-        let gauge = &self.running.desk.gauge;
+        let cache = &self.running.desk.figures;
         match &mut self.running.show {
-            Show::Own(monitor) => self.board.end_own(&monitor.read(gauge.up_for(), gauge.now_ms())),
-            Show::Job(_) => match gauge.read() {
+            Show::Own(monitor) => self.board.end_own(&monitor.read(cache.up_for(), cache.now_ms())),
+            Show::Job(_) => match cache.read() {
                 Ok(figures) => self.board.end(&figures),
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot read the last figures"),
             },
@@ -222,7 +222,7 @@ impl Waiting {
         if let Some(feeder) = &self.running.feeder {
             feeder.end.trigger();
         }
-        let last = self.running.desk.gauge.last();
+        let last = self.running.desk.figures.last();
         let waiting = last.map_or_else(|| "some".to_owned(), |figures| figures.waiting(Lane::Live).to_string());
         say(&format!("draining: {waiting} records wait, no new event is taken (once more stops after what is in hand)"));
     }
@@ -238,8 +238,8 @@ impl Waiting {
         desk.prometheus.run_upkeep(); // else measures pile up until somebody asks for them
         match &mut self.running.show {
             Show::Own(monitor) => {
-                let up_for = desk.gauge.up_for();
-                self.board.show_own(&monitor.read(up_for, desk.gauge.now_ms()), up_for);
+                let up_for = desk.figures.up_for();
+                self.board.show_own(&monitor.read(up_for, desk.figures.now_ms()), up_for);
             }
             Show::Job(_) => self.ask(),
         }

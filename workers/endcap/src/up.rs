@@ -27,7 +27,7 @@ use crate::{
     deploy::{Models, Watch},
     desk::Desk,
     feed::{self, FeedState, Pace, Simulated, Source},
-    gauge::{Feeding, Gauge},
+    figures_cache::{Feeding, FiguresCache},
     grounds,
     imported::Imported,
     logging::Anonymiser,
@@ -192,7 +192,7 @@ fn desk(
         clock: clock.clone(),
         prometheus,
         stages,
-        gauge: Gauge::new(monitor, feeding, ground.sides.read_every, clock.clone()),
+        figures: FiguresCache::new(monitor, feeding, ground.sides.read_every, clock.clone()),
         names,
         control: Mutex::default(),
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use crate::{
     client,
     dead_letters::{self, Letters, Spot},
     inspect::Inspector,
+    lock::lock,
     names::Names,
     notes::{self, Notes},
     producer::Ingest,
@@ -136,10 +137,6 @@ fn check_topics(asker: &Asker, names: &Names) -> Result<(), LogError> {
     Ok(())
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Shared {
     /// Refuses more on a lane while one of its groups is too far behind; looks once a second.
     fn check_room(&self, records: &[Outgoing]) -> Result<(), LogError> {
@@ -152,9 +149,7 @@ impl Shared {
             *lock(&self.room) = Some(Room { at: now, full });
         }
         let room = lock(&self.room);
-        // Records for both lanes wait for the slower one.
-        let lane = records.iter().map(|record| record.topic.lane()).max().unwrap_or(Lane::Live);
-        match room.as_ref().and_then(|room| room.full.get(&lane)) {
+        match room.as_ref().and_then(|room| room.full.get(&Outgoing::lane_of(records))) {
             Some((topic, waiting)) => Err(LogError::Full { topic: topic.name().to_owned(), waiting: *waiting, limit }),
             None => Ok(()),
         }

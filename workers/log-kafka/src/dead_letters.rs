@@ -7,14 +7,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ops::ControlFlow,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
 };
 
 use endcap_runtime::{DeadLetterFilter, DeadLetterId, LogError, StoredDeadLetter};
 use endcap_schemas::topics::Topic;
 use rdkafka::message::{BorrowedMessage, Message};
 
-use crate::{asker::Ends, names::Names, reader::Reader, record};
+use crate::{asker::Ends, lock::lock, names::Names, reader::Reader, record};
 
 /// Letters of one partition that are indexed, newest first; older ones are neither listed nor counted.
 const INDEXED_MAX: i64 = 50_000;
@@ -81,10 +81,6 @@ struct Entries {
 pub(crate) struct Letters {
     index: Mutex<Index>,
     kept: Mutex<BTreeMap<Spot, StoredDeadLetter>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Letters {

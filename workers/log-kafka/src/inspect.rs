@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::ControlFlow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use endcap_runtime::{Backlog, GroupState, LogError, Received};
@@ -12,6 +12,7 @@ use rdkafka::message::Message;
 
 use crate::{
     asker::{Asker, Ends},
+    lock::lock,
     names::Names,
     reader::{Reader, Readers},
     record,
@@ -39,10 +40,6 @@ pub(crate) struct Inspector {
     counted: Mutex<Counted>,
     /// Which groups read which topics, as far as is known.
     groups: Mutex<BTreeSet<(String, Topic)>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Inspector {

@@ -17,6 +17,7 @@ mod dead_letters;
 mod hand;
 mod headers;
 mod inspect;
+mod lock;
 mod log;
 mod names;
 mod notes;

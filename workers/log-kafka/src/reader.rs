@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::{ControlFlow, Deref},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,7 @@ use crate::{
     KafkaConfig,
     asker::Asker,
     client::{self, Watch},
+    lock::lock,
     names::Names,
     tender::{self, Tender},
 };
@@ -66,10 +67,6 @@ impl Readers {
         let reader = kept.map_or_else(|| Reader::new(&self.config, &self.names, self.asker.clone()), Ok)?;
         Ok(Lent { reader: Some(reader), idle: self.idle.clone() })
     }
-}
-
-fn lock(idle: &Mutex<Vec<Reader>>) -> std::sync::MutexGuard<'_, Vec<Reader>> {
-    idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Deref for Lent {

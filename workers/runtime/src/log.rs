@@ -132,6 +132,13 @@ pub struct Outgoing {
     pub value: Vec<u8>,
 }
 
+impl Outgoing {
+    /// The lane that has to have room for `records`: the slower one, where they are for both.
+    pub fn lane_of(records: &[Outgoing]) -> Lane {
+        records.iter().map(|record| record.topic.lane()).max().unwrap_or(Lane::Live)
+    }
+}
+
 /// A record as the log holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {

@@ -64,7 +64,7 @@ impl Life {
             None => Health { ok: false, troubles: vec![starting()] },
             Some(desk) if self.is_draining() => {
                 let waiting =
-                    desk.gauge.last().map_or_else(|| "some".to_owned(), |figures| figures.waiting(Lane::Live).to_string());
+                    desk.figures.last().map_or_else(|| "some".to_owned(), |figures| figures.waiting(Lane::Live).to_string());
                 Health { ok: false, troubles: vec![format!("draining: {waiting} records wait")] }
             }
             Some(desk) => desk.ready(),

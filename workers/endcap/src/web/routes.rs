@@ -109,7 +109,7 @@ async fn events(State(web): State<Web>, headers: HeaderMap, body: Body) -> Resul
 }
 
 async fn pipeline(State(web): State<Web>) -> Result<Json<Arc<Figures>>, ApiError> {
-    web.ask(|desk| desk.gauge.figures()).await.map(Json)
+    web.ask(|desk| desk.figures.recent()).await.map(Json)
 }
 
 async fn dead_letters(State(web): State<Web>, Query(query): Query<ListQuery>) -> Result<Json<DeadLetters>, ApiError> {

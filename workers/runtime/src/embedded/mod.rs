@@ -212,7 +212,7 @@ impl Producer {
     /// # Errors
     /// [`LogError::Full`] while a group is too far behind (nothing is written; try again later), [`LogError`] when the file does not answer.
     pub fn append(&self, records: &[Outgoing], progress: Option<(&str, &str)>) -> Result<Vec<i64>, LogError> {
-        self.write(lane_of(records), |transaction, now_ms| {
+        self.write(Outgoing::lane_of(records), |transaction, now_ms| {
             if let Some((name, value)) = progress {
                 transaction.execute(
                     "INSERT INTO progress VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
@@ -229,7 +229,7 @@ impl Producer {
     /// [`LogError::Full`] as [`Producer::append`]; [`LogError`] when the file does not answer. Then nothing was kept.
     pub fn admit(&self, records: &[Outgoing], refused: &[DeadLetter]) -> Result<(), LogError> {
         let tally = entering(records, refused);
-        self.write(lane_of(records), |transaction, now_ms| {
+        self.write(Outgoing::lane_of(records), |transaction, now_ms| {
             refused.iter().try_for_each(|letter| dead_letters::bury(transaction, letter, now_ms))?;
             consumer::count(transaction, INGEST, &tally)?;
             append(transaction, records, now_ms).map(|_| ())
@@ -449,11 +449,6 @@ fn backlog(connection: &Connection, topic: &str, position: i64, end: i64) -> rus
         .query_row([position], |row| row.get(0))
         .optional()?;
     Ok(Backlog { waiting: u64::try_from(end - position).unwrap_or(0), oldest_ms })
-}
-
-/// The lane that `records` are for: the slower one, where they are for both.
-fn lane_of(records: &[Outgoing]) -> Lane {
-    records.iter().map(|record| record.topic.lane()).max().unwrap_or(Lane::Live)
 }
 
 /// The topic of the group that is furthest behind on `lane`, and how many records wait for it.

@@ -12,8 +12,8 @@ use endcap_runtime::Clock;
 
 use crate::{feed::FeedState, figures::Figures, monitor::Monitor};
 
-/// The gauge.
-pub struct Gauge {
+/// The cache.
+pub struct FiguresCache {
     clock: Arc<dyn Clock>,
     /// When the process began to work.
     start: Duration,
@@ -34,8 +34,8 @@ pub struct Feeding {
     pub words: String,
 }
 
-impl Gauge {
-    /// A gauge that reads with `monitor` and shows figures that are up to `keep` old.
+impl FiguresCache {
+    /// A cache that reads with `monitor` and shows figures that are up to `keep` old.
     pub fn new(monitor: Monitor, feeding: Option<Feeding>, keep: Duration, clock: Arc<dyn Clock>) -> Self {
         Self { start: clock.monotonic(), clock, keep, feeding, monitor: Mutex::new(monitor), last: Mutex::default() }
     }
@@ -77,7 +77,7 @@ impl Gauge {
     ///
     /// # Errors
     /// When log or store do not answer and nothing was read before.
-    pub fn figures(&self) -> Result<Arc<Figures>> {
+    pub fn recent(&self) -> Result<Arc<Figures>> {
         let (now, last) = (self.clock.monotonic(), self.last.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let Some((at, last)) = last else {
             let mut monitor = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,8 +95,8 @@ impl Gauge {
     }
 }
 
-impl fmt::Debug for Gauge {
+impl fmt::Debug for FiguresCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gauge").field("keep", &self.keep).finish_non_exhaustive()
+        f.debug_struct("FiguresCache").field("keep", &self.keep).finish_non_exhaustive()
     }
 }
