@@ -15,7 +15,7 @@ use endcap_runtime::{Clock, StoreOverview};
 use crate::{
     config::Config,
     data::DataDir,
-    manifest::{Generation, Manifest, Meaning, Settings, Version, is_taken_over, meaning},
+    manifest::{Generation, Manifest, Settings, Version, runs_as},
     path::{Fleet, PathConfig, StageName},
     places::{ModelName, Places},
     versions::Remembered,
@@ -57,9 +57,9 @@ impl Models {
     pub fn plan(self, market: String, path: &PathConfig, store: &dyn StoreOverview) -> Result<Plan> {
         let wanted = Manifest::new(market, self.found.clone(), Settings::of(path));
         let newest = generation(store, None)?;
-        match meaning_of(&wanted, newest.as_ref(), store)? {
-            Meaning::Active(_) if !newest.as_ref().is_some_and(|newest| wanted.agrees_with(&newest.manifest)) => {
-                self.take_up(wanted, path, &newest.expect("what is active is there"))
+        match newest {
+            Some(newest) if !wanted.agrees_with(&newest.manifest) && would_run_as(&wanted, &newest, store)? => {
+                self.take_up(wanted, path, &newest)
             }
             _ => Ok(Plan { running: wanted.clone(), wanted, places: self.places, path: path.clone() }),
         }
@@ -107,15 +107,6 @@ pub struct Plan {
     running: Manifest,
 }
 
-/// What a process runs as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deployment {
-    /// The number that its pages carry.
-    pub generation: i32,
-    /// The number of the deployment that its configuration is: another one where that was rolled back.
-    pub configured: i32,
-}
-
 impl Plan {
     /// Refuses models that are others than their files said before they were loaded; the next start looks at the files anew.
     ///
@@ -149,18 +140,19 @@ impl Plan {
     ///
     /// # Errors
     /// When the store does not answer, nothing more can be deployed, this machine lacks models, or something else became active meanwhile.
-    pub fn deploy(&self, store: &dyn StoreOverview, clock: &dyn Clock) -> Result<Deployment> {
+    pub fn deploy(&self, store: &dyn StoreOverview, clock: &dyn Clock) -> Result<i32> {
         let mut newest = generation(store, None)?;
         loop {
-            match (meaning_of(&self.wanted, newest.as_ref(), store)?, newest) {
-                (Meaning::Active(configured), Some(active)) if self.running.agrees_with(&active.manifest) => {
-                    tracing::info!(generation = active.number, configured, "runs under this generation");
-                    return Ok(Deployment { generation: active.number, configured });
+            let runs = newest.as_ref().map_or(Ok(false), |newest| would_run_as(&self.wanted, newest, store))?;
+            match newest {
+                Some(active) if runs && self.running.agrees_with(&active.manifest) => {
+                    tracing::info!(generation = active.number, "runs under this generation");
+                    return Ok(active.number);
                 }
-                (Meaning::New, last) if self.running == self.wanted => {
+                last if !runs && self.running == self.wanted => {
                     newest = Some(add(store, Generation::deployed(&self.wanted, last.as_ref(), clock.now_ms())?)?);
                 }
-                (_, active) => {
+                active => {
                     let number = active.map_or(0, |active| active.number);
                     bail!("generation {number} became active while this process was starting: start it again")
                 }
@@ -169,10 +161,15 @@ impl Plan {
     }
 }
 
-/// What `wanted` means beside `newest`.
-fn meaning_of(wanted: &Manifest, newest: Option<&Generation>, store: &dyn StoreOverview) -> Result<Meaning> {
-    let replaced = newest.and_then(|newest| newest.in_place_of).map(|number| named(store, number)).transpose()?;
-    Ok(meaning(wanted, newest, replaced.as_ref().map(|replaced| &replaced.manifest)))
+/// Whether a process that is configured as `wanted` runs as `newest` when it starts, without a deployment.
+fn would_run_as(wanted: &Manifest, newest: &Generation, store: &dyn StoreOverview) -> Result<bool> {
+    let (mut replaced, mut last) = (Vec::new(), newest.clone());
+    // A rollback of a rollback stands in for what was rolled back, and for what that had stood in for.
+    while let Some(number) = last.in_place_of.filter(|number| *number < last.number) {
+        last = named(store, number)?;
+        replaced.push(last.manifest.clone());
+    }
+    Ok(runs_as(wanted, newest, &replaced))
 }
 
 /// Which models of `manifest` are no longer where they were, in words. `found` says what lies there; `None` for what need not be there.
@@ -235,20 +232,23 @@ fn add(store: &dyn StoreOverview, made: Generation) -> Result<Generation> {
     }
 }
 
-/// Sees, while a process runs, that a start would make it another generation.
+/// Sees, while a process runs, that a start would make it run another manifest.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    own: Deployment,
+    wanted: Manifest,
+    running: Manifest,
     /// The highest number that was looked at.
     seen: i32,
 }
 
 impl Watch {
-    pub(crate) fn new(own: Deployment) -> Self {
-        Self { own, seen: own.generation }
+    /// Of a process that runs `plan` under the number `generation`.
+    pub(crate) fn new(plan: &Plan, generation: i32) -> Self {
+        Self { wanted: plan.wanted.clone(), running: plan.running.clone(), seen: generation }
     }
 
-    /// The rollback that this process does not run yet and that a start would take up; told once.
+    /// The rollback that this process does not run yet and that a start would take up; told once. Of processes that are configured otherwise
+    /// nothing is told: a start would deploy that again, for ever.
     ///
     /// # Errors
     /// When the store does not answer or holds something else than a generation; the latter is told once.
@@ -257,11 +257,11 @@ impl Watch {
         let Some((number, text)) = newest.filter(|(number, _)| *number > self.seen) else { return Ok(None) };
         self.seen = number;
         let newest = Generation::read(number, &text)?;
-        // A replay deploys what runs already once more.
-        if generation(store, Some(self.own.generation))?.is_some_and(|own| own.manifest == newest.manifest) {
+        // A replay deploys what runs already once more, as a rollback to it does.
+        if self.running.agrees_with(&newest.manifest) {
             return Ok(None);
         }
-        Ok(is_taken_over(self.own.generation, self.own.configured, &newest).then_some(newest))
+        Ok(would_run_as(&self.wanted, &newest, store)?.then_some(newest))
     }
 }
 

@@ -168,7 +168,8 @@ pub struct Generation {
     /// The one whose manifest this is again, where it is a rollback.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub back_to: Option<i32>,
-    /// The one that is what processes are configured to be, where it is a rollback: they run this one in its place.
+    /// The one that was rolled back, where it is a rollback. Processes that are configured as that one, or as what that one stood in for
+    /// itself, run this one in its place.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub in_place_of: Option<i32>,
     /// What it consists of.
@@ -198,8 +199,7 @@ impl Generation {
     /// When the numbers are used up.
     pub fn rolled_back(target: &Generation, active: &Generation, at_ms: i64) -> Result<Self> {
         let manifest = Manifest { program: env!("CARGO_PKG_VERSION").to_owned(), ..target.manifest.clone() };
-        let in_place_of = Some(active.in_place_of.unwrap_or(active.number));
-        Ok(Self { number: next(Some(active))?, at_ms, back_to: Some(target.number), in_place_of, manifest })
+        Ok(Self { number: next(Some(active))?, at_ms, back_to: Some(target.number), in_place_of: Some(active.number), manifest })
     }
 
     /// The manifest of `newest` once more: what a replay makes under it wins against what was made of the same contexts before.
@@ -247,29 +247,10 @@ fn next(newest: Option<&Generation>) -> Result<i32> {
     Ok(number)
 }
 
-/// What a configuration means beside the newest generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Meaning {
-    /// It runs as that one; it is the configuration that was deployed with the generation of this number.
-    Active(i32),
-    /// It is a deployment of its own.
-    New,
-}
-
-/// What the configuration `wanted` means. `replaced` is the manifest that `newest` stands in for, where it is a rollback.
-pub fn meaning(wanted: &Manifest, newest: Option<&Generation>, replaced: Option<&Manifest>) -> Meaning {
-    let Some(newest) = newest else { return Meaning::New };
-    match newest.in_place_of {
-        Some(number) if replaced.is_some_and(|replaced| wanted.agrees_with(replaced)) => Meaning::Active(number),
-        _ if wanted.agrees_with(&newest.manifest) => Meaning::Active(newest.number),
-        _ => Meaning::New,
-    }
-}
-
-/// Whether a process that is configured as generation `configured` and runs as `running` would run as `newest` if it were started now,
-/// without a deployment: then it may end for that.
-pub fn is_taken_over(running: i32, configured: i32, newest: &Generation) -> bool {
-    newest.number > running && newest.in_place_of == Some(configured)
+/// Whether a process that is configured as `wanted` runs as `newest`, without a deployment. `replaced` are the manifests that `newest` stands
+/// in for, where it is a rollback.
+pub fn runs_as(wanted: &Manifest, newest: &Generation, replaced: &[Manifest]) -> bool {
+    wanted.agrees_with(&newest.manifest) || replaced.iter().any(|replaced| wanted.agrees_with(replaced))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel},
     },
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -21,9 +22,9 @@ use endcap_schemas::topics::Lane;
 use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 
 use crate::{
-    deploy::Watch,
     desk::Desk,
     figures::Figures,
+    manifest::Generation,
     monitor::OwnMonitor,
     path::Ended,
     progress::{Board, say},
@@ -54,6 +55,8 @@ pub(crate) enum Event {
     Served(Result<()>),
     /// The figures were read, as somebody had asked for.
     Read(Result<Arc<Figures>>),
+    /// A start would take up another manifest now.
+    RolledBack(RolledBack),
     /// Somebody asks to end.
     Signal,
 }
@@ -102,6 +105,34 @@ fn read_unpanicked(desk: &Desk) -> Result<Arc<Figures>> {
         .unwrap_or_else(|_| Err(anyhow!("reading the figures panicked, as told above: this is a fault of the program")))
 }
 
+/// Starts the thread that looks every `every` whether the manifest was rolled back, by `look`: the store may be slow, and signals are heard
+/// at once all the same. What cannot be read is no reason to end.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub(crate) fn watch_generations(
+    mut look: impl FnMut() -> Result<Option<Generation>> + Send + 'static,
+    every: Duration,
+    shutdown: &Shutdown,
+    events: &Sender<Event>,
+) -> Result<()> {
+    let (shutdown, events) = (shutdown.clone(), events.clone());
+    let watch = move || {
+        while !shutdown.wait(every) {
+            match look() {
+                Ok(None) => {}
+                // Nobody listens any more when the process is already ending.
+                Ok(Some(newest)) => drop(events.send(Event::RolledBack(RolledBack(newest.number)))),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "cannot see whether the manifest was rolled back");
+                }
+            }
+        }
+    };
+    let thread = thread::Builder::new().name("generations".to_owned()).spawn(watch);
+    thread.context("cannot start the thread that watches generations").map(drop)
+}
+
 /// What the waiting thread shows.
 pub(crate) enum Show {
     /// The whole job, read by a thread of its own.
@@ -125,7 +156,6 @@ pub(crate) struct Running {
     pub(crate) desk: Arc<Desk>,
     pub(crate) life: Arc<Life>,
     pub(crate) show: Show,
-    pub(crate) watch: Watch,
     /// `None` where nothing is fed.
     pub(crate) feeder: Option<Feeder>,
     /// Asks the stages to finish.
@@ -159,10 +189,7 @@ impl Running {
                         break result;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => match waiting.rolled_back() {
-                    Some(rolled_back) => break Err(rolled_back.into()),
-                    None => waiting.look(),
-                },
+                Err(RecvTimeoutError::Timeout) => waiting.look(),
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the thread of the signals keeps a sender"),
             }
         };
@@ -191,6 +218,7 @@ impl Waiting {
     fn hear(&mut self, event: Event) -> Option<Result<()>> {
         match event {
             Event::Read(reading) => self.is_drained(reading).then_some(Ok(())),
+            Event::RolledBack(rolled_back) => Some(Err(rolled_back.into())),
             Event::Ended(Ended { stage, result: Err(cause) }) => {
                 Some(Err(anyhow!(cause).context(format!("stage {stage} has stopped"))))
             }
@@ -279,15 +307,31 @@ impl Waiting {
         }
         asked.closed
     }
+}
 
-    /// Whether a start would take up another manifest now. What cannot be read is no reason to end.
-    fn rolled_back(&mut self) -> Option<RolledBack> {
-        match self.running.watch.look(&*self.running.desk.sides.store) {
-            Ok(newest) => newest.map(|newest| RolledBack(newest.number)),
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "cannot see whether the manifest was rolled back");
-                None
-            }
-        }
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::manifest::tests::manifest;
+
+    #[test]
+    fn a_store_that_hangs_keeps_nobody_from_hearing_signals() {
+        let ((events, heard), (answer, store)) = (channel(), channel());
+        let (asked, is_asked) = channel();
+        let look = move || {
+            asked.send(()).unwrap();
+            Ok(store.recv().ok())
+        };
+        let shutdown = Shutdown::new();
+        watch_generations(look, Duration::ZERO, &shutdown, &events).unwrap();
+        is_asked.recv().unwrap();
+        events.send(Event::Signal).unwrap();
+        assert!(matches!(heard.recv().unwrap(), Event::Signal), "while the store has not answered");
+        let newest = Generation { number: 3, ..Generation::deployed(&manifest("one", 5), None, 5).unwrap() };
+        answer.send(newest).unwrap();
+        assert!(matches!(heard.recv().unwrap(), Event::RolledBack(RolledBack(3))));
+        shutdown.trigger();
     }
 }

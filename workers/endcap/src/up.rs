@@ -36,7 +36,7 @@ use crate::{
     places::Places,
     progress,
     report::{self, Began},
-    running::{Event, Feeder, Running, Show, listen_to_signals, read_on_demand},
+    running::{Event, Feeder, Running, Show, listen_to_signals, read_on_demand, watch_generations},
     sides::Sides,
     web::{self, Access, Life},
 };
@@ -113,11 +113,11 @@ where
     progress::begin("opening the market");
     let market = grounds::open(&config, &data, &fleet.encoder)?;
     grounds::claim(&config, &sides, &market)?;
-    let deployment = plan.deploy(&*sides.store, &*clock)?;
-    metrics::gauge!(GENERATION).set(f64::from(deployment.generation));
+    let generation = plan.deploy(&*sides.store, &*clock)?;
+    metrics::gauge!(GENERATION).set(f64::from(generation));
     let shutdown = Shutdown::new();
     let ground = Ground {
-        generation: deployment.generation,
+        generation,
         sides: sides.clone(),
         market: market.clone(),
         clocks: Clocks::of(clock.clone()),
@@ -146,12 +146,13 @@ where
         Role::Everything(args) => (args.exit_when_drained, true),
         Role::Stages(_) => (false, false),
     };
-    let watch = Watch::new(deployment);
+    let (mut watch, store) = (Watch::new(&plan, generation), sides.store.clone());
+    watch_generations(move || watch.look(&*store), sides.read_every, &shutdown, &events)?;
     let show = match role {
         Role::Everything(_) => Show::Job(read_on_demand(&desk, &events)?),
         Role::Stages(_) => Show::Own(OwnMonitor::new(stages.clone())),
     };
-    let running = Running { exit_when_drained, drains, desk, life, show, watch, feeder, shutdown };
+    let running = Running { exit_when_drained, drains, desk, life, show, feeder, shutdown };
     let (mut waiting, result) = running.wait(heard);
     let _ = end_web.send(true); // a server that has failed listens no more
     path.join();

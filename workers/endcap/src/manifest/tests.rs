@@ -17,16 +17,15 @@ fn deployed(manifest: &Manifest, newest: Option<&Generation>) -> Generation {
 #[test]
 fn the_same_configuration_is_the_same_generation_and_another_the_next() {
     let (old, new) = (manifest("one", 5), manifest("one", 4));
-    assert_eq!(meaning(&old, None, None), Meaning::New);
     let first = deployed(&old, None);
-    assert_eq!((first.number, meaning(&old, Some(&first), None)), (1, Meaning::Active(1)));
+    assert!(first.number == 1 && runs_as(&old, &first, &[]));
     for other in [&new, &manifest("two", 5), &Manifest { market: "shop".into(), ..old.clone() }] {
-        assert_eq!(meaning(other, Some(&first), None), Meaning::New);
+        assert!(!runs_as(other, &first, &[]));
     }
     assert_eq!(deployed(&new, Some(&first)).number, 2);
     let mut elsewhere = old.clone();
     elsewhere.models.get_mut(&ModelName::Themes).unwrap().place = Place::BuiltIn("abc".into());
-    assert_eq!(meaning(&elsewhere, Some(&first), None), Meaning::Active(1), "where a model lies changes no page");
+    assert!(runs_as(&elsewhere, &first, &[]), "where a model lies changes no page");
     let rests = PathConfig { debounce: std::time::Duration::from_secs(9), ..PathConfig::default() };
     assert_eq!(Settings::of(&rests), Settings::of(&PathConfig::default()), "nor does when it is made");
 }
@@ -37,9 +36,9 @@ fn who_lacks_models_follows_and_does_not_deploy() {
     let first = deployed(&whole, None);
     let mut partial = whole.clone();
     partial.models.remove(&ModelName::Themes);
-    assert_eq!(meaning(&partial, Some(&first), None), Meaning::Active(1));
+    assert!(runs_as(&partial, &first, &[]));
     partial.models.get_mut(&ModelName::Encoder).unwrap().version = "other".into();
-    assert_eq!(meaning(&partial, Some(&first), None), Meaning::New);
+    assert!(!runs_as(&partial, &first, &[]));
     let refusal = Generation::deployed(&partial, Some(&first), 5).unwrap_err().to_string();
     assert!(refusal.contains("lacks files of the models themes: first start a process where all models are"), "{refusal}");
 }
@@ -51,16 +50,12 @@ fn a_rollback_stands_in_for_what_is_configured_until_that_changes() {
     let second = deployed(&bad, Some(&first));
     let back = Generation::rolled_back(&first, &second, 9).unwrap();
     assert_eq!((back.number, back.back_to, back.in_place_of, &back.manifest), (3, Some(1), Some(2), &good));
-    assert_eq!(meaning(&bad, Some(&back), Some(&bad)), Meaning::Active(2), "still configured as what was rolled back");
-    assert_eq!(meaning(&good, Some(&back), Some(&bad)), Meaning::Active(3), "configured as what is active");
-    assert_eq!(meaning(&third, Some(&back), Some(&bad)), Meaning::New);
-    for (running, configured, ends) in [(2, 2, true), (1, 1, false), (3, 2, false), (3, 3, false)] {
-        assert_eq!(is_taken_over(running, configured, &back), ends, "{running} configured as {configured}");
+    let replaced = [bad.clone()];
+    for (configured, runs) in [(&bad, true), (&good, true), (&third, false)] {
+        assert_eq!(runs_as(configured, &back, &replaced), runs);
     }
     let forth = Generation::rolled_back(&second, &back, 9).unwrap();
-    assert_eq!((forth.number, forth.in_place_of, &forth.manifest), (4, Some(2), &bad), "a rollback of a rollback");
-    assert!(is_taken_over(3, 2, &forth) && !is_taken_over(3, 3, &forth));
-    assert!(!is_taken_over(1, 1, &second), "who is configured otherwise would deploy that again, for ever");
+    assert_eq!((forth.number, forth.in_place_of, &forth.manifest), (4, Some(3), &bad), "a rollback of a rollback");
 }
 
 #[test]
