@@ -52,7 +52,7 @@ pub struct StageFigures {
     pub seconds: f64,
     /// Tokens of its model; none where it has none.
     pub tokens: Option<TokenCounts>,
-    /// Tokens a second over the last seconds.
+    /// Tokens a second over the last half minute; since the reading before this one, where that was longer ago.
     pub tokens_per_second: f64,
     /// The batch that it is processing; none between two.
     pub at_work: Option<AtWorkFigures>,
@@ -99,7 +99,7 @@ pub struct Freshness {
     pub p50: Option<f64>,
     /// 99 of 100 are.
     pub p99: Option<f64>,
-    /// Pages that this was taken from.
+    /// Pages that this was taken from: the last ones, at most 500.
     pub count: usize,
 }
 
@@ -135,7 +135,7 @@ pub struct PageFigures {
     pub published: u64,
     /// Shoppers that have one.
     pub shoppers: u64,
-    /// Pages a second over the last seconds.
+    /// Pages a second over the last half minute; since the reading before this one, where that was longer ago.
     pub per_second: f64,
 }
 

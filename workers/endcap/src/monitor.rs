@@ -20,12 +20,12 @@ use crate::{
     sides::Sides,
 };
 
-/// Pages that freshness is taken from.
+/// Pages that freshness is taken from: the last ones.
 const PAGES_MAX: usize = 500;
 /// Pages read at once.
 const READ_MAX: usize = 64;
-/// Readings that rates are taken over.
-const READINGS: usize = 60;
+/// Time that rates are taken over; where the last two readings are further apart, the time between these.
+const RATES_OVER: Duration = Duration::from_secs(30);
 
 /// Stages in path order, and what each tells of itself.
 pub type Stages = Vec<(&'static str, Arc<StageStats>)>;
@@ -37,8 +37,8 @@ pub struct Monitor {
     stages: Stages,
     /// The first page of each partition that was not read.
     next: BTreeMap<i32, i64>,
-    /// Freshness of the last pages, s.
-    fresh: VecDeque<f64>,
+    /// When the last pages were published, ms, and their freshness, s; in that order.
+    fresh: Vec<(i64, f64)>,
     rates: Rates,
 }
 
@@ -48,17 +48,25 @@ pub struct OwnMonitor {
     rates: Rates,
 }
 
-/// What rates are taken over.
+/// What rates are taken over. Readings are as far apart as whoever looks: a rate is what was counted between two, over the time between them.
 #[derive(Default)]
 struct Rates {
-    /// Time, tokens per stage and lane, and pages of the last readings.
-    past: VecDeque<(Duration, BTreeMap<String, u64>, u64)>,
+    past: VecDeque<Count>,
+}
+
+/// What had been counted at a reading.
+struct Count {
+    /// Time since the start.
+    at: Duration,
+    /// Tokens per stage and lane.
+    tokens: BTreeMap<String, u64>,
+    pages: u64,
 }
 
 impl Monitor {
     /// A monitor over `sides` in a process that runs the manifest of this number; `stages` in path order.
     pub fn new(generation: i32, sides: Sides, stages: Stages) -> Self {
-        Self { generation, sides, stages, next: BTreeMap::new(), fresh: VecDeque::new(), rates: Rates::default() }
+        Self { generation, sides, stages, next: BTreeMap::new(), fresh: Vec::new(), rates: Rates::default() }
     }
 
     /// A reading at `now_ms`. `up_for` is the time since the start; `feeder` says what the feeder is doing.
@@ -79,7 +87,7 @@ impl Monitor {
             accepted: events,
             refused: tallies.get(INGEST).map_or(0, Tally::dead_lettered_total),
             stages,
-            freshness: Freshness::of(self.fresh.iter().copied().collect()),
+            freshness: Freshness::of(self.fresh.iter().map(|(_, seconds)| *seconds).collect()),
             pages: PageFigures {
                 published,
                 shoppers: self.sides.store.pages_count().context("cannot count the pages")?,
@@ -90,26 +98,28 @@ impl Monitor {
         })
     }
 
-    /// Takes the freshness of pages published since the last reading; those that would be forgotten at once are passed over.
+    /// Takes the freshness of the pages that were published since the last reading: all of them, but those that would be forgotten at once.
     fn read_pages(&mut self) -> Result<()> {
-        for (partition, end) in self.sides.log.ends(Topic::PAGES).context("cannot read the log")? {
+        let ends = self.sides.log.ends(Topic::PAGES).context("cannot read the log")?;
+        // Keys spread over the partitions, and so do the last pages.
+        let each_max = i64::try_from(PAGES_MAX.div_ceil(ends.len().max(1))).unwrap_or(i64::MAX);
+        for (partition, end) in ends {
             let next = self.next.entry(partition).or_insert(0);
-            *next = (*next).max(end - PAGES_MAX as i64);
-            if *next >= end {
-                continue;
-            }
-            let records = self.sides.log.records(Topic::PAGES, partition, *next, READ_MAX).context("cannot read the log")?;
-            // Offsets without a record are a log's own: there is nothing left before its end, then.
-            *next = records.last().map_or(end, |last| last.offset + 1);
-            for record in &records {
-                if let Ok(page) = wire::decode::<PagePublished>(&record.value) {
-                    self.fresh.push_back(seconds_between(page.head.cause.accepted_ms, record.appended_ms));
+            *next = (*next).max(end - each_max);
+            while *next < end {
+                let records = self.sides.log.records(Topic::PAGES, partition, *next, READ_MAX).context("cannot read the log")?;
+                // Offsets without a record are a log's own: there is nothing left before its end, then.
+                *next = records.last().map_or(end, |last| last.offset + 1);
+                for record in &records {
+                    if let Ok(page) = wire::decode::<PagePublished>(&record.value) {
+                        let seconds = seconds_between(page.head.cause.accepted_ms, record.appended_ms);
+                        self.fresh.push((record.appended_ms, seconds));
+                    }
                 }
             }
         }
-        while self.fresh.len() > PAGES_MAX {
-            self.fresh.pop_front();
-        }
+        self.fresh.sort_by_key(|(published_ms, _)| *published_ms);
+        self.fresh.drain(..self.fresh.len().saturating_sub(PAGES_MAX));
         Ok(())
     }
 }
@@ -170,22 +180,21 @@ impl Rates {
     fn fill_in(&mut self, now: Duration, published: u64, stages: &mut [StageFigures]) -> f64 {
         let count = |stage: &StageFigures| stage.tokens.map_or(0, |tokens| tokens.prefilled + tokens.generated + tokens.forced);
         let tokens = stages.iter().map(|stage| (stage.lane.named(&stage.name), count(stage))).collect();
-        self.past.push_back((now, tokens, published));
-        if self.past.len() > READINGS {
+        self.past.push_back(Count { at: now, tokens, pages: published });
+        // The one before this one stays, however old it is.
+        while self.past.len() > 2 && now.saturating_sub(self.past[0].at) > RATES_OVER {
             self.past.pop_front();
         }
-        let (Some((from, before, pages_before)), Some((to, after, _))) = (self.past.front(), self.past.back()) else {
-            return 0.0;
-        };
-        let seconds = (*to - *from).as_secs_f64();
+        let (Some(before), Some(after)) = (self.past.front(), self.past.back()) else { return 0.0 };
+        let seconds = after.at.saturating_sub(before.at).as_secs_f64();
         if seconds <= 0.0 {
             return 0.0;
         }
         for stage in stages {
             let count = |counts: &BTreeMap<String, u64>| counts.get(&stage.lane.named(&stage.name)).copied().unwrap_or(0);
-            stage.tokens_per_second = count(after).saturating_sub(count(before)) as f64 / seconds;
+            stage.tokens_per_second = count(&after.tokens).saturating_sub(count(&before.tokens)) as f64 / seconds;
         }
-        published.saturating_sub(*pages_before) as f64 / seconds
+        published.saturating_sub(before.pages) as f64 / seconds
     }
 }
 
@@ -281,3 +290,6 @@ fn share(hits: Option<u64>, misses: Option<u64>) -> Option<f64> {
 pub fn seconds_between(from_ms: i64, to_ms: i64) -> f64 {
     (to_ms - from_ms).max(0) as f64 / 1_000.0
 }
+
+#[cfg(test)]
+mod tests;
