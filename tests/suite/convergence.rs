@@ -220,7 +220,8 @@ impl World {
             stats: Arc::new(StageStats::default()),
             shutdown: fuse.shutdown.clone(),
         };
-        run_stage(&mut stage, &mut Mortal { log: consumer, fuse: fuse.clone() }, &env).expect("no stage stops by itself");
+        let log = Mortal { log: consumer, fuse: fuse.clone() };
+        run_stage(&mut stage, Box::new(log), &env).expect("no stage stops by itself");
     }
 
     fn waiting(&self) -> u64 {

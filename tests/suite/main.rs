@@ -6,6 +6,7 @@ mod fleet;
 mod generations;
 mod import_docs;
 mod lab;
+mod lanes;
 mod market;
 mod path;
 mod program;

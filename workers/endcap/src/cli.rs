@@ -178,7 +178,7 @@ pub struct UpArgs {
     /// Ends the simulation (or the replay) after so many events.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub events: Option<String>,
-    /// Ends when every event is worked off.
+    /// Ends when every event is worked off; with an error where a backfill lane has stopped, which says what still waits there.
     #[arg(long)]
     pub exit_when_drained: bool,
     /// Writes what happened to this file, as JSON, at the end.

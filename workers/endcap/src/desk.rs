@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use endcap_retrieval::{Market, PerVersion};
-use endcap_runtime::{Clock, DeadLetterFilter, DeadLetterId, StageStats, Store, StoredDeadLetter};
+use endcap_runtime::{Clock, DeadLetterFilter, DeadLetterId, StageSnapshot, StageStats, Store, StoredDeadLetter};
 use endcap_schemas::{PagePublished, PurchaseMemory, ShopperEvent, UserKey, wire};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
@@ -97,7 +97,7 @@ pub struct DeadLetterRow {
 pub struct Health {
     /// Whether it is.
     pub ok: bool,
-    /// What is not.
+    /// What is not; beside a job that is well, what does not hold it up.
     pub troubles: Vec<String>,
 }
 
@@ -201,17 +201,25 @@ impl Desk {
         Health { ok: troubles.is_empty(), troubles }
     }
 
-    /// Whether every stage runs and no dependency is down.
+    /// Whether every stage runs and no dependency is down. What troubles a backfill lane is told, and takes no process out of service: events
+    /// are taken and worked off all the same.
     pub fn ready(&self) -> Health {
-        let troubles = self.stages.iter().filter_map(|(name, stats)| {
-            let snapshot = stats.snapshot();
-            if !snapshot.running {
-                return Some(format!("stage {name} does not run"));
-            }
-            snapshot.trouble.map(|trouble| format!("stage {name} waits: {trouble}"))
-        });
-        let troubles: Vec<String> = troubles.collect();
-        Health { ok: troubles.is_empty(), troubles }
+        let mut health = Health { ok: true, troubles: Vec::new() };
+        self.stages.iter().for_each(|(name, stats)| health.see(name, stats.snapshot()));
+        health
+    }
+}
+
+impl Health {
+    fn see(&mut self, stage: &str, StageSnapshot { running, live, backfill, .. }: StageSnapshot) {
+        if !running {
+            self.ok = false;
+            return self.troubles.push(format!("stage {stage} does not run"));
+        }
+        self.ok &= live.trouble.is_none();
+        self.troubles.extend(live.trouble.map(|trouble| format!("stage {stage} waits: {trouble}")));
+        let how = if backfill.stopped { "has stopped" } else { "waits" };
+        self.troubles.extend(backfill.trouble.map(|trouble| format!("the backfill lane of stage {stage} {how}: {trouble}")));
     }
 }
 
@@ -293,4 +301,33 @@ fn recent_purchases(store: &dyn Store, user: &UserKey) -> Result<Vec<PurchaseMem
     let Some(context) = results.iter().find(|result| result.stage == "context") else { return Ok(Vec::new()) };
     let told = StageStory::of(context)?.explanation["recent"].take();
     Ok(serde_json::from_value(told).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use endcap_runtime::LaneSnapshot;
+
+    use super::*;
+
+    #[test]
+    fn what_troubles_a_backfill_lane_is_told_and_leaves_the_process_in_service() {
+        let lane =
+            |trouble: Option<&str>, stopped| LaneSnapshot { trouble: trouble.map(str::to_owned), stopped, ..Default::default() };
+        let (well, down, stopped) = (lane(None, false), lane(Some("store: down"), false), lane(Some("all fail"), true));
+        for (running, live, backfill, ok, told) in [
+            (true, &well, &well, true, &[][..]),
+            (false, &down, &well, false, &["stage themes does not run"]),
+            (true, &down, &well, false, &["stage themes waits: store: down"]),
+            (true, &well, &down, true, &["the backfill lane of stage themes waits: store: down"]),
+            (true, &well, &stopped, true, &["the backfill lane of stage themes has stopped: all fail"]),
+        ] {
+            let mut health = Health { ok: true, troubles: Vec::new() };
+            let (live, backfill) = (live.clone(), backfill.clone());
+            health.see("themes", StageSnapshot { running, live, backfill, ..StageSnapshot::default() });
+            assert_eq!(
+                (health.ok, &health.troubles[..]),
+                (ok, &told.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>()[..])
+            );
+        }
+    }
 }

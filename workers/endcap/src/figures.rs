@@ -56,8 +56,10 @@ pub struct StageFigures {
     pub tokens_per_second: f64,
     /// The batch that it is processing; none between two.
     pub at_work: Option<AtWorkFigures>,
-    /// What it waits for, while something is down.
+    /// What it waits for, while something is down; why it has stopped, where it has.
     pub trouble: Option<String>,
+    /// Whether this process works on it no more until the next start, while the rest of the stage goes on.
+    pub stopped: bool,
 }
 
 /// A batch in a stage's hands, of this process.
@@ -84,6 +86,7 @@ impl Default for StageFigures {
             tokens_per_second: 0.0,
             at_work: None,
             trouble: None,
+            stopped: false,
         }
     }
 }
@@ -124,7 +127,16 @@ impl Freshness {
 impl Figures {
     /// Records that wait for any stage on `lane`.
     pub fn waiting(&self, lane: Lane) -> u64 {
-        self.stages.iter().filter(|stage| stage.lane == lane).map(|stage| stage.waiting).sum()
+        self.on(lane).map(|stage| stage.waiting).sum()
+    }
+
+    /// Those of the stages on `lane` that have stopped there while records wait for them: nobody works these off here.
+    pub fn left_lying(&self, lane: Lane) -> impl Iterator<Item = &StageFigures> {
+        self.on(lane).filter(|stage| stage.stopped && stage.waiting > 0)
+    }
+
+    fn on(&self, lane: Lane) -> impl Iterator<Item = &StageFigures> {
+        self.stages.iter().filter(move |stage| stage.lane == lane)
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use endcap_inference::TokenCounts;
-use endcap_runtime::{AtWork, GroupState, INGEST, StageSnapshot, StageStats, Tally};
+use endcap_runtime::{AtWork, GroupState, INGEST, LaneSnapshot, StageSnapshot, StageStats, Tally};
 use endcap_schemas::{
     PagePublished,
     topics::{Lane, Topic},
@@ -133,13 +133,14 @@ impl OwnMonitor {
     /// A reading at `now_ms`; what a stage holds is what waits for it. `up_for` is the time since the start.
     pub fn read(&mut self, up_for: Duration, now_ms: i64) -> Vec<StageFigures> {
         let snapshots = snapshots(&self.stages);
-        let own = |(name, own): &(&'static str, StageSnapshot)| {
-            [(Lane::Live.named(name), own.tally.clone()), (Lane::Backfill.named(name), own.backfill.tally.clone())]
+        let tally = |lane: Lane| {
+            let named = move |(name, own): &(&'static str, StageSnapshot)| (lane.named(name), own.lane(lane).tally.clone());
+            snapshots.iter().map(named)
         };
-        let tallies = snapshots.iter().flat_map(own).collect();
+        let tallies = Lane::ALL.into_iter().flat_map(tally).collect();
         let held = |name: &str, lane: Lane| {
-            let found = snapshots.iter().find(|(other, _)| lane == Lane::Live && *other == name);
-            found.map_or(0, |(_, own)| own.held as u64)
+            let found = snapshots.iter().find(|(other, _)| *other == name);
+            found.map_or(0, |(_, own)| own.lane(lane).held as u64)
         };
         let mut stages = both_lanes(&snapshots, &tallies, now_ms, held);
         self.rates.fill_in(up_for, 0, &mut stages);
@@ -159,13 +160,10 @@ fn both_lanes(
     waiting: impl Fn(&str, Lane) -> u64,
 ) -> Vec<StageFigures> {
     let figures = |lane: Lane, (name, snapshot): &(&'static str, StageSnapshot)| {
-        let (trouble, at_work) = match lane {
-            Lane::Live => (snapshot.trouble.clone(), snapshot.at_work),
-            Lane::Backfill => (snapshot.backfill.trouble.clone(), None),
-        };
+        let LaneSnapshot { trouble, stopped, at_work, .. } = snapshot.lane(lane).clone();
         let at_work =
             at_work.map(|AtWork { records, since_ms }| AtWorkFigures { records, seconds: seconds_between(since_ms, now_ms) });
-        StageFigures { waiting: waiting(name, lane), trouble, at_work, ..stage_figures(name, lane, tallies) }
+        StageFigures { waiting: waiting(name, lane), trouble, stopped, at_work, ..stage_figures(name, lane, tallies) }
     };
     let is_used = |figures: &StageFigures| {
         figures.lane == Lane::Live || figures.received + figures.waiting > 0 || figures.trouble.is_some()

@@ -189,9 +189,9 @@ impl Path {
             let consumer = ground.sides.log.consumer(&group_of(S::NAME, lane), S::In::TOPIC.on(lane));
             consumer.with_context(|| format!("cannot start stage {}", S::NAME))
         };
-        let mut live = consumer(Lane::Live)?;
+        let live = consumer(Lane::Live)?;
         // Events have one order: a replay of them folds by itself and sends what comes of it to the stages behind.
-        let mut backfill = if S::In::TOPIC == Topic::EVENTS { None } else { Some(consumer(Lane::Backfill)?) };
+        let backfill = if S::In::TOPIC == Topic::EVENTS { None } else { Some(consumer(Lane::Backfill)?) };
         let stats = Arc::new(StageStats::default());
         let env = StageEnv {
             store: ground.sides.store.clone(),
@@ -202,9 +202,9 @@ impl Path {
         };
         let ended = ended.clone();
         let thread = thread::Builder::new().name(format!("stage-{}", S::NAME)).spawn(move || {
-            let result = match &mut backfill {
-                Some(backfill) => run_lanes(&mut stage, &mut *live, &mut **backfill, &env),
-                None => run_stage(&mut stage, &mut *live, &env),
+            let result = match backfill {
+                Some(backfill) => run_lanes(&mut stage, live, backfill, &env),
+                None => run_stage(&mut stage, live, &env),
             };
             // Nobody listens any more when the process is already ending.
             let _ = ended.send(Ended { stage: S::NAME, result });

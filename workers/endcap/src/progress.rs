@@ -236,8 +236,11 @@ fn brief(stage: &StageFigures) -> String {
     )
 }
 
-/// What a stage has in hand, where that takes a while: a large batch changes no other figure until it is done.
+/// That it has stopped; else what a stage has in hand, where that takes a while: a large batch changes no other figure until it is done.
 fn at_work(stage: &StageFigures) -> String {
+    if stage.stopped {
+        return "  has stopped".to_owned();
+    }
     stage
         .at_work
         .filter(|work| work.seconds >= 1.0)

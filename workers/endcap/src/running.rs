@@ -23,7 +23,7 @@ use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 
 use crate::{
     desk::Desk,
-    figures::Figures,
+    figures::{Figures, StageFigures},
     manifest::Generation,
     monitor::OwnMonitor,
     path::Ended,
@@ -217,7 +217,7 @@ impl Waiting {
     /// What an event means; `None` to go on.
     fn hear(&mut self, event: Event) -> Option<Result<()>> {
         match event {
-            Event::Read(reading) => self.is_drained(reading).then_some(Ok(())),
+            Event::Read(reading) => self.drained(reading),
             Event::RolledBack(rolled_back) => Some(Err(rolled_back.into())),
             Event::Ended(Ended { stage, result: Err(cause) }) => {
                 Some(Err(anyhow!(cause).context(format!("stage {stage} has stopped"))))
@@ -283,30 +283,56 @@ impl Waiting {
         }
     }
 
-    /// Shows a reading; answers whether it shows that everything is worked off and the job is to end then. A reading that fails is tried again
-    /// with the next one.
-    fn is_drained(&mut self, reading: Result<Arc<Figures>>) -> bool {
+    /// Shows a reading; answers how the job is to end where everything is worked off that anybody works on. A reading that fails is tried
+    /// again with the next one.
+    fn drained(&mut self, reading: Result<Arc<Figures>>) -> Option<Result<()>> {
         let asked = self.asked.take();
         let figures = match reading {
             Ok(figures) => figures,
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "cannot read the figures");
-                return false;
+                return None;
             }
         };
         self.board.show(&figures);
-        let wished = self.running.exit_when_drained || self.draining;
-        // Who asked to end waits for the live lane alone.
-        let left = if self.draining { 0 } else { figures.waiting(Lane::Backfill) };
-        let is_empty = figures.waiting(Lane::Live) + left == 0;
-        let Some(asked) = asked.filter(|asked| asked.fed && wished && is_empty) else { return false };
+        let asked = asked.filter(|asked| asked.fed)?;
+        let result = match (self.draining, self.running.exit_when_drained) {
+            (true, _) => drained_by_wish(&figures),
+            (false, true) => drained_by_itself(&figures),
+            (false, false) => None,
+        }?;
         if !asked.closed {
             // Only a reading behind the closed door sees everything that came in.
             self.close();
             self.ask();
+            return None;
         }
-        asked.closed
+        Some(result)
     }
+}
+
+/// Whether a job ends that somebody asked to end: it waits for the live lane alone.
+fn drained_by_wish(figures: &Figures) -> Option<Result<()>> {
+    (figures.waiting(Lane::Live) == 0).then_some(Ok(()))
+}
+
+/// Whether a job ends that ends when all is done, and how: where a lane has stopped, what waits for it stays undone, and the end says so.
+fn drained_by_itself(figures: &Figures) -> Option<Result<()>> {
+    let left: Vec<&StageFigures> = figures.left_lying(Lane::Backfill).collect();
+    let lying: u64 = left.iter().map(|stage| stage.waiting).sum();
+    if figures.waiting(Lane::Live) + figures.waiting(Lane::Backfill) > lying {
+        return None;
+    }
+    let told = |stage: &&StageFigures| {
+        let cause = stage.trouble.as_deref().unwrap_or_default();
+        format!("{} for stage {}, which has stopped there: {cause}", stage.waiting, stage.name)
+    };
+    let told: Vec<String> = left.iter().map(told).collect();
+    Some(if told.is_empty() {
+        Ok(())
+    } else {
+        Err(anyhow!("not all is worked off: on the backfill lane wait {}", told.join("; ")))
+    })
 }
 
 #[cfg(test)]
@@ -315,6 +341,32 @@ mod tests {
 
     use super::*;
     use crate::manifest::tests::manifest;
+
+    fn stage(name: &str, lane: Lane, waiting: u64, stopped: Option<&str>) -> StageFigures {
+        let (name, trouble) = (name.to_owned(), stopped.map(str::to_owned));
+        StageFigures { name, lane, waiting, stopped: stopped.is_some(), trouble, ..StageFigures::default() }
+    }
+
+    #[test]
+    fn a_job_whose_backfill_lane_has_stopped_ends_when_the_rest_is_done_and_says_what_is_not() {
+        let stopped = |waiting| stage("themes", Lane::Backfill, waiting, Some("5 of its last 5 records failed"));
+        let live = |waiting| stage("themes", Lane::Live, waiting, None);
+        let behind = |waiting| stage("keywords", Lane::Backfill, waiting, None);
+        let says = "not all is worked off: on the backfill lane wait 9 for stage themes, which has stopped there: 5 of its last 5 records failed";
+        for (stages, by_wish, by_itself) in [
+            (vec![live(0), behind(0)], Some(""), Some("")),
+            (vec![live(0), behind(2)], Some(""), None),
+            (vec![live(1), stopped(9)], None, None),
+            (vec![live(0), stopped(9), behind(2)], Some(""), None),
+            (vec![live(0), stopped(9), behind(0)], Some(""), Some(says)),
+            (vec![live(0), stopped(0)], Some(""), Some("")),
+        ] {
+            let figures = Figures { stages, ..Figures::default() };
+            let told = |end: Option<Result<()>>| end.map(|end| end.map_or_else(|error| error.to_string(), |()| String::new()));
+            assert_eq!(told(drained_by_wish(&figures)).as_deref(), by_wish, "{figures:?}");
+            assert_eq!(told(drained_by_itself(&figures)).as_deref(), by_itself, "{figures:?}");
+        }
+    }
 
     #[test]
     fn a_store_that_hangs_keeps_nobody_from_hearing_signals() {

@@ -74,9 +74,10 @@ function stage(key, row, rates) {
   const [name, purpose] = row.lane === 'live' ? [title, duty] : [`${title}, backfill`, 'Works on a replay in the time that live records leave'];
   const dropped = Object.values(row.dropped).reduce((sum, n) => sum + n, 0);
   const atWork = row.at_work;
+  const trouble = row.trouble ? `${row.stopped ? 'Has stopped' : 'Waits'}: ${row.trouble}` : '';
   return h('li.stage', { 'data-stage': key },
     h('header', {}, h('h3', {}, name), h(row.waiting ? 'span.waiting-count.busy' : 'span.waiting-count', {}, row.waiting ? `${number(row.waiting)} waiting` : 'up to date')),
-    h('p', {}, purpose),
+    h('p', {}, trouble || purpose),
     spark(rates),
     h('dl', {},
       line('In', row.in), line('Passed on', row.passed), line('Dropped', dropped, Object.entries(row.dropped).map(([reason, n]) => `${reason}: ${n}`).join(', ')),

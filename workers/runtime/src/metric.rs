@@ -28,6 +28,9 @@ pub const FRESHNESS: &str = "endcap_page_freshness_seconds";
 /// Attempts that met an unavailable dependency, by stage, lane and dependency.
 pub const RETRIES: &str = "endcap_stage_retries_total";
 
+/// 1 from when a lane of a stage has stopped, for good in this process, while the rest of the stage goes on.
+pub const STOPPED: &str = "endcap_stage_lane_stopped";
+
 /// Describes every metric to the recorder; call once, after it is installed.
 pub fn describe() {
     describe_counter!(RECORDS, Unit::Count, "records by stage, verdict and reason");
@@ -39,6 +42,7 @@ pub fn describe() {
     describe_gauge!(OLDEST, Unit::Seconds, "age of the oldest record that waits for a stage");
     describe_histogram!(FRESHNESS, Unit::Seconds, "from the acceptance of an event to its page being readable");
     describe_counter!(RETRIES, Unit::Count, "attempts that met an unavailable dependency");
+    describe_gauge!(STOPPED, Unit::Count, "1 from when a lane of a stage has stopped until the next start");
 }
 
 /// Writes down what a commit made durable, under the name of a stage or of the door.
@@ -84,4 +88,8 @@ pub(crate) fn freshness(ms: i64) {
 
 pub(crate) fn retried(stage: &'static str, lane: Lane, dependency: &'static str) {
     counter!(RETRIES, "stage" => stage, "lane" => lane.name(), "dependency" => dependency).increment(1);
+}
+
+pub(crate) fn stopped(stage: &'static str, lane: Lane) {
+    gauge!(STOPPED, "stage" => stage, "lane" => lane.name()).set(1.0);
 }

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use endcap_schemas::topics::Lane;
+
 use crate::DropReason;
 
 /// Where a stage's seconds go.
@@ -133,22 +135,31 @@ pub struct StageStats {
 /// A moment of [`StageStats`].
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StageSnapshot {
-    /// What was committed of the live lane since the stage started in this process.
-    pub tally: Tally,
-    /// Records polled and not yet committed.
-    pub held: usize,
+    /// Whether the loop runs.
+    pub running: bool,
     /// When the loop last went round, ms: a stage that hangs falls behind.
     pub alive_ms: i64,
     /// When the last commit was made, ms; 0 before the first.
     pub committed_ms: i64,
-    /// What it is waiting for, while a dependency is down.
-    pub trouble: Option<String>,
-    /// Whether the loop runs.
-    pub running: bool,
-    /// The batch that is being processed; none between two.
-    pub at_work: Option<AtWork>,
+    /// How the live lane is doing.
+    pub live: LaneSnapshot,
     /// How the backfill lane is doing beside it.
     pub backfill: LaneSnapshot,
+}
+
+/// What of a [`StageSnapshot`] is a lane's own.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LaneSnapshot {
+    /// What was committed of it since the stage started in this process.
+    pub tally: Tally,
+    /// Records polled and not yet committed.
+    pub held: usize,
+    /// What it is waiting for, while a dependency is down; why it has stopped, where it has.
+    pub trouble: Option<String>,
+    /// Whether it has stopped until the next start, while the rest of the stage goes on.
+    pub stopped: bool,
+    /// The batch that is being processed; none between two.
+    pub at_work: Option<AtWork>,
 }
 
 /// A batch in a stage's hands.
@@ -160,13 +171,21 @@ pub struct AtWork {
     pub since_ms: i64,
 }
 
-/// What of a [`StageSnapshot`] is the backfill lane's own.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct LaneSnapshot {
-    /// What was committed of it since the stage started in this process.
-    pub tally: Tally,
-    /// Why nothing of it is worked on, while the live lane is.
-    pub trouble: Option<String>,
+impl StageSnapshot {
+    /// How `lane` is doing.
+    pub fn lane(&self, lane: Lane) -> &LaneSnapshot {
+        match lane {
+            Lane::Live => &self.live,
+            Lane::Backfill => &self.backfill,
+        }
+    }
+
+    pub(crate) fn lane_mut(&mut self, lane: Lane) -> &mut LaneSnapshot {
+        match lane {
+            Lane::Live => &mut self.live,
+            Lane::Backfill => &mut self.backfill,
+        }
+    }
 }
 
 impl StageStats {

@@ -44,7 +44,7 @@ pub(crate) fn work(place: &Place) -> Result<()> {
 }
 
 fn start<S: Stage + 'static>(mut stage: S, kafka: &Kafka, env: &StageEnv) -> Result<thread::JoinHandle<Result<()>>> {
-    let mut log = Broker::consumer(kafka, S::NAME, S::In::TOPIC)?;
+    let log = Broker::consumer(kafka, S::NAME, S::In::TOPIC)?;
     let env = StageEnv { stats: Arc::new(StageStats::default()), ..env.clone() };
-    Ok(thread::spawn(move || Ok(run_stage(&mut stage, &mut *log, &env)?)))
+    Ok(thread::spawn(move || Ok(run_stage(&mut stage, log, &env)?)))
 }

@@ -81,8 +81,8 @@ pub(crate) fn fold(kafka: &Kafka, store: &Embedded, batch: usize, shutdown: &Shu
         stats: Arc::new(StageStats::default()),
         shutdown: shutdown.clone(),
     };
-    let mut log = kafka.log(GROUP, Topic::EVENTS).expect("a consumer");
-    run_stage(&mut Fold, &mut log, &env)
+    let log = kafka.log(GROUP, Topic::EVENTS).expect("a consumer");
+    run_stage(&mut Fold, Box::new(log), &env)
 }
 
 /// Everything in a topic, partition by partition.

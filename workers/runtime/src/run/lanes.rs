@@ -1,13 +1,14 @@
 //! The lanes of a stage, which share it. Live records go first; the backfill lane takes the time that they leave and, while both have work,
-//! one batch in so many. A batch in work is never cut short, so a live record waits for one backfill batch at most.
+//! one batch in so many. A batch in work is never cut short, so a live record waits for one backfill batch at most; one whose dependency does
+//! not answer is put off, and no wait of the backfill lane is slept on the stage's thread.
 
-use std::time::Duration;
+use std::{iter, time::Duration};
 
 use endcap_schemas::topics::Lane;
 use tracing::error;
 
 use super::{Run, StageStopped};
-use crate::{Log, Stage, StageEnv};
+use crate::{LaneSnapshot, Log, Stage, StageEnv, metric};
 
 /// How soon the backfill lane is looked at again after it had work. Each look in vain doubles it, up to the wait of a poll.
 const LOOK_FIRST: Duration = Duration::from_millis(5);
@@ -23,7 +24,7 @@ pub(super) struct Lanes<'a, S: Stage> {
 }
 
 impl<'a, S: Stage> Lanes<'a, S> {
-    pub(super) fn new(live: &'a mut dyn Log, backfill: Option<&'a mut dyn Log>, env: &'a StageEnv) -> Self {
+    pub(super) fn new(live: Box<dyn Log + 'a>, backfill: Option<Box<dyn Log + 'a>>, env: &'a StageEnv) -> Self {
         let backfill = backfill.map(|log| Run::new(Lane::Backfill, log, env));
         let share = Share { every: env.config.backfill_share, passed_over: 0 };
         Self { live: Run::new(Lane::Live, live, env), backfill, share, look: LOOK_FIRST, env }
@@ -37,11 +38,21 @@ impl<'a, S: Stage> Lanes<'a, S> {
                 Some(Lane::Backfill) => self.turn_backfill(stage)?,
                 None => self.look = (self.look * 2).min(self.env.config.poll_wait),
             }
-            let held = self.live.held() + self.backfill.as_ref().map_or(0, Run::held);
-            let now_ms = self.env.clocks.wall.now_ms();
-            self.env.stats.update(|s| (s.held, s.alive_ms, s.at_work) = (held, now_ms, None));
+            self.tell();
         }
         Ok(())
+    }
+
+    /// Tells how both lanes stand between two turns.
+    fn tell(&self) {
+        let now_ms = self.env.clocks.wall.now_ms();
+        self.env.stats.update(|s| {
+            s.alive_ms = now_ms;
+            for run in iter::once(&self.live).chain(&self.backfill) {
+                let lane = s.lane_mut(run.lane);
+                (lane.held, lane.at_work) = (run.held(), None);
+            }
+        });
     }
 
     /// Polls both lanes. Waiting is done on the live one, so that its records are taken at once.
@@ -58,18 +69,30 @@ impl<'a, S: Stage> Lanes<'a, S> {
         self.backfill.as_ref().is_some_and(Run::is_due)
     }
 
-    /// A batch of the backfill lane. Where its records fail one after the other it stops, and the live lane goes on.
+    /// A turn of the backfill lane. Where its records fail one after the other it stops, and the live lane goes on.
     fn turn_backfill(&mut self, stage: &mut S) -> Result<(), StageStopped> {
         self.look = LOOK_FIRST;
         let Some(backfill) = &mut self.backfill else { return Ok(()) };
-        let turned = backfill.turn(stage);
-        if let Err(stopped @ StageStopped::Breaker { .. }) = &turned {
-            error!(stage = S::NAME, "the backfill lane stops until the next start, the live lane goes on: {stopped}");
-            self.env.stats.update(|s| s.backfill.trouble = Some(stopped.to_string()));
-            self.backfill = None;
-            return Ok(());
+        match backfill.turn(stage) {
+            Err(StageStopped::Breaker { faults, of, last, .. }) => {
+                self.stop_backfill(format!(
+                    "{faults} of its last {of} records failed, last with `{last}`; mend the cause and start the stage again"
+                ));
+                Ok(())
+            }
+            turned => turned,
         }
-        turned
+    }
+
+    /// Leaves the backfill lane, and with it its group: its partitions go to other processes of the stage.
+    fn stop_backfill(&mut self, cause: String) {
+        error!(stage = S::NAME, "the backfill lane stops until the next start, the live lane goes on: {cause}");
+        metric::stopped(S::NAME, Lane::Backfill);
+        self.backfill = None;
+        self.env.stats.update(|s| {
+            let tally = std::mem::take(&mut s.backfill.tally);
+            s.backfill = LaneSnapshot { tally, trouble: Some(cause), stopped: true, ..LaneSnapshot::default() };
+        });
     }
 }
 

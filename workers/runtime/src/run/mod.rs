@@ -2,12 +2,13 @@
 //!
 //! Records are settled in offset order: what the loop holds is a queue, a batch is a prefix of it, and a commit moves the position to the
 //! end of that prefix. So whatever was not committed is delivered again after a crash, and nothing that was committed is. A stage may have two
-//! such queues, one per lane: `lanes` decides whose turn it is.
+//! such queues, one per lane: `lanes` decides whose turn it is, `work` takes a batch through its steps.
 
 mod breaker;
 mod lanes;
 mod pending;
 mod settle;
+mod work;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -20,13 +21,14 @@ use thiserror::Error;
 use tracing::{error, info, warn};
 
 use crate::{
-    AtWork, Clocks, Input, Log, LogError, Phase, RetryConfig, Shutdown, Stage, StageError, StageStats, Store, StoreError, Tally,
-    Verdict, metric, retry::Waits,
+    Clocks, LaneSnapshot, Log, LogError, Phase, RetryConfig, Shutdown, Stage, StageStats, Store, StoreError, Tally, metric,
+    retry::Waits,
 };
 use breaker::Breaker;
 pub use breaker::BreakerConfig;
 use lanes::Lanes;
-use pending::{Fate, Held, Pending};
+use pending::Pending;
+use work::Work;
 
 /// Kind of a dead letter whose bytes could not be read.
 pub(crate) const MALFORMED: &str = "malformed";
@@ -38,12 +40,6 @@ pub(crate) const STAGE_FAILED: &str = "stage_failed";
 pub(crate) const UNWRITABLE: &str = "unwritable_output";
 /// Kind of a dead letter of which a stage made more than a store takes.
 pub(crate) const TOO_LARGE: &str = "too_large";
-/// How often a dependency that falters is asked before the records are to blame.
-const FALTERS_MAX: usize = 6;
-/// A batch of the backfill lane has at most this part of a live batch's records: live records wait for it.
-const BACKFILL_BATCH_PART: usize = 4;
-/// Most looks at a backfill lane that does not answer that are left out.
-const SKIPS_MAX: u32 = 64;
 /// How often the backlog of a lane is measured: a log on servers is asked about every partition.
 const fn backlog_every(lane: Lane) -> Duration {
     match lane {
@@ -164,7 +160,7 @@ pub enum StageStopped {
 ///
 /// # Errors
 /// [`StageStopped`] when going on would lose or waste records. What is unavailable is retried for as long as it takes.
-pub fn run_stage<S: Stage>(stage: &mut S, log: &mut dyn Log, env: &StageEnv) -> Result<(), StageStopped> {
+pub fn run_stage<S: Stage>(stage: &mut S, log: Box<dyn Log + '_>, env: &StageEnv) -> Result<(), StageStopped> {
     info!(stage = S::NAME, group = log.group(), "stage starts");
     run(stage, Lanes::new(log, None, env), env)
 }
@@ -173,11 +169,12 @@ pub fn run_stage<S: Stage>(stage: &mut S, log: &mut dyn Log, env: &StageEnv) -> 
 /// and, while both have work, its share ([`LoopConfig::backfill_share`]). It waits for no newer contexts.
 ///
 /// # Errors
-/// As [`run_stage`]; but where only the backfill lane's records fail, that lane stops until the next start and the live one goes on.
+/// As [`run_stage`]; but where only the backfill lane's records fail, that lane stops until the next start and the live one goes on. Its log
+/// is dropped then: other processes of the stage get its partitions.
 pub fn run_lanes<S: Stage>(
     stage: &mut S,
-    live: &mut dyn Log,
-    backfill: &mut dyn Log,
+    live: Box<dyn Log + '_>,
+    backfill: Box<dyn Log + '_>,
     env: &StageEnv,
 ) -> Result<(), StageStopped> {
     info!(stage = S::NAME, group = live.group(), backfill = backfill.group(), "stage starts");
@@ -188,7 +185,7 @@ fn run<S: Stage>(stage: &mut S, mut lanes: Lanes<'_, S>, env: &StageEnv) -> Resu
     env.stats.update(|s| s.running = true);
     let result = catch_unwind(AssertUnwindSafe(|| lanes.turn_until_shutdown(stage)))
         .unwrap_or_else(|panic| Err(StageStopped::Panicked { stage: S::NAME, cause: panic_text(&*panic).to_owned() }));
-    env.stats.update(|s| (s.running, s.at_work) = (false, None));
+    env.stats.update(|s| (s.running, s.live.at_work, s.backfill.at_work) = (false, None, None));
     match &result {
         Ok(()) => info!(stage = S::NAME, "stage has finished"),
         Err(cause) => error!(stage = S::NAME, %cause, "stage has stopped"),
@@ -199,66 +196,63 @@ fn run<S: Stage>(stage: &mut S, mut lanes: Lanes<'_, S>, env: &StageEnv) -> Resu
 /// The state of one lane between turns.
 struct Run<'a, S: Stage> {
     lane: Lane,
-    log: &'a mut dyn Log,
+    log: Box<dyn Log + 'a>,
     env: &'a StageEnv,
     pending: Pending<S::In>,
     breaker: Breaker,
+    /// The batch that was put off; the backfill lane's alone.
+    work: Option<Work<S>>,
     /// Time that no commit has taken along yet.
     unsaved: Tally,
     /// Records among which a culprit is looked for; zero while nothing fails.
     suspects: usize,
     /// Waits between polls of a log that is down.
     poll_waits: Waits,
-    /// Looks at the lane that are left out, as it does not answer, and how many the next failure leaves out.
-    skips: (u32, u32),
+    /// Until when nothing is done on the lane, as something does not answer; the backfill lane's alone.
+    rests_until: Duration,
     backlog_at: Option<Duration>,
 }
 
-/// What became of the attempt to process a batch.
-enum Attempt<Out> {
-    Done(Vec<Verdict<Out>>),
-    Failed(String),
-    /// Somebody asked to finish while a dependency was down.
-    Interrupted,
-}
-
 impl<'a, S: Stage> Run<'a, S> {
-    fn new(lane: Lane, log: &'a mut dyn Log, env: &'a StageEnv) -> Self {
-        let breaker = Breaker::new(env.config.breaker);
+    fn new(lane: Lane, log: Box<dyn Log + 'a>, env: &'a StageEnv) -> Self {
         let pending = match lane {
             Lane::Live => Pending::new(env.config.debounce, env.config.debounce_max),
             Lane::Backfill => Pending::new(Duration::ZERO, Duration::ZERO),
         };
-        let poll_waits = Waits::new(env.config.retry);
-        let unsaved = Tally::default();
-        Self { lane, log, env, pending, breaker, unsaved, suspects: 0, poll_waits, skips: (0, 1), backlog_at: None }
+        Self {
+            lane,
+            log,
+            env,
+            pending,
+            breaker: Breaker::new(env.config.breaker),
+            work: None,
+            unsaved: Tally::default(),
+            suspects: 0,
+            poll_waits: Waits::new(env.config.retry),
+            rests_until: Duration::ZERO,
+            backlog_at: None,
+        }
     }
 
     /// Records polled and not yet committed.
     fn held(&self) -> usize {
-        self.pending.len()
+        self.pending.len() + self.work.as_ref().map_or(0, Work::held)
     }
 
-    /// Whether a batch can be taken.
+    /// Whether there is something to do now.
     fn is_due(&self) -> bool {
-        self.is_full() || self.pending.until_due(self.env.clocks.wall.now_ms()) == Some(Duration::ZERO)
+        let is_due = || self.pending.until_due(self.env.clocks.wall.now_ms()) == Some(Duration::ZERO);
+        !self.is_resting() && (self.work.is_some() || self.is_full() || is_due())
     }
 
     fn is_full(&self) -> bool {
         self.pending.len() >= self.env.config.held_max
     }
 
-    /// Takes a batch, asks `stage` about it, stores and commits.
-    fn turn(&mut self, stage: &mut S) -> Result<(), StageStopped> {
-        let batch = self.take_batch(stage)?;
-        if batch.is_empty() { Ok(()) } else { self.work(stage, batch) }
-    }
-
     /// Polls until enough is held, waiting `at_most` and only while nothing is due.
     fn fill(&mut self, at_most: Duration) -> Result<(), StageStopped> {
         self.let_revoked_go();
-        if self.skips.0 > 0 {
-            self.skips.0 -= 1;
+        if self.is_resting() {
             return Ok(());
         }
         self.poll(at_most)?;
@@ -308,150 +302,67 @@ impl<'a, S: Stage> Run<'a, S> {
         }
     }
 
-    /// Waits for a log that is down. The live lane does not wait for the backfill lane's: that one is looked at less often.
+    /// The log is down. The live lane waits for it; it does not wait for the backfill lane's.
     fn be_without_log(&mut self, cause: &str) {
-        if self.lane == Lane::Live {
-            let mut waits = std::mem::replace(&mut self.poll_waits, Waits::new(self.env.config.retry));
-            self.pause("log", cause, &mut waits);
-            self.poll_waits = waits;
-            return;
+        self.tell_down("log", cause);
+        let wait = self.poll_waits.next();
+        match self.lane {
+            Lane::Live => {
+                self.sleep(wait);
+            }
+            Lane::Backfill => self.rest(wait),
         }
-        warn!(stage = S::NAME, lane = %self.lane, cause, "log is unavailable; will try again");
-        metric::retried(S::NAME, self.lane, "log");
-        self.env.stats.update(|s| s.backfill.trouble = Some(format!("log: {cause}")));
-        self.skips = (self.skips.1, (self.skips.1 * 2).min(SKIPS_MAX));
     }
 
     fn log_answers(&mut self) {
         self.poll_waits.reset();
-        self.skips = (0, 1);
-        let lane = self.lane;
-        self.env.stats.update(|s| match lane {
-            Lane::Live => s.trouble = None,
-            Lane::Backfill => s.backfill.trouble = None,
-        });
-    }
-
-    /// The next batch: the due prefix of the queue, cut where its live records reach a limit, with what need not be processed sorted out.
-    fn take_batch(&mut self, stage: &S) -> Result<Vec<Held<S::In>>, StageStopped> {
-        let start = self.env.clocks.wall.monotonic();
-        let config = &self.env.config;
-        let everything = self.is_full();
-        let usual_max = match self.lane {
-            Lane::Live => config.batch_records_max,
-            Lane::Backfill => config.batch_records_max.div_ceil(BACKFILL_BATCH_PART),
-        };
-        let records_max = if self.suspects > 0 { (self.suspects / 2).max(1) } else { usual_max };
-        let mut batch =
-            self.pending.take(self.env.clocks.wall.now_ms(), everything, records_max, config.batch_tokens_max, |value| {
-                stage.tokens(value)
-            });
-        let events_ms = self.env.clocks.events.now_ms();
-        for held in &mut batch {
-            held.expire(events_ms);
-        }
-        self.spend(Phase::Batch, start);
-        Ok(if self.drop_erased(&mut batch)? { batch } else { Vec::new() })
-    }
-
-    /// Processes a batch and settles it; one that fails goes back to be taken in halves, or ends as a dead letter when it is one record.
-    fn work(&mut self, stage: &mut S, mut batch: Vec<Held<S::In>>) -> Result<(), StageStopped> {
-        let inputs: Vec<Input<S::In>> = batch.iter_mut().filter_map(Held::start).collect();
-        let live = inputs.len();
-        let since_ms = self.env.clocks.wall.now_ms();
-        self.env.stats.update(|s| s.at_work = (live > 0).then_some(AtWork { records: live, since_ms }));
-        let start = self.env.clocks.wall.monotonic();
-        let attempt = if live == 0 { Attempt::Done(Vec::new()) } else { self.process(stage, &inputs)? };
-        let infer = self.env.clocks.wall.monotonic().saturating_sub(start);
-        match attempt {
-            Attempt::Done(verdicts) if verdicts.len() != live => {
-                Err(StageStopped::Verdicts { stage: S::NAME, got: verdicts.len(), records: live })
-            }
-            Attempt::Done(verdicts) => {
-                if live > 0 {
-                    metric::batch(S::NAME, self.lane, live);
-                    self.unsaved.batches += 1;
-                }
-                self.suspects = self.suspects.saturating_sub(live);
-                self.settle(batch, inputs, verdicts, infer)
-            }
-            Attempt::Failed(cause) if live == 1 => {
-                warn!(stage = S::NAME, cause, "a record fails on its own");
-                self.suspects = self.suspects.saturating_sub(1);
-                for held in &mut batch {
-                    if matches!(held.fate, Fate::Started) {
-                        held.fate = Fate::Dead { kind: STAGE_FAILED, message: cause.clone() };
-                    }
-                }
-                self.settle(batch, Vec::new(), Vec::new(), infer)
-            }
-            Attempt::Failed(cause) => {
-                warn!(stage = S::NAME, cause, records = live, "a batch fails; looking for the culprit in halves");
-                self.suspects = live;
-                self.pending.put_back(batch, inputs);
-                Ok(())
-            }
-            Attempt::Interrupted => Ok(()),
+        // What a batch was put off for is still to be seen.
+        if self.work.is_none() {
+            self.tell(|lane| lane.trouble = None);
         }
     }
 
-    /// Asks the stage, for as long as a dependency of it is down; a dependency that falters is asked a few times.
-    fn process(&mut self, stage: &mut S, inputs: &[Input<S::In>]) -> Result<Attempt<S::Out>, StageStopped> {
-        let mut waits = Waits::new(self.env.config.retry);
-        let mut falters = 0;
-        loop {
-            let start = self.env.clocks.wall.monotonic();
-            let answer = catch_unwind(AssertUnwindSafe(|| stage.process(inputs)));
-            self.spend(Phase::Infer, start);
-            match answer {
-                Ok(Ok(verdicts)) => {
-                    self.env.stats.update(|s| s.trouble = None);
-                    return Ok(Attempt::Done(verdicts));
-                }
-                Ok(Err(StageError::Failed(cause))) => return Ok(Attempt::Failed(cause)),
-                Ok(Err(StageError::Broken(cause))) => return Err(StageStopped::Broken { stage: S::NAME, cause }),
-                Ok(Err(StageError::Faltered(dependency, cause))) => {
-                    falters += 1;
-                    if falters == FALTERS_MAX {
-                        return Ok(Attempt::Failed(format!("{dependency} failed {falters} times: {cause}")));
-                    }
-                    if self.pause(dependency, &cause, &mut waits) {
-                        return Ok(Attempt::Interrupted);
-                    }
-                }
-                Ok(Err(StageError::Unavailable(dependency, cause))) => {
-                    if self.pause(dependency, &cause, &mut waits) {
-                        return Ok(Attempt::Interrupted);
-                    }
-                }
-                Err(panic) => return Ok(Attempt::Failed(format!("the stage panicked: {}", panic_text(&*panic)))),
-            }
-        }
-    }
-
-    /// Waits out a dependency that is down; answers whether somebody asked to finish meanwhile.
-    fn pause(&mut self, dependency: &'static str, cause: &str, waits: &mut Waits) -> bool {
-        warn!(stage = S::NAME, dependency, cause, "unavailable; will try again");
+    /// Tells that a dependency is down and will be asked again.
+    fn tell_down(&self, dependency: &'static str, cause: &str) {
+        warn!(stage = S::NAME, lane = %self.lane, dependency, cause, "unavailable; will try again");
         metric::retried(S::NAME, self.lane, dependency);
         let now_ms = self.env.clocks.wall.now_ms();
         self.env.stats.update(|s| {
-            s.trouble = Some(format!("{dependency}: {cause}"));
+            s.lane_mut(self.lane).trouble = Some(format!("{dependency}: {cause}"));
             s.alive_ms = now_ms;
         });
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut LaneSnapshot)) {
+        self.env.stats.update(|s| change(s.lane_mut(self.lane)));
+    }
+
+    /// Waits on the stage's thread; answers whether somebody asked to finish meanwhile.
+    fn sleep(&mut self, wait: Duration) -> bool {
         let start = self.env.clocks.wall.monotonic();
-        let asked = self.env.shutdown.wait(waits.next());
+        let asked = self.env.shutdown.wait(wait);
         self.spend(Phase::Idle, start);
         asked
+    }
+
+    /// Leaves the lane alone for `wait`, while the stage's thread goes on.
+    fn rest(&mut self, wait: Duration) {
+        self.rests_until = self.env.clocks.wall.monotonic() + wait;
+    }
+
+    fn is_resting(&self) -> bool {
+        self.env.clocks.wall.monotonic() < self.rests_until
     }
 
     /// Drops what is held: another consumer of the group has done it.
     fn forget(&mut self) {
         info!(stage = S::NAME, held = self.pending.len(), "another process of this stage was faster; polling again");
         self.pending.clear();
+        self.work = None;
         self.suspects = 0;
     }
 
-    /// Drops what is held of partitions that are being taken away: between two batches nothing of them is in work.
+    /// Drops what is held of partitions that are being taken away: between two turns nothing of them is in work.
     fn let_revoked_go(&mut self) {
         let partitions = self.log.revoked();
         if !partitions.is_empty() {
@@ -461,6 +372,13 @@ impl<'a, S: Stage> Run<'a, S> {
 
     fn let_go(&mut self, partitions: &[i32]) {
         let dropped = self.pending.drop_partitions(partitions);
+        if let Some(mut work) = self.work.take() {
+            if work.drop_partitions(partitions) {
+                self.work = Some(work);
+            } else {
+                self.unsaved += &work.into_spent();
+            }
+        }
         info!(stage = S::NAME, ?partitions, dropped, "partitions go to another process of this stage");
         self.suspects = self.suspects.min(self.pending.len());
     }
@@ -477,10 +395,12 @@ impl<'a, S: Stage> Run<'a, S> {
         }
     }
 
-    fn spend(&mut self, phase: Phase, since: Duration) {
+    /// Counts the time since `since`; answers it.
+    fn spend(&mut self, phase: Phase, since: Duration) -> Duration {
         let time = self.env.clocks.wall.monotonic().saturating_sub(since);
         metric::spent(S::NAME, self.lane, phase, time);
         self.unsaved.spend(phase, time);
+        time
     }
 }
 

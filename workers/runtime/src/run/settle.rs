@@ -13,17 +13,21 @@ use endcap_schemas::{
 use serde_json::{Value, json};
 use tracing::warn;
 
-use super::{Fate, Held, MALFORMED, Run, STAGE_FAILED, StageStopped, TOO_LARGE, UNWRITABLE};
+use super::{
+    MALFORMED, Run, STAGE_FAILED, StageStopped, TOO_LARGE, UNWRITABLE,
+    pending::{Fate, Held},
+    work::{Attempt, Step},
+};
 use crate::{
     Commit, DeadLetter, DropReason, Input, LogError, Outgoing, Passed, Phase, ROW_MAX_BYTES, Stage, StageResult, Stamp,
-    StoreError, Tally, Verdict, Write, metric, retry::Waits,
+    StoreError, Tally, Verdict, Write, metric,
 };
 
 /// Everything that a batch leaves behind.
 #[derive(Default)]
-struct Outcome {
+pub(super) struct Outcome {
     /// What is committed, by the partition that it came from: one that is taken away takes its part along.
-    parts: BTreeMap<i32, Part>,
+    pub(super) parts: BTreeMap<i32, Part>,
     writes: Vec<Write>,
     results: Vec<StageResult>,
     /// Per record, in order: the fault that counts for the breaker.
@@ -32,7 +36,7 @@ struct Outcome {
 
 /// What the records of one partition leave behind in the log.
 #[derive(Default)]
-struct Part {
+pub(super) struct Part {
     commit: Commit,
     /// How many outputs and dead letters of it are in the one commit of all parts.
     moved: (usize, usize),
@@ -50,17 +54,24 @@ struct Circumstances {
 }
 
 impl<S: Stage> Run<'_, S> {
-    /// Drops live records of users who were erased after them; answers false when somebody asked to finish while the store was down.
-    pub(super) fn drop_erased(&mut self, batch: &mut [Held<S::In>]) -> Result<bool, StageStopped> {
+    /// Drops live records of users who were erased after them.
+    pub(super) fn sift(&mut self, mut batch: Vec<Held<S::In>>) -> Result<Attempt<S>, StageStopped> {
         let contexts = batch.iter().filter(|held| held.is_live()).filter_map(|held| held.context.as_ref());
         let users: BTreeSet<UserKey> = contexts.map(|(user, _)| user.clone()).collect();
         if users.is_empty() {
-            return Ok(true);
+            return Ok(Attempt::On(self.begin(batch)));
         }
+        let users = Vec::from_iter(users);
         let start = self.env.clocks.wall.monotonic();
-        let (store, users) = (self.env.store.clone(), Vec::from_iter(users));
-        let Some(erasures) = self.insist_on_store(|| store.erasures(&users))? else { return Ok(false) };
+        let answer = self.env.store.erasures(&users);
         self.spend(Phase::Store, start);
+        let erasures = match answer {
+            Ok(erasures) => erasures,
+            Err(StoreError::Unavailable(cause)) => {
+                return Ok(Attempt::Down { dependency: "store", cause, step: Step::Sift(batch) });
+            }
+            Err(error) => return Err(error.into()),
+        };
         let erased: BTreeMap<_, _> =
             users.iter().zip(erasures).filter_map(|(user, erasure)| Some((user, erasure?.stamp))).collect();
         for held in batch.iter_mut().filter(|held| held.is_live()) {
@@ -69,17 +80,17 @@ impl<S: Stage> Run<'_, S> {
                 held.fate = Fate::Dropped(DropReason::Erased);
             }
         }
-        Ok(true)
+        Ok(Attempt::On(self.begin(batch)))
     }
 
-    /// Stores what a batch did, then commits it. `inputs` and `verdicts` belong to its started records, in order.
+    /// Decides what a batch leaves behind. `inputs` and `verdicts` belong to its started records, in order.
     pub(super) fn settle(
         &mut self,
         batch: Vec<Held<S::In>>,
         inputs: Vec<Input<S::In>>,
         verdicts: Vec<Verdict<S::Out>>,
         infer: Duration,
-    ) -> Result<(), StageStopped> {
+    ) -> Result<Attempt<S>, StageStopped> {
         let (lane, records, now_ms) = (self.lane, inputs.len(), self.env.clocks.wall.now_ms());
         let circumstances = Circumstances { stage: S::NAME, lane, records, infer, now_ms };
         let outcome = outcome_of(self.log.group(), batch, inputs, verdicts, &circumstances);
@@ -89,61 +100,59 @@ impl<S: Stage> Run<'_, S> {
                 return Err(StageStopped::Breaker { stage: S::NAME, faults: tripped.faults, of: tripped.of, last });
             }
         }
-        if !self.store(&outcome)? {
-            return Ok(());
-        }
-        self.commit(outcome.parts)
+        Ok(Attempt::On(Step::Store(outcome)))
     }
 
-    /// Answers whether the writes are durable; if not, somebody asked to finish.
-    fn store(&mut self, outcome: &Outcome) -> Result<bool, StageStopped> {
-        if outcome.writes.is_empty() && outcome.results.is_empty() {
-            return Ok(true);
-        }
-        let start = self.env.clocks.wall.monotonic();
-        let store = self.env.store.clone();
-        let stored = self.insist_on_store(|| store.put_all(&outcome.writes, &outcome.results))?;
-        self.spend(Phase::Store, start);
-        Ok(stored.is_some())
-    }
-
-    /// Commits the parts; those whose partition goes away meanwhile are left to whoever has it then.
-    fn commit(&mut self, mut parts: BTreeMap<i32, Part>) -> Result<(), StageStopped> {
-        let spent = std::mem::take(&mut self.unsaved);
-        let mut waits = Waits::new(self.env.config.retry);
-        let mut commit = whole(self.lane.named(S::NAME), &mut parts, &spent);
-        loop {
+    /// Makes the writes durable.
+    pub(super) fn store(&mut self, outcome: Outcome) -> Result<Attempt<S>, StageStopped> {
+        if !outcome.writes.is_empty() || !outcome.results.is_empty() {
             let start = self.env.clocks.wall.monotonic();
-            let answer = self.log.commit(&commit);
-            self.spend(Phase::Commit, start);
+            let answer = self.env.store.put_all(&outcome.writes, &outcome.results);
+            self.spend(Phase::Store, start);
             match answer {
-                Ok(()) => break,
-                Err(LogError::Conflict(_)) => {
-                    self.forget();
-                    return Ok(());
-                }
-                Err(LogError::Revoked { partitions, .. }) => {
-                    self.let_go(&partitions);
-                    let before = parts.len();
-                    divide(commit, &mut parts);
-                    parts.retain(|partition, _| !partitions.contains(partition));
-                    assert!(parts.len() < before, "a commit is refused for partitions that are in it, {partitions:?} are not");
-                    if parts.is_empty() {
-                        self.unsaved += &spent;
-                        return Ok(());
-                    }
-                    commit = whole(self.lane.named(S::NAME), &mut parts, &spent);
-                }
-                Err(LogError::Unavailable(cause)) => {
-                    if self.pause("log", &cause, &mut waits) {
-                        return Ok(());
-                    }
+                Ok(()) => {}
+                Err(StoreError::Unavailable(cause)) => {
+                    return Ok(Attempt::Down { dependency: "store", cause, step: Step::Store(outcome) });
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        self.tell_committed(&commit, parts.values().flat_map(|part| &part.accepted_ms));
-        Ok(())
+        Ok(Attempt::On(Step::Commit(outcome.parts, std::mem::take(&mut self.unsaved))))
+    }
+
+    /// Commits the parts; those whose partition goes away meanwhile are left to whoever has it then.
+    pub(super) fn commit(&mut self, mut parts: BTreeMap<i32, Part>, spent: Tally) -> Result<Attempt<S>, StageStopped> {
+        let commit = whole(self.lane.named(S::NAME), &mut parts, &spent);
+        let start = self.env.clocks.wall.monotonic();
+        let answer = self.log.commit(&commit);
+        self.spend(Phase::Commit, start);
+        match answer {
+            Ok(()) => {
+                self.tell_committed(&commit, parts.values().flat_map(|part| &part.accepted_ms));
+                Ok(Attempt::Over)
+            }
+            Err(LogError::Conflict(_)) => {
+                self.forget();
+                Ok(Attempt::Over)
+            }
+            Err(LogError::Revoked { partitions, .. }) => {
+                self.let_go(&partitions);
+                let before = parts.len();
+                divide(commit, &mut parts);
+                parts.retain(|partition, _| !partitions.contains(partition));
+                assert!(parts.len() < before, "a commit is refused for partitions that are in it, {partitions:?} are not");
+                if parts.is_empty() {
+                    self.unsaved += &spent;
+                    return Ok(Attempt::Over);
+                }
+                Ok(Attempt::On(Step::Commit(parts, spent)))
+            }
+            Err(LogError::Unavailable(cause)) => {
+                divide(commit, &mut parts);
+                Ok(Attempt::Down { dependency: "log", cause, step: Step::Commit(parts, spent) })
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Tells everybody what is durable now.
@@ -154,31 +163,12 @@ impl<S: Stage> Run<'_, S> {
         for letter in &commit.dead_letters {
             warn!(stage = S::NAME, kind = letter.kind, offset = letter.record.offset, "dead letter: {}", letter.message);
         }
-        let lane = self.lane;
         self.env.stats.update(|s| {
-            match lane {
-                Lane::Live => s.tally += &commit.tally,
-                Lane::Backfill => s.backfill.tally += &commit.tally,
-            }
             s.committed_ms = now_ms;
-            s.trouble = None;
+            let lane = s.lane_mut(self.lane);
+            lane.tally += &commit.tally;
+            lane.trouble = None;
         });
-    }
-
-    /// Asks the store for as long as it is down; `None` when somebody asked to finish meanwhile.
-    fn insist_on_store<R>(&mut self, ask: impl Fn() -> Result<R, StoreError>) -> Result<Option<R>, StageStopped> {
-        let mut waits = Waits::new(self.env.config.retry);
-        loop {
-            match ask() {
-                Ok(answer) => return Ok(Some(answer)),
-                Err(StoreError::Unavailable(cause)) => {
-                    if self.pause("store", &cause, &mut waits) {
-                        return Ok(None);
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
     }
 }
 
@@ -357,6 +347,11 @@ impl Outcome {
 }
 
 impl Part {
+    /// Records that it is about.
+    pub(super) fn received(&self) -> usize {
+        usize::try_from(self.commit.tally.received).unwrap_or(usize::MAX)
+    }
+
     fn count(&mut self, counters: &[(&'static str, u64)]) {
         for (name, amount) in counters {
             self.commit.tally.count(name, *amount);

@@ -65,11 +65,11 @@ fn produce(file: &Embedded, up_to: i64, shutdown: &Shutdown) {
 fn consume<H: Hop>(file: &Embedded, shutdown: &Shutdown) {
     let env = StageEnv { shutdown: shutdown.clone(), ..environment(file) };
     let log = |lane| file.consumer(&format!("endcap.{}.{lane}", H::NAME), H::In::TOPIC.on(lane)).unwrap();
-    let (mut stage, mut live) = (Toy::<H>::new(), log(Lane::Live));
+    let (mut stage, live) = (Toy::<H>::new(), Box::new(log(Lane::Live)));
     if H::In::TOPIC == Topic::EVENTS {
-        run_stage(&mut stage, &mut live, &env).unwrap();
+        run_stage(&mut stage, live, &env).unwrap();
     } else {
-        run_lanes(&mut stage, &mut live, &mut log(Lane::Backfill), &env).unwrap();
+        run_lanes(&mut stage, live, Box::new(log(Lane::Backfill)), &env).unwrap();
     }
 }
 

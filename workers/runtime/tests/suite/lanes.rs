@@ -1,14 +1,17 @@
 //! A stage on both of its lanes.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use endcap_runtime::{
     Backlog, BreakerConfig, Broker, Clocks, Commit, Embedded, EmbeddedConfig, Input, Log, LogError, Outgoing, Received,
-    StageError, SystemClock, contract::poll_all, embedded::DeadLetterFilter, run_lanes,
+    StageError, SystemClock,
+    contract::poll_all,
+    embedded::{Consumer, DeadLetterFilter},
+    run_lanes,
 };
 use endcap_schemas::{
     ContextChanged, ThemesWritten,
@@ -66,7 +69,8 @@ fn live_goes_first_and_backfill_gets_one_batch_in_so_many_and_all_that_is_left()
         assert_eq!((tally.received, tally.passed), (count.unsigned_abs(), count.unsigned_abs()), "{lane}");
     }
     let stats = bench.env.stats.snapshot();
-    assert_eq!((stats.tally.passed, stats.backfill.tally.passed, stats.held), (40, 12, 0));
+    assert_eq!((stats.live.tally.passed, stats.backfill.tally.passed), (40, 12));
+    assert_eq!((stats.live.held, stats.backfill.held), (0, 0));
 }
 
 #[test]
@@ -106,10 +110,10 @@ fn a_live_record_is_taken_at_once_while_both_lanes_idle() {
         }
     });
     let consumer = |lane| bench.file.consumer(&format!("endcap.themes.{lane}"), Topic::CONTEXTS.on(lane)).unwrap();
-    let (mut live, mut slow) = (consumer(Lane::Live), consumer(Lane::Backfill));
+    let (live, slow) = (Box::new(consumer(Lane::Live)), Box::new(consumer(Lane::Backfill)));
     bench.append(&contexts(Lane::Backfill, 1));
     let env = bench.env.clone();
-    let working = thread::spawn(move || run_lanes(&mut stage, &mut live, &mut slow, &env).unwrap());
+    let working = thread::spawn(move || run_lanes(&mut stage, live, slow, &env).unwrap());
     while bench.env.stats.snapshot().backfill.tally.passed == 0 {
         thread::yield_now();
     }
@@ -137,30 +141,153 @@ fn a_dead_letter_of_the_backfill_lane_goes_back_to_it() {
     assert_eq!((again[0].topic, &again[0].value, &again[0].headers), (SLOW, &records[0].value, &records[0].headers));
 }
 
+/// The backfill lane's log. It notes its commits as `c` and its end as `.`.
+struct Noted {
+    log: Consumer,
+    order: Order,
+    /// How many polls and commits it refuses at first.
+    refuses: (u32, u32),
+}
+
+impl Noted {
+    fn of(bench: &Bench, order: &Order, refuses: (u32, u32)) -> Box<dyn Log> {
+        let log = bench.file.consumer("endcap.themes.backfill", SLOW).unwrap();
+        Box::new(Self { log, order: order.clone(), refuses })
+    }
+
+    fn note(&self, what: char) {
+        self.order.lock().unwrap().push(what);
+    }
+}
+
+fn refuse(left: &mut u32) -> Result<(), LogError> {
+    let Some(less) = left.checked_sub(1) else { return Ok(()) };
+    *left = less;
+    Err(LogError::Unavailable("toy log is down".into()))
+}
+
+impl Log for Noted {
+    fn poll(&mut self, max: usize, wait: Duration) -> Result<Vec<Received>, LogError> {
+        refuse(&mut self.refuses.0)?;
+        self.log.poll(max, wait)
+    }
+    fn commit(&mut self, commit: &Commit) -> Result<(), LogError> {
+        refuse(&mut self.refuses.1)?;
+        self.note('c');
+        self.log.commit(commit)
+    }
+    fn backlog(&mut self) -> Result<Backlog, LogError> {
+        self.log.backlog()
+    }
+    fn group(&self) -> &str {
+        self.log.group()
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        self.note('.');
+    }
+}
+
 #[test]
 fn a_backfill_lane_whose_records_all_fail_stops_and_the_live_lane_goes_on() {
     let mut bench = Bench::new();
     bench.env.config.breaker = BreakerConfig { consecutive_max: 5, ..BreakerConfig::default() };
     bench.append(&contexts(Lane::Backfill, 30));
-    let (producer, stats) = (bench.file.producer(), bench.env.stats.clone());
-    let mut failed = 0;
+    let (order, producer, stats) = (Order::default(), bench.file.producer(), bench.env.stats.clone());
+    let note = order.clone();
     let stage = Toy::<Compose>::with(move |batch| {
-        if batch[0].value.head.user.user.starts_with('l') {
-            return Ok(None);
-        }
-        failed += 1;
-        if failed == 1 {
-            producer.append(&contexts(Lane::Live, 3), None).unwrap();
-        }
-        Err(StageError::Failed("no such shelf".into()))
+        let lane = &batch[0].value.head.user.user[..1];
+        note.lock().unwrap().push_str(lane);
+        if lane == "l" { Ok(None) } else { Err(StageError::Failed("no such shelf".into())) }
     });
-    bench.run_lanes_until(stage, Duration::ZERO, move || stats.snapshot().backfill.trouble.is_some());
+    let mut later = Some(contexts(Lane::Live, 3));
+    let done = move || {
+        let stopped = stats.snapshot().backfill.stopped;
+        let Some(later) = later.take_if(|_| stopped) else { return stopped };
+        producer.append(&later, None).unwrap();
+        false
+    };
+    let backfill = Noted::of(&bench, &order, (0, 0));
+    bench.run_lanes_over(backfill, stage, Duration::ZERO, done);
     assert_eq!(users(&bench, Topic::THEMES), ["l0", "l1", "l2"]);
+    let order = order.lock().unwrap().clone();
+    assert_eq!(order.split_once('.').map(|(_, after)| after), Some("l"), "its log has gone when the lane has stopped: {order}");
     let snapshot = bench.env.stats.snapshot();
-    assert!(snapshot.backfill.trouble.unwrap().contains("no such shelf"));
-    assert_eq!((snapshot.trouble, bench.file.dead_letters(&DeadLetterFilter::default()).unwrap().len()), (None, 4));
+    let cause = "5 of its last 5 records failed, last with `no such shelf`; mend the cause and start the stage again";
+    assert_eq!((snapshot.backfill.trouble.as_deref(), snapshot.live.trouble), (Some(cause), None));
+    assert_eq!(bench.file.dead_letters(&DeadLetterFilter::default()).unwrap().len(), 4);
     bench.run_lanes(Toy::<Compose>::new());
     assert_eq!(users(&bench, Topic::THEMES.on(Lane::Backfill)).len(), 26, "the others pass once the cause is mended");
+}
+
+/// What does not answer to the backfill lane, once.
+#[derive(Debug, Clone, Copy)]
+enum Silent {
+    Poll,
+    Erasures,
+    Model(fn(&'static str, String) -> StageError),
+    Store,
+    Commit,
+}
+
+/// A live record that comes while a backfill one is in work, to which something does not answer. Gives the order of things, and what the
+/// lanes told when the live record was processed: the backfill lane, the live one.
+fn put_off(silent: Silent) -> (String, Vec<(Option<String>, Option<String>)>) {
+    let mut bench = Bench::new();
+    bench.append(&contexts(Lane::Backfill, 1));
+    let order = Order::default();
+    let refuses = (u32::from(matches!(silent, Silent::Poll)), u32::from(matches!(silent, Silent::Commit)));
+    let backfill = Noted::of(&bench, &order, refuses);
+    bench.faults.store.store(u32::from(matches!(silent, Silent::Erasures)), Ordering::SeqCst);
+    let (note, stats, faults) = (order.clone(), bench.env.stats.clone(), bench.faults.clone());
+    let told: Arc<Mutex<Vec<_>>> = Arc::default();
+    let (tells, mut first) = (told.clone(), true);
+    let stage = Toy::<Compose>::with(move |batch| {
+        let lane = &batch[0].value.head.user.user[..1];
+        note.lock().unwrap().push_str(lane);
+        if lane == "l" {
+            let snapshot = stats.snapshot();
+            tells.lock().unwrap().push((snapshot.backfill.trouble, snapshot.live.trouble));
+        } else if std::mem::take(&mut first) {
+            match silent {
+                Silent::Model(error) => return Err(error("model", "warming up".into())),
+                Silent::Store => faults.store.store(1, Ordering::SeqCst),
+                _ => {}
+            }
+        }
+        Ok(None)
+    });
+    let (file, mut live) = (bench.file.clone(), Some(contexts(Lane::Live, 1)));
+    let done = move || match live.take() {
+        Some(live) => file.producer().append(&live, None).is_err(),
+        None => file.groups().unwrap().iter().all(|group| group.backlog.waiting == 0),
+    };
+    bench.run_lanes_over(backfill, stage, Duration::from_secs(1), done);
+    let snapshot = bench.env.stats.snapshot();
+    assert_eq!((snapshot.backfill.trouble, snapshot.live.trouble), (None, None), "{silent:?}: it is over");
+    assert_eq!(
+        (users(&bench, Topic::THEMES), users(&bench, Topic::THEMES.on(Lane::Backfill))),
+        (vec!["l0".into()], vec!["b0".into()])
+    );
+    let (order, told) = (order.lock().unwrap().clone(), told.lock().unwrap().clone());
+    (order, told)
+}
+
+#[test]
+fn a_backfill_batch_to_which_something_does_not_answer_lets_live_records_pass_and_tells_its_own_trouble() {
+    for (silent, order, trouble) in [
+        (Silent::Poll, "lbc.", None),
+        (Silent::Erasures, "lbc.", Some("store: toy store is down")),
+        (Silent::Model(StageError::Faltered), "blbc.", Some("model: warming up")),
+        (Silent::Model(StageError::Unavailable), "blbc.", Some("model: warming up")),
+        (Silent::Store, "blc.", Some("store: toy store is down")),
+        (Silent::Commit, "blc.", Some("log: toy log is down")),
+    ] {
+        let told = vec![(trouble.map(str::to_owned), None)];
+        assert_eq!(put_off(silent), (order.to_owned(), told), "{silent:?}");
+    }
 }
 
 /// A log that never answers.
@@ -195,11 +322,11 @@ fn a_backfill_lane_that_does_not_answer_holds_nobody_up() {
             asked.trigger();
         }
     });
-    let mut live = bench.file.consumer("endcap.themes.live", Topic::CONTEXTS).unwrap();
-    run_lanes(&mut stage, &mut live, &mut Down, &bench.env).unwrap();
+    let live = bench.file.consumer("endcap.themes.live", Topic::CONTEXTS).unwrap();
+    run_lanes(&mut stage, Box::new(live), Box::new(Down), &bench.env).unwrap();
     assert_eq!(users(&bench, Topic::THEMES).len(), 9);
     let snapshot = bench.env.stats.snapshot();
-    assert_eq!((snapshot.backfill.trouble.as_deref(), snapshot.trouble), (Some("log: toy lane is not declared"), None));
+    assert_eq!((snapshot.backfill.trouble.as_deref(), snapshot.live.trouble), (Some("log: toy lane is not declared"), None));
 }
 
 #[test]

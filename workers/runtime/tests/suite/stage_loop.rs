@@ -250,7 +250,7 @@ fn what_is_unavailable_is_tried_again_until_it_is_there() {
     assert_eq!(users::<ThemesWritten>(&bench).len(), 10);
     assert!(kinds(&bench).is_empty());
     let snapshot = bench.env.stats.snapshot();
-    assert_eq!((snapshot.tally.passed, snapshot.trouble, snapshot.running), (10, None, false));
+    assert_eq!((snapshot.live.tally.passed, snapshot.live.trouble, snapshot.running), (10, None, false));
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn a_dependency_that_falters_is_tried_again_until_the_records_are_to_blame() {
             Ok(None)
         }));
         assert_eq!((users::<ThemesWritten>(&bench).len(), kinds(&bench).len()), (passed, 8 - passed), "{falters} failures");
-        assert_eq!(bench.env.stats.snapshot().trouble, None);
+        assert_eq!(bench.env.stats.snapshot().live.trouble, None);
     }
 }
 
@@ -292,7 +292,7 @@ fn a_log_that_answers_again_is_no_trouble_even_while_nothing_comes() {
     let mut bench = Bench::new();
     bench.faults.poll.store(3, Ordering::SeqCst);
     bench.run(Toy::<Compose>::new());
-    assert_eq!(bench.env.stats.snapshot().trouble, None);
+    assert_eq!(bench.env.stats.snapshot().live.trouble, None);
 }
 
 #[test]
@@ -311,8 +311,8 @@ fn a_shutdown_ends_the_waiting_and_loses_nothing() {
         }
         Err(StageError::Unavailable("model", "gone".into()))
     });
-    let mut log = bench.file.consumer("endcap.themes.live", Topic::CONTEXTS).unwrap();
-    endcap_runtime::run_stage(&mut stage, &mut log, &bench.env).unwrap();
+    let log = bench.file.consumer("endcap.themes.live", Topic::CONTEXTS).unwrap();
+    endcap_runtime::run_stage(&mut stage, Box::new(log), &bench.env).unwrap();
     assert_eq!(bench.tally::<Compose>().received, 0);
     bench.run(Toy::<Compose>::new());
     assert_eq!(users::<ThemesWritten>(&bench).len(), 10);
@@ -483,8 +483,8 @@ fn two_processes_of_one_stage_write_every_output_once() {
     env.config.held_max = 40;
     thread::scope(|scope| {
         for _ in 0..2 {
-            let (mut log, env) = (bench.file.consumer("endcap.context.live", Topic::EVENTS).unwrap(), env.clone());
-            scope.spawn(move || endcap_runtime::run_stage(&mut Toy::<Fold>::new(), &mut log, &env).unwrap());
+            let (log, env) = (bench.file.consumer("endcap.context.live", Topic::EVENTS).unwrap(), env.clone());
+            scope.spawn(move || endcap_runtime::run_stage(&mut Toy::<Fold>::new(), Box::new(log), &env).unwrap());
         }
         while bench.file.groups().unwrap()[0].backlog.waiting > 0 {
             assert!(!env.shutdown.wait(Duration::from_millis(5)));

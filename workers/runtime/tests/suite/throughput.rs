@@ -24,8 +24,8 @@ fn consume<H: Hop>(file: &Embedded, batch: usize, shutdown: &Shutdown) {
         stats: Arc::new(StageStats::default()),
         shutdown: shutdown.clone(),
     };
-    let mut log = file.consumer(&format!("endcap.{}.live", H::NAME), H::In::TOPIC).unwrap();
-    run_stage(&mut Toy::<H>::new(), &mut log, &env).unwrap();
+    let log = file.consumer(&format!("endcap.{}.live", H::NAME), H::In::TOPIC).unwrap();
+    run_stage(&mut Toy::<H>::new(), Box::new(log), &env).unwrap();
 }
 
 fn until_done(file: &Embedded, events: i64) {

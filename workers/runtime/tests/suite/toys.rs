@@ -206,8 +206,8 @@ impl Bench {
     pub(crate) fn run_ticking<S: Stage>(&mut self, mut stage: S, tick: Duration) -> Result<(), endcap_runtime::StageStopped> {
         self.env.shutdown = Shutdown::new();
         let group = format!("endcap.{}.live", S::NAME);
-        let mut log = self.until_done(&group, S::In::TOPIC, tick, nothing_waits(&self.file, &group));
-        endcap_runtime::run_stage(&mut stage, &mut log, &self.env)
+        let log = self.until_done(&group, S::In::TOPIC, tick, nothing_waits(&self.file, &group));
+        endcap_runtime::run_stage(&mut stage, Box::new(log), &self.env)
     }
 
     /// Runs a stage on both lanes until nothing waits for it on either.
@@ -221,12 +221,23 @@ impl Bench {
     }
 
     /// Runs a stage on both lanes until a poll of the live one finds nothing and `done` is true.
-    pub(crate) fn run_lanes_until<S: Stage>(&mut self, mut stage: S, tick: Duration, done: impl Fn() -> bool + Send + 'static) {
+    pub(crate) fn run_lanes_until<S: Stage>(&mut self, stage: S, tick: Duration, done: impl FnMut() -> bool + Send + 'static) {
+        let group = format!("endcap.{}.backfill", S::NAME);
+        let backfill = self.file.consumer(&group, S::In::TOPIC.on(Lane::Backfill)).expect("a consumer");
+        self.run_lanes_over(Box::new(backfill), stage, tick, done);
+    }
+
+    /// As [`Bench::run_lanes_until`], with a log of the test's own for the backfill lane.
+    pub(crate) fn run_lanes_over<S: Stage>(
+        &mut self,
+        backfill: Box<dyn Log + '_>,
+        mut stage: S,
+        tick: Duration,
+        done: impl FnMut() -> bool + Send + 'static,
+    ) {
         self.env.shutdown = Shutdown::new();
-        let group = |lane| format!("endcap.{}.{lane}", S::NAME);
-        let mut live = self.until_done(&group(Lane::Live), S::In::TOPIC, tick, done);
-        let mut backfill = self.file.consumer(&group(Lane::Backfill), S::In::TOPIC.on(Lane::Backfill)).expect("a consumer");
-        endcap_runtime::run_lanes(&mut stage, &mut live, &mut backfill, &self.env).expect("the stage finishes");
+        let live = self.until_done(&format!("endcap.{}.live", S::NAME), S::In::TOPIC, tick, done);
+        endcap_runtime::run_lanes(&mut stage, Box::new(live), backfill, &self.env).expect("the stage finishes");
     }
 
     fn until_done(
@@ -234,7 +245,7 @@ impl Bench {
         group: &str,
         topic: Topic,
         tick: Duration,
-        done: impl Fn() -> bool + Send + 'static,
+        done: impl FnMut() -> bool + Send + 'static,
     ) -> UntilDone<Consumer> {
         UntilDone {
             log: self.file.consumer(group, topic).expect("a consumer"),
@@ -280,7 +291,7 @@ struct UntilDone<L> {
     clock: Arc<ManualClock>,
     tick: Duration,
     faults: Arc<Faults>,
-    done: Box<dyn Fn() -> bool + Send>,
+    done: Box<dyn FnMut() -> bool + Send>,
 }
 
 impl<L: Log> Log for UntilDone<L> {
