@@ -8,8 +8,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use endcap::{monitor::group_of, sides::Sides};
-use endcap_runtime::GroupState;
-use endcap_schemas::topics::Lane;
+use endcap_schemas::topics::{Lane, Topic};
 use endcap_tests::Endcap;
 
 use crate::{patience::Patience, side::Place};
@@ -187,7 +186,7 @@ impl<'a> Fleet<'a> {
             if asked.elapsed() > DRAINED_EVERY {
                 asked = Instant::now();
                 let works = self.slots.iter().all(Slot::works);
-                let is_drained = works && sides.groups().is_ok_and(|groups| is_drained(&groups));
+                let is_drained = works && is_drained(sides);
                 times = if is_drained { times + 1 } else { 0 };
             }
             Ok(times >= DRAINED_TIMES)
@@ -246,8 +245,12 @@ impl<'a> Fleet<'a> {
     }
 }
 
-/// Whether nothing waits for any stage. A group that has never committed is not among those of a Kafka log: what waits for it is not seen.
-fn is_drained(groups: &[GroupState]) -> bool {
-    let is_known = |stage: &&str| groups.iter().any(|group| group.group == group_of(stage, Lane::Live));
-    STAGES.iter().all(is_known) && groups.iter().all(|group| group.backlog.waiting == 0)
+/// Whether nothing waits for any stage, on either lane. Asked along the path: a record that moves on meanwhile is seen again.
+fn is_drained(sides: &Sides) -> bool {
+    STAGES.iter().zip(Topic::PATH).all(|(stage, topic)| {
+        // There is no backfill lane of events; its topic is empty.
+        let waits_for = |lane: Lane| sides.log.group(&group_of(stage, lane), topic.on(lane));
+        let is_idle = |lane| waits_for(lane).is_ok_and(|states| states.iter().all(|state| state.backlog.waiting == 0));
+        Lane::ALL.into_iter().all(is_idle)
+    })
 }

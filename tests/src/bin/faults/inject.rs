@@ -58,6 +58,8 @@ pub(crate) struct Injector<'a> {
     replays: Replays<'a>,
     /// While the disk is full: the processes that know.
     full: Option<BTreeSet<u32>>,
+    /// Kills that found nobody at work within an outage: they follow when it is over.
+    put_off: Vec<u64>,
     began: Instant,
 }
 
@@ -71,6 +73,7 @@ impl<'a> Injector<'a> {
             holder: None,
             replays: Replays::new(place),
             full: None,
+            put_off: Vec::new(),
             began: Instant::now(),
         }
     }
@@ -90,6 +93,9 @@ impl<'a> Injector<'a> {
             })?;
             let began = Instant::now();
             self.inject(*deed, fleet, patience).with_context(|| format!("cannot inject {deed:?}"))?;
+            if !self.is_outage() {
+                std::mem::take(&mut self.put_off).into_iter().try_for_each(|number| self.kill(number, fleet, patience))?;
+            }
             // While a server takes its time to come back, the schedule waits: deeds keep their distance.
             start += began.elapsed();
         }
@@ -155,12 +161,21 @@ impl<'a> Injector<'a> {
         entry.seconds += time.as_secs_f64();
     }
 
+    /// Whether something is away that processes need to start.
+    fn is_outage(&self) -> bool {
+        self.holder.is_some() || self.away.is_some() || self.full.is_some()
+    }
+
     fn kill(&mut self, number: u64, fleet: &mut Fleet<'_>, patience: &Patience) -> Result<()> {
         let asked = Instant::now();
         loop {
             if let Some(name) = fleet.kill(number) {
                 self.did("kill", "a process of a stage gets SIGKILL, and is started again", Duration::ZERO);
                 patience.tell(&format!("kill {}: {name}", self.entries["kill"].times));
+                return Ok(());
+            }
+            if self.is_outage() {
+                self.put_off.push(number);
                 return Ok(());
             }
             ensure!(asked.elapsed() < NOBODY_WORKS, "no process has worked for {} s", NOBODY_WORKS.as_secs());
