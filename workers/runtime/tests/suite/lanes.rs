@@ -232,9 +232,12 @@ enum Silent {
     Commit,
 }
 
+/// The trouble that the lanes tell: the backfill lane, the live one.
+type Troubles = (Option<String>, Option<String>);
+
 /// A live record that comes while a backfill one is in work, to which something does not answer. Gives the order of things, and what the
-/// lanes told when the live record was processed: the backfill lane, the live one.
-fn put_off(silent: Silent) -> (String, Vec<(Option<String>, Option<String>)>) {
+/// lanes told when the live record was processed.
+fn put_off(silent: Silent) -> (String, Vec<Troubles>) {
     let mut bench = Bench::new();
     bench.append(&contexts(Lane::Backfill, 1));
     let order = Order::default();

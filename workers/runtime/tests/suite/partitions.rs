@@ -162,7 +162,8 @@ fn a_batch_that_was_put_off_goes_on_without_the_partition_that_went_away_meanwhi
         (Silent::Commit, all.to_vec()),
     ] {
         let mut bench = Bench::new();
-        let (commits, seen): (Arc<Mutex<Vec<Commit>>>, Arc<Mutex<Vec<String>>>) = Default::default();
+        let commits: Arc<Mutex<Vec<Commit>>> = Arc::default();
+        let seen: Arc<Mutex<Vec<String>>> = Arc::default();
         let (down, shutdown) = (u32::from(silent == Silent::Commit), Shutdown::new());
         let takes = Takes::WhileItRests;
         let log = Partitioned { records: records(), takes, commits: commits.clone(), told: false, down, shutdown };
