@@ -11,7 +11,7 @@ import org.apache.kafka.streams.kstream.Produced;
 /**
  * What the bench {@code hops} stands beside: Kafka Streams, exactly once, handing each record from topic to topic as it is.
  *
- * <p>Arguments: brokers, application id, directory for its state, threads, then the topics in path order. Prints {@code running} when its
+ * <p>Arguments: brokers, application id, codec of what it writes, directory for its state, threads, then the topics in path order. Prints {@code running} when its
  * tasks are assigned, and ends when standard input does.
  */
 public final class KafkaStreamsHops {
@@ -19,16 +19,16 @@ public final class KafkaStreamsHops {
         Properties settings = new Properties();
         settings.put(StreamsConfig.BOOTSTRAP_SERVERS_CONFIG, args[0]);
         settings.put(StreamsConfig.APPLICATION_ID_CONFIG, args[1]);
-        settings.put(StreamsConfig.STATE_DIR_CONFIG, Path.of(args[2]).toString());
-        settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, Integer.parseInt(args[3]));
+        settings.put(StreamsConfig.STATE_DIR_CONFIG, Path.of(args[3]).toString());
+        settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, Integer.parseInt(args[4]));
         settings.put(StreamsConfig.PROCESSING_GUARANTEE_CONFIG, StreamsConfig.EXACTLY_ONCE_V2);
         settings.put(StreamsConfig.REPLICATION_FACTOR_CONFIG, 1);
         settings.put(StreamsConfig.consumerPrefix("auto.offset.reset"), "earliest");
-        settings.put(StreamsConfig.producerPrefix("compression.type"), "zstd");
+        settings.put(StreamsConfig.producerPrefix("compression.type"), args[2]);
         settings.put(StreamsConfig.producerPrefix("compression.zstd.level"), 1);
 
         StreamsBuilder hops = new StreamsBuilder();
-        for (int to = 5; to < args.length; to++) {
+        for (int to = 6; to < args.length; to++) {
             hops.stream(args[to - 1], Consumed.with(Serdes.ByteArray(), Serdes.ByteArray()))
                 .mapValues(value -> value)
                 .to(args[to], Produced.with(Serdes.ByteArray(), Serdes.ByteArray()));

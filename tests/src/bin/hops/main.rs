@@ -4,12 +4,14 @@
 //! of Kafka Streams from `ENDCAP_TEST_STREAMS` (`tests/services/services` prints both); javac and java stand on the PATH. Each round fills
 //! the first topic, starts the process that is measured, and counts what comes out of the last one, from the first record to the last;
 //! then single records go through the idle path. Rounds of both sides alternate. Kafka Streams runs with its defaults (it commits every
-//! 100 ms, which decides how long a single record takes), with zstd at level 1 like ours, and with a thread per core.
+//! 100 ms, which decides how long a single record takes), with the codec of ours (zstd at level 1, unless `--compression` names another),
+//! and with a thread per core.
 
 mod stages;
 mod worker;
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -58,6 +60,9 @@ struct Args {
     /// Partitions of every topic.
     #[arg(long, default_value_t = 4)]
     partitions: u16,
+    /// Codec of what both sides write: none, lz4, zstd and so on.
+    #[arg(long, default_value = "zstd")]
+    compression: String,
     /// Rounds of each side.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -71,6 +76,8 @@ enum Role {
         broker: String,
         /// Where the topics are.
         namespace: String,
+        /// Codec of its records.
+        compression: String,
     },
 }
 
@@ -78,6 +85,7 @@ enum Role {
 pub(crate) struct Place {
     broker: String,
     namespace: String,
+    compression: String,
 }
 
 impl Place {
@@ -87,6 +95,7 @@ impl Place {
             namespace: self.namespace.clone(),
             instance: instance.to_owned(),
             waiting_max: u64::MAX,
+            properties: BTreeMap::from([("compression.type".to_owned(), self.compression.clone())]),
             ..KafkaSettings::default()
         })?)
     }
@@ -114,7 +123,9 @@ struct Round {
 fn main() -> Result<()> {
     let args = Args::parse();
     match &args.role {
-        Some(Role::Worker { broker, namespace }) => worker::work(&Place { broker: broker.clone(), namespace: namespace.clone() }),
+        Some(Role::Worker { broker, namespace, compression }) => {
+            worker::work(&Place { broker: broker.clone(), namespace: namespace.clone(), compression: compression.clone() })
+        }
         None => bench(&args),
     }
 }
@@ -128,7 +139,8 @@ fn bench(args: &Args) -> Result<()> {
     for round in 1..=args.rounds {
         for is_ours in [true, false] {
             let side = if is_ours { "endcap" } else { "streams" };
-            let place = Place { broker: broker.clone(), namespace: format!("hops-{}-{round}-{side}", std::process::id()) };
+            let namespace = format!("hops-{}-{round}-{side}", std::process::id());
+            let place = Place { broker: broker.clone(), namespace, compression: args.compression.clone() };
             let command = if is_ours { worker_command(&place)? } else { streams_command(&place, &classes, dir.path()) };
             let figures =
                 measure(args, &place, command, dir.path()).with_context(|| format!("round {round} of {side} failed"))?;
@@ -141,6 +153,7 @@ fn bench(args: &Args) -> Result<()> {
         "records": args.records,
         "payload_bytes": args.bytes,
         "partitions": args.partitions,
+        "compression": args.compression,
         "endcap": endcap,
         "kafka_streams": kafka_streams,
         "throughput_ratio": endcap.records_per_second / kafka_streams.records_per_second,
@@ -154,14 +167,14 @@ fn bench(args: &Args) -> Result<()> {
 
 fn worker_command(place: &Place) -> Result<Command> {
     let mut command = Command::new(env::current_exe()?);
-    command.args(["worker", &place.broker, &place.namespace]);
+    command.args(["worker", &place.broker, &place.namespace, &place.compression]);
     Ok(command)
 }
 
 fn streams_command(place: &Place, class_path: &str, dir: &Path) -> Command {
     let state = dir.join(&place.namespace);
     let mut command = Command::new("java");
-    command.args(["-cp", class_path, "KafkaStreamsHops", &place.broker, &place.namespace]);
+    command.args(["-cp", class_path, "KafkaStreamsHops", &place.broker, &place.namespace, &place.compression]);
     command.arg(state).arg(STREAMS_THREADS).args(place.topics());
     command
 }
@@ -204,7 +217,7 @@ fn parcel(n: usize, bytes: usize) -> Result<Outgoing> {
     Ok(Outgoing { topic: Topic::EVENTS, key: UserKey::of(user), headers, value })
 }
 
-/// Text that hardly compresses: both sides write with zstd.
+/// Text that hardly compresses.
 fn noise(seed: usize, bytes: usize) -> String {
     let mut state = seed as u64 ^ 0x9E37_79B9_7F4A_7C15;
     let letter = |_| {
