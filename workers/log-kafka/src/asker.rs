@@ -14,7 +14,7 @@ use endcap_runtime::LogError;
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
-    error::{KafkaError, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
 use crate::{
@@ -126,7 +126,8 @@ impl Asker {
 
     /// Names of the groups of this namespace, with those of other processes.
     pub(crate) fn groups(&self) -> Result<Vec<String>, LogError> {
-        let found = self.committed.fetch_group_list(None, self.config.request_timeout());
+        let timeout = self.config.request_timeout();
+        let found = once_settled(timeout, || self.committed.fetch_group_list(None, timeout));
         let found = found.map_err(|error| client::failure("cannot list the groups", &error))?;
         Ok(found.groups().iter().filter_map(|group| self.names.own_group(group.name())).map(str::to_owned).collect())
     }
@@ -190,12 +191,17 @@ pub(crate) fn committed_offsets<C: ConsumerContext>(
     if list.count() == 0 {
         return Ok(BTreeMap::new());
     }
+    let list = once_settled(timeout, || client.committed_offsets(list.clone(), timeout));
+    list.map(|list| offsets_of(&list)).map_err(|error| client::failure("cannot ask for a group's positions", &error))
+}
+
+/// What `ask` answers, asked again for `timeout` at most while whoever keeps the groups is changing.
+fn once_settled<T>(timeout: Duration, ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
     let deadline = Instant::now() + timeout;
     loop {
-        match client.committed_offsets(list.clone(), timeout) {
-            Ok(list) => return Ok(offsets_of(&list)),
+        match ask() {
             Err(error) if is_between_coordinators(&error) && Instant::now() < deadline => std::thread::sleep(MOVE_STEP),
-            Err(error) => return Err(client::failure("cannot ask for a group's positions", &error)),
+            answer => return answer,
         }
     }
 }
