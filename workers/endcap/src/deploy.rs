@@ -255,13 +255,11 @@ impl Watch {
     pub(crate) fn look(&mut self, store: &dyn StoreOverview) -> Result<Option<Generation>> {
         let newest = store.generation(None).context("cannot read the generations")?;
         let Some((number, text)) = newest.filter(|(number, _)| *number > self.seen) else { return Ok(None) };
-        self.seen = number;
-        let newest = Generation::read(number, &text)?;
+        let newest = Generation::read(number, &text).inspect_err(|_| self.seen = number)?;
         // A replay deploys what runs already once more, as a rollback to it does.
-        if self.running.agrees_with(&newest.manifest) {
-            return Ok(None);
-        }
-        Ok(would_run_as(&self.wanted, &newest, store)?.then_some(newest))
+        let is_other = !self.running.agrees_with(&newest.manifest) && would_run_as(&self.wanted, &newest, store)?;
+        self.seen = number; // not before: a store that does not answer is asked again
+        Ok(is_other.then_some(newest))
     }
 }
 

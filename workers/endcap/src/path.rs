@@ -17,7 +17,9 @@ use endcap_inference::{
 };
 use endcap_keywords::{KeywordsConfig, KeywordsStage, TokenCounter};
 use endcap_retrieval::Market;
-use endcap_runtime::{Clocks, LoopConfig, Shutdown, Stage, StageEnv, StageStats, StageStopped, Store, run_lanes, run_stage};
+use endcap_runtime::{
+    Broker, Clocks, LogError, LoopConfig, Shutdown, Stage, StageEnv, StageStats, StageStopped, Store, run_lanes, run_stage,
+};
 use endcap_schemas::{
     Message,
     topics::{Lane, Topic},
@@ -102,6 +104,19 @@ pub struct Ground {
     pub shutdown: Shutdown,
 }
 
+/// Makes every group of the path known to `log`: what waits for a stage that runs elsewhere, or has never run yet, must be seen and stay.
+fn declare(log: &dyn Broker) -> Result<(), LogError> {
+    for (stage, topic) in StageName::ALL.iter().zip(Topic::PATH) {
+        let name = stage.to_possible_value().expect("every stage has a name");
+        log.declare(&group_of(name.get_name(), Lane::Live), topic)?;
+        // Events have no backfill lane, see `Path::add`.
+        if topic != Topic::EVENTS {
+            log.declare(&group_of(name.get_name(), Lane::Backfill), topic.on(Lane::Backfill))?;
+        }
+    }
+    Ok(())
+}
+
 /// A stage that has ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -139,6 +154,7 @@ impl Path {
         E: Model<Request = Embed, Answer = Embedding>,
         X: Model<Request = Pair, Answer = Relevance>,
     {
+        declare(&*ground.sides.log).context("cannot make the path known to the log")?;
         let store: Arc<dyn Store> = ground.sides.store.clone();
         let market = || ground.market.clone();
         let Fleet { mut themes, mut keywords, encoder, mut judge } = fleet;

@@ -1,12 +1,13 @@
 //! Questions to the brokers that read no record: topics and their ends, groups and their positions. Any thread may ask at any time; nobody
 //! waits for another's answer.
 //!
-//! A commit is answered a moment before its records can be read: the brokers mark them afterwards. Whoever asks for settled ends waits for
-//! that moment, so that everything is seen that was answered before. A transaction that somebody has left open is not waited for longer.
+//! A commit is answered a moment before its records and positions can be read: the brokers mark them afterwards. Whoever asks for settled
+//! ends or positions waits for that moment, so that everything is seen that was answered before. A transaction that somebody has left open is
+//! waited for longer only by those who decide by what stands behind it ([`Asker::whole`]).
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,7 @@ use rdkafka::{
 use crate::{
     KafkaConfig,
     client::{self, Watch, is_between_coordinators},
+    lock::lock,
     names::Names,
     tender::Tender,
 };
@@ -29,6 +31,11 @@ const SETTLED_IN: Duration = Duration::from_millis(500);
 const SETTLE_STEP: Duration = Duration::from_millis(2);
 /// How often is asked again while a leader or a coordinator is changing.
 const MOVE_STEP: Duration = Duration::from_millis(20);
+
+/// What a client sees: what is committed alone, or all. Positions that an open transaction would move are not told to the former.
+type Isolation = &'static str;
+const COMMITTED: Isolation = "read_committed";
+const ALL: Isolation = "read_uncommitted";
 
 /// First offset that is there and the one behind the last, per partition.
 pub(crate) type Ends = BTreeMap<i32, (i64, i64)>;
@@ -42,19 +49,19 @@ pub(crate) struct Asker {
     committed: Arc<BaseConsumer<Watch>>,
     /// Sees what is not committed yet, too.
     raw: Arc<BaseConsumer<Watch>>,
-    /// Clients that ask for the positions of a group, by its name; they never join it.
-    groups: Mutex<BTreeMap<String, Arc<BaseConsumer<Watch>>>>,
+    /// Clients that ask for the positions of a group, by its name and what they see; they never join it.
+    groups: Mutex<BTreeMap<(String, Isolation), Arc<BaseConsumer<Watch>>>>,
 }
 
 impl Asker {
     pub(crate) fn new(config: &KafkaConfig, names: &Names, tender: &Arc<Tender>) -> Result<Self, LogError> {
-        let client = |isolation: &str| tender.consumer(config.asker().set("isolation.level", isolation), config);
+        let client = |isolation: Isolation| tender.consumer(config.asker().set("isolation.level", isolation), config);
         Ok(Self {
             config: config.clone(),
             names: names.clone(),
             tender: tender.clone(),
-            committed: client("read_committed")?,
-            raw: client("read_uncommitted")?,
+            committed: client(COMMITTED)?,
+            raw: client(ALL)?,
             groups: Mutex::default(),
         })
     }
@@ -94,6 +101,18 @@ impl Asker {
         ends.get(&partition).copied().ok_or_else(|| LogError::Unavailable(format!("nobody tells the end of {topic}/{partition}")))
     }
 
+    /// The same behind everything that was written before this question.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] while a transaction that began earlier stays open; the brokers end it after its time.
+    pub(crate) fn whole(&self, topic: &str, partition: i32) -> Result<(i64, i64), LogError> {
+        let (ends, is_settled) = self.settle(topic, &[partition], self.config.request_timeout())?;
+        match self.with_firsts(topic, &[partition], ends)?.get(&partition) {
+            Some(end) if is_settled => Ok(*end),
+            _ => Err(LogError::Unavailable(format!("a transaction of another writer to {topic} is not over yet"))),
+        }
+    }
+
     /// Per partition, the offset of the first record with this time (ms) or a later one. Of a partition that has none the brokers say nothing:
     /// that means its end, and not its beginning.
     pub(crate) fn at_time(&self, topic: &str, at_ms: i64) -> Result<BTreeMap<i32, i64>, LogError> {
@@ -105,18 +124,23 @@ impl Asker {
     }
 
     fn settled(&self, topic: &str, partitions: &[i32]) -> Result<Ends, LogError> {
+        let (ends, _) = self.settle(topic, partitions, SETTLED_IN)?;
+        self.with_firsts(topic, partitions, ends)
+    }
+
+    /// Ends of what is committed, and whether they are behind everything that was written before: waits for that for `patience`.
+    fn settle(&self, topic: &str, partitions: &[i32], patience: Duration) -> Result<(BTreeMap<i32, i64>, bool), LogError> {
         let timeout = self.config.request_timeout();
         let written = offsets_at(&self.raw, topic, partitions, Offset::End, timeout)?;
-        let deadline = Instant::now() + SETTLED_IN;
-        let ends = loop {
+        let deadline = Instant::now() + patience;
+        loop {
             let ends = offsets_at(&self.committed, topic, partitions, Offset::End, timeout)?;
             let is_settled = written.iter().all(|(partition, written)| ends.get(partition).is_some_and(|end| end >= written));
             if is_settled || Instant::now() >= deadline {
-                break ends;
+                return Ok((ends, is_settled));
             }
             std::thread::sleep(SETTLE_STEP);
-        };
-        self.with_firsts(topic, partitions, ends)
+        }
     }
 
     fn with_firsts(&self, topic: &str, partitions: &[i32], ends: BTreeMap<i32, i64>) -> Result<Ends, LogError> {
@@ -134,21 +158,32 @@ impl Asker {
 
     /// Positions of `group` on `topic`, where it has committed any.
     pub(crate) fn positions(&self, group: &str, topic: &str, partitions: i32) -> Result<BTreeMap<i32, i64>, LogError> {
-        let client = self.client_of(group)?;
-        let mut list = TopicPartitionList::new();
-        list.add_partition_range(topic, 0, partitions - 1);
-        committed_offsets(&client, list, self.config.request_timeout())
+        let settled = committed_offsets(&*self.client_of(group, COMMITTED)?, range(topic, partitions), SETTLED_IN);
+        settled.or_else(|_| self.positions_now(group, topic, partitions))
     }
 
-    fn client_of(&self, group: &str) -> Result<Arc<BaseConsumer<Watch>>, LogError> {
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = groups.get(group) {
+    /// The same as they are at this moment, without waiting for what is being marked.
+    pub(crate) fn positions_now(&self, group: &str, topic: &str, partitions: i32) -> Result<BTreeMap<i32, i64>, LogError> {
+        committed_offsets(&*self.client_of(group, ALL)?, range(topic, partitions), self.config.request_timeout())
+    }
+
+    fn client_of(&self, group: &str, isolation: Isolation) -> Result<Arc<BaseConsumer<Watch>>, LogError> {
+        let mut groups = lock(&self.groups);
+        let key = (group.to_owned(), isolation);
+        if let Some(client) = groups.get(&key) {
             return Ok(client.clone());
         }
-        let client = self.tender.consumer(&self.config.reader(&self.names.group(group)), &self.config)?;
-        groups.insert(group.to_owned(), client.clone());
+        let mut config = self.config.reader(&self.names.group(group));
+        let client = self.tender.consumer(config.set("isolation.level", isolation), &self.config)?;
+        groups.insert(key, client.clone());
         Ok(client)
     }
+}
+
+fn range(topic: &str, partitions: i32) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_range(topic, 0, partitions - 1);
+    list
 }
 
 /// Where `which` ([`Offset::Beginning`] or [`Offset::End`]) is in `partitions` of `topic`, as `client` sees it: one question for all of them.

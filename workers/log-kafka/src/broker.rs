@@ -107,11 +107,6 @@ impl Kafka {
         self.shared.inspector.declare(group, topic);
         KafkaLog::start(self.shared.clone(), group, topic)
     }
-
-    /// Makes a group known before it has committed anything, so that what waits for it is seen.
-    pub fn declare(&self, group: &str, topic: Topic) {
-        self.shared.inspector.declare(group, topic);
-    }
 }
 
 /// All topics must be there: a broker that makes them by itself makes them as it likes. Those of the path have equal numbers of partitions,
@@ -144,9 +139,12 @@ impl Shared {
         let is_old = lock(&self.room).as_ref().is_none_or(|room| now.saturating_sub(room.at) >= ROOM_EVERY);
         // While one looks the others go by what was seen last: nobody waits for the brokers' answers to another.
         if let (true, Ok(_looking)) = (is_old, self.looking.try_lock()) {
-            let mut full = self.inspector.furthest_behind()?;
+            // Brokers that do not tell how full the lanes are refuse nobody: what is wrong with them is met by what is to be written.
+            let seen = self.inspector.furthest_behind();
+            let mut room = lock(&self.room);
+            let mut full = seen.unwrap_or_else(|_| room.take().map(|room| room.full).unwrap_or_default());
             full.retain(|_, (_, waiting)| *waiting >= limit);
-            *lock(&self.room) = Some(Room { at: now, full });
+            *room = Some(Room { at: now, full });
         }
         let room = lock(&self.room);
         match room.as_ref().and_then(|room| room.full.get(&Outgoing::lane_of(records))) {
@@ -199,6 +197,11 @@ impl Shared {
 }
 
 impl Broker for Kafka {
+    fn declare(&self, group: &str, topic: Topic) -> Result<(), LogError> {
+        self.shared.inspector.declare(group, topic);
+        Ok(())
+    }
+
     fn consumer(&self, group: &str, topic: Topic) -> Result<Box<dyn Log>, LogError> {
         Ok(Box::new(self.log(group, topic)?))
     }
@@ -219,7 +222,7 @@ impl Broker for Kafka {
 
     fn progress(&self, name: &str) -> Result<Option<String>, LogError> {
         let reader = self.shared.inspector.readers().lend()?;
-        Ok(lock(&self.shared.progress).refresh(&reader)?.get(name).cloned())
+        Ok(lock(&self.shared.progress).whole(&reader)?.get(name).cloned())
     }
 
     fn tallies(&self) -> Result<BTreeMap<String, Tally>, LogError> {

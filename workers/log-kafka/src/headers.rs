@@ -19,6 +19,8 @@ const CAUSATION: &str = "ce_causationid";
 const TRACE: &str = "traceparent";
 /// Before the name of everything that is said of a dead letter.
 const DEAD: &str = "__dlq.errors.";
+/// Longest id, kind, cause and trace that are handed on to a record's children; a longer one stays with the record alone, as a foreign header.
+const TEXT_MAX_BYTES: usize = 256;
 /// Where a record comes from that this crate wrote: this and the stage.
 const OWN_SOURCE: &str = "/endcap/";
 
@@ -60,7 +62,7 @@ pub(crate) fn read<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a [u8])>, pla
     let mut headers = Headers::default();
     let (mut id, mut kind, mut time_ms) = (None, None, None);
     for (name, value) in pairs {
-        let text = std::str::from_utf8(value).ok();
+        let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= TEXT_MAX_BYTES);
         if name == TIME
             && let Some(ms) = text.and_then(millis)
         {
@@ -149,6 +151,11 @@ pub(crate) fn read_dead<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a [u8])>
         }
     }
     dead
+}
+
+/// Whether a header is short for certain: written by this crate and not taken along from a foreign producer.
+pub(crate) fn is_short(name: &str, value: &[u8]) -> bool {
+    is_of_the_dead(name) || ([SPEC_VERSION, ID, KIND, TIME, CAUSATION, TRACE].contains(&name) && value.len() <= TEXT_MAX_BYTES)
 }
 
 /// Whether a header tells of a dead letter and not of its record.

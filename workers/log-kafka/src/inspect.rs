@@ -133,7 +133,7 @@ impl Inspector {
         for (group, topic) in self.known()? {
             let name = self.names.topic(topic);
             let ends = self.asker.ends_now(&name)?;
-            let positions = self.asker.positions(&group, &name, count_of(&ends))?;
+            let positions = self.asker.positions_now(&group, &name, count_of(&ends))?;
             let offsets = ends.iter().map(|(partition, (first, end))| {
                 let position = positions.get(partition).copied().unwrap_or(*first).max(*first);
                 (end - position).max(0).unsigned_abs()

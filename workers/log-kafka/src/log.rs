@@ -43,11 +43,13 @@ pub struct KafkaLog {
 }
 
 impl KafkaLog {
-    /// Joins `group` on `topic`.
+    /// Joins `group` on `topic`. First it ends the transaction that an earlier process of this name may have left open: until then nobody
+    /// would get the partitions that it was about.
     pub(crate) fn start(shared: Arc<Shared>, group: &str, topic: Topic) -> Result<Self, LogError> {
         let name = shared.names.topic(topic);
+        let mut writer = Writer::new(shared.config.clone(), shared.names.transactional_id(group), shared.tender.clone());
+        writer.ready()?;
         let poller = Poller::start(&shared.config, &shared.names.group(group), topic, name.clone())?;
-        let writer = Writer::new(shared.config.clone(), shared.names.transactional_id(group), shared.tender.clone());
         let (group, counted) = (group.to_owned(), BTreeMap::new());
         Ok(Self { shared, group, topic, name, poller, writer, counted, unclear: false, unread: VecDeque::new() })
     }
@@ -61,7 +63,7 @@ impl KafkaLog {
         let key = notes::tally_key(stage, self.writer.id());
         let reader = self.shared.inspector.readers().lend()?;
         let mut tallies = Notes::new(self.shared.names.tallies());
-        let found = tallies.refresh(&reader)?.get(&key).map(|text| notes::read_tally(&key, text)).transpose()?;
+        let found = tallies.whole(&reader)?.get(&key).map(|text| notes::read_tally(&key, text)).transpose()?;
         let tally = found.unwrap_or_default();
         self.counted.insert(stage.to_owned(), tally.clone());
         Ok(tally)

@@ -21,10 +21,22 @@ impl Notes {
         Self { topic, next: 0, latest: BTreeMap::new() }
     }
 
-    /// The map as it is now.
+    /// The map as it is now, for those who look.
     pub(crate) fn refresh(&mut self, reader: &Reader) -> Result<&BTreeMap<String, String>, LogError> {
+        self.read(reader, reader.asker.end(&self.topic, 0)?)
+    }
+
+    /// The map with everything that was written before, for those who go on from it: a sum that is read behind an open transaction of
+    /// another writer would be an old one.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] while such a transaction stays open.
+    pub(crate) fn whole(&mut self, reader: &Reader) -> Result<&BTreeMap<String, String>, LogError> {
+        self.read(reader, reader.asker.whole(&self.topic, 0)?)
+    }
+
+    fn read(&mut self, reader: &Reader, (first, end): (i64, i64)) -> Result<&BTreeMap<String, String>, LogError> {
         let Self { topic, next, latest } = self;
-        let (first, end) = reader.asker.end(topic, 0)?;
         *next = (*next).max(first);
         if *next >= end {
             return Ok(latest);

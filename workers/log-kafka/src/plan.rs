@@ -10,6 +10,7 @@ use crate::{client::RECORD_MAX_BYTES, names::Names};
 
 /// Milliseconds of an hour.
 const HOUR_MS: u64 = 3_600_000;
+const DAY_H: u32 = 24;
 
 /// What the topics should be like.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -167,6 +168,8 @@ pub(crate) fn declared(names: &Names, settings: &TopicSettings) -> Vec<Declared>
             ("retention.ms", (u64::from(hours) * HOUR_MS).to_string()),
             // When the log took a record is told by the log.
             ("message.timestamp.type", "LogAppendTime".to_owned()),
+            // What is beyond its time goes within a day: a letter must not outlive the note that it was sent again.
+            ("segment.ms", (u64::from(DAY_H) * HOUR_MS).to_string()),
         ];
         topic(name, settings.partitions, &own)
     };
@@ -189,7 +192,7 @@ pub(crate) fn declared(names: &Names, settings: &TopicSettings) -> Vec<Declared>
     }
     all.push(compacted(names.tallies(), "compact", None));
     all.push(compacted(names.progress(), "compact", None));
-    all.push(compacted(names.redriven(), "compact,delete", Some(settings.dead_letters_retention_h)));
+    all.push(compacted(names.redriven(), "compact,delete", Some(settings.dead_letters_retention_h.saturating_add(2 * DAY_H))));
     all
 }
 

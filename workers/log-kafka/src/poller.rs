@@ -210,9 +210,6 @@ impl Polling {
                 let cause = refused.map_or_else(|| format!("no broker answers: {reason}"), |refused| refused.to_string());
                 self.hand.tell_trouble(Some(LogError::Unavailable(cause)));
             }
-            Some(RDKafkaErrorCode::FencedInstanceId) => {
-                self.hand.tell_trouble(Some(LogError::Fenced(self.config.settings().instance.clone())));
-            }
             // Single connections come and go, and are made again by themselves.
             Some(
                 RDKafkaErrorCode::BrokerTransportFailure

@@ -69,7 +69,7 @@ impl Ingest {
             self.writer.ready()?; // ends the transaction in question, one way or the other
             self.unclear = None;
             let reader = self.readers.lend()?;
-            if self.progress.refresh(&reader)?.get(name) == Some(value) {
+            if self.progress.whole(&reader)?.get(name) == Some(value) {
                 return Ok(());
             }
         }
@@ -135,9 +135,9 @@ impl Ingest {
         }
         self.writer.ready()?;
         let (key, mark, reader) = (notes::tally_key(INGEST, self.writer.id()), self.mark(), self.readers.lend()?);
-        let tally = self.tallies.refresh(&reader)?.get(&key).map(|text| notes::read_tally(&key, text)).transpose()?;
+        let tally = self.tallies.whole(&reader)?.get(&key).map(|text| notes::read_tally(&key, text)).transpose()?;
         let tally = tally.unwrap_or_default();
-        let made = self.progress.refresh(&reader)?.get(&mark).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let made = self.progress.whole(&reader)?.get(&mark).and_then(|text| text.parse().ok()).unwrap_or(0);
         let own = Own { tally, made };
         self.own = Some(own.clone());
         Ok(own)

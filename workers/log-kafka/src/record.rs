@@ -61,15 +61,26 @@ impl<'a> Record<'a> {
         record.within(RECORD_MAX_BYTES)
     }
 
-    /// The record, with length and hash in place of a value with which it would not fit: one that no broker takes would hold up its
-    /// partition for ever.
+    /// The record without what it does not fit with: length and hash in place of its value, no foreign headers, and length and hash in place
+    /// of its key, in this order. One that no broker takes would hold up its partition for ever.
     fn within(mut self, bytes_max: usize) -> Self {
-        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + HEADER_BYTES).sum();
-        let bytes = self.key.len() + headers + self.value.as_ref().map_or(0, |value| value.len()) + RECORD_BYTES;
-        if bytes > bytes_max {
-            self.value = self.value.map(|value| in_place_of(blake3::Hasher::new().update(&value)).into_bytes().into());
+        let hash = |bytes: &[u8]| in_place_of(blake3::Hasher::new().update(bytes)).into_bytes().into();
+        if self.bytes() > bytes_max {
+            self.value = self.value.map(|value| hash(&value));
+        }
+        if self.bytes() > bytes_max {
+            self.headers.retain(|(name, value)| headers::is_short(name, value));
+        }
+        if self.bytes() > bytes_max {
+            self.key = hash(&self.key);
         }
         self
+    }
+
+    /// Bytes that it takes, at most.
+    fn bytes(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + HEADER_BYTES).sum();
+        self.key.len() + headers + self.value.as_ref().map_or(0, |value| value.len()) + RECORD_BYTES
     }
 
     /// A dead letter on its way back, as if it had come under the key that it is filed under.
@@ -214,6 +225,31 @@ mod tests {
         let sent = Record::redriven(&Names::of(&KafkaSettings::default()), Topic::EVENTS, &letter);
         let own = sent.headers.iter().map(|(name, _)| name.to_string()).filter(|name| !name.starts_with("ce_"));
         (sent.key.to_vec(), own.collect())
+    }
+
+    #[test]
+    fn a_dead_letter_fits_whatever_of_it_was_too_large() {
+        const MAX: usize = 8 * 1_024;
+        let large = vec![b'x'; MAX];
+        let text = String::from_utf8(large.clone()).unwrap();
+        for part in ["value", "header", "name", "id", "key", "all"] {
+            let of = |name: &str| part == name || part == "all";
+            let mut pairs: Pairs<'_> = vec![("ce_id".into(), if of("id") { large.clone() } else { vec![b'1'] }.into())];
+            if of("header") {
+                pairs.push(("shop".into(), large.clone().into()));
+            }
+            if of("name") {
+                pairs.push((text.clone().into(), vec![].into()));
+            }
+            pairs.push(("__dlq.errors.kind".into(), b"malformed"[..].into()));
+            let key = if of("key") { large.clone() } else { b"default/anna".to_vec() };
+            let value = if of("value") { large.clone() } else { vec![1] };
+            let record = Record { topic: "t".to_owned(), key: key.into(), headers: pairs, value: Some(value.into()) };
+            let record = record.within(MAX);
+            assert!(record.bytes() <= MAX, "{part}: {} bytes", record.bytes());
+            assert!(record.headers.iter().any(|(name, _)| name == "__dlq.errors.kind"), "{part}: why it died is kept");
+            assert_eq!(*record.key == b"default/anna"[..], !of("key"), "{part}");
+        }
     }
 
     #[test]

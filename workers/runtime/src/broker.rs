@@ -13,6 +13,12 @@ pub const INGEST: &str = "ingest";
 
 /// A log with all its topics. `contract::check_broker` says what an implementation keeps.
 pub trait Broker: Send + Sync {
+    /// Makes a group known before its first consumer comes: what waits for it is seen, and kept where the log itself decides what it keeps.
+    ///
+    /// # Errors
+    /// [`LogError`] when the log does not answer.
+    fn declare(&self, group: &str, topic: Topic) -> Result<(), LogError>;
+
     /// A consumer of `topic` for `group`. A new group begins at the oldest record.
     ///
     /// # Errors

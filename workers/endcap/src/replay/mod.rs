@@ -106,9 +106,8 @@ impl Replay {
     }
 
     fn send_contexts(&self, mut note: Note, dry_run: bool) -> Result<()> {
-        let generation = if dry_run { self.active.number } else { self.generation(&mut note)? };
-        let contexts =
-            Contexts { sides: &self.sides, clock: &self.clock, generation, expires_ms: self.settings.path.context.expires_ms() };
+        let (generation, expires_ms) = (self.active.number, self.settings.path.context.expires_ms());
+        let mut contexts = Contexts { sides: &self.sides, clock: &self.clock, generation, expires_ms };
         let found = contexts.find(&note)?;
         let unreadable = if found.unreadable > 0 { format!(", {} of them unreadable", found.unreadable) } else { String::new() };
         let what = format!("{} contexts of {} shoppers{unreadable}", found.records, found.shoppers());
@@ -116,6 +115,7 @@ impl Replay {
             let erased = contexts.erased(&found)?;
             return self.tell_dry(&format!("{what}; {erased} shoppers are erased"), found.shoppers() - erased);
         }
+        contexts.generation = self.generation(&mut note)?;
         self.begin(&mut note, &what)?;
         let sent = self.guarded(note.run, |shutdown| {
             let mut sender = Sender::new(&*self.sides.log, &self.clock, shutdown, note.rate);
@@ -127,13 +127,12 @@ impl Replay {
 
     fn fold_events(&self, mut note: Note, dry_run: bool) -> Result<()> {
         let market = grounds::open_existing(&self.settings.config)?;
-        let generation = if dry_run { self.active.number } else { self.generation(&mut note)? };
-        let events = Events {
+        let mut events = Events {
             sides: &self.sides,
             market: &market,
             config: &self.settings.path.context,
             clock: &self.clock,
-            generation,
+            generation: self.active.number,
             manifest: &self.active.manifest,
         };
         let found = events.find(&note)?;
@@ -144,6 +143,7 @@ impl Replay {
         if dry_run {
             return self.tell_dry(&what, found.count());
         }
+        events.generation = self.generation(&mut note)?;
         self.begin(&mut note, &what)?;
         let told = self.guarded(note.run, |shutdown| {
             let mut sender = Sender::new(&*self.sides.log, &self.clock, shutdown, note.rate);

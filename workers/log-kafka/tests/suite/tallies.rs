@@ -1,12 +1,19 @@
 //! What was counted survives its process.
 
+use std::time::Duration;
+
+use endcap_log_kafka::KafkaSettings;
 use endcap_runtime::{
-    Broker, Log,
+    Broker, Commit, Log, LogError, Received,
     contract::{poll_all, record, through},
 };
 use endcap_schemas::topics::Topic;
+use rdkafka::{
+    ClientConfig,
+    producer::{BaseProducer, BaseRecord, Producer},
+};
 
-use crate::server::Server;
+use crate::server::{Server, connect};
 
 #[test]
 fn a_tally_goes_on_after_a_new_start_and_is_summed_over_processes() {
@@ -30,4 +37,71 @@ fn a_tally_goes_on_after_a_new_start_and_is_summed_over_processes() {
     assert_eq!(tallies[endcap_runtime::INGEST].passed, 3);
     let fenced = server.kafka.admit(&events[..1], &[]);
     assert!(fenced.is_err(), "the door's first owner has lost its name: {fenced:?}");
+}
+
+/// A commit of `record` that counts it.
+fn counted(record: &Received) -> Commit {
+    let mut commit = through("s", record);
+    commit.tally.pass();
+    commit
+}
+
+/// What another writer has written to the tallies, in a transaction that is still open.
+fn open_transaction(server: &Server) -> BaseProducer {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &server.settings.brokers[0])
+        .set("transactional.id", format!("{}.another", server.settings.namespace))
+        .create()
+        .expect("a producer");
+    producer.init_transactions(Duration::from_secs(30)).expect("a writer");
+    producer.begin_transaction().expect("a transaction");
+    let topic = format!("{}.endcap.tallies.v1", server.settings.namespace);
+    producer.send(BaseRecord::to(&topic).key("s@another").payload("{}")).expect("a record is taken");
+    producer.flush(Duration::from_secs(30)).expect("a record is written");
+    producer
+}
+
+#[test]
+fn a_sum_that_stands_behind_an_open_transaction_of_another_writer_is_waited_for_and_not_gone_by() {
+    let Some(server) = Server::fresh(1) else { return };
+    let events: Vec<_> = (0..3).map(|n| record(Topic::EVENTS, "anna", &[n])).collect();
+    server.kafka.append(&events, None).expect("events are taken");
+    let settings = KafkaSettings { request_timeout_s: 2, ..server.settings.clone() };
+    let first = connect(&settings, &server.store);
+    let mut log = first.log("g", Topic::EVENTS).expect("a consumer");
+    let got = poll_all(&mut log, 3);
+    log.commit(&counted(&got[0])).expect("a commit is taken");
+    let another = open_transaction(&server);
+    log.commit(&counted(&got[1])).expect("a commit behind the open transaction is taken");
+    drop(log);
+
+    let mut log = connect(&settings, &server.store).log("g", Topic::EVENTS).expect("a consumer");
+    let got = poll_all(&mut log, 1);
+    let early = log.commit(&counted(&got[0]));
+    assert!(matches!(&early, Err(LogError::Unavailable(cause)) if cause.contains("is not over yet")), "{early:?}");
+    another.abort_transaction(Duration::from_secs(30)).expect("the other transaction ends");
+    log.commit(&counted(&got[0])).expect("a commit is taken");
+    assert_eq!(server.kafka.tallies().expect("tallies are read")["s"].received, 3);
+}
+
+#[test]
+fn who_starts_anew_ends_what_its_predecessor_has_left_open() {
+    let Some(server) = Server::fresh(1) else { return };
+    // What a process leaves behind that dies between its records and its commit.
+    let id = format!("{}.g.first", server.settings.namespace);
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &server.settings.brokers[0])
+        .set("transactional.id", &id)
+        .create()
+        .expect("a producer");
+    producer.init_transactions(Duration::from_secs(30)).expect("a writer");
+    producer.begin_transaction().expect("a transaction");
+    let topic = format!("{}.{}", server.settings.namespace, Topic::EVENTS.name());
+    producer.send(BaseRecord::to(&topic).key("default/anna").payload("x")).expect("a record is taken");
+    producer.flush(Duration::from_secs(30)).expect("a record is written");
+
+    let _log = server.kafka.log("g", Topic::EVENTS).expect("a consumer");
+    server.elsewhere("door").append(&[record(Topic::EVENTS, "anna", b"1")], None).expect("an event is taken");
+    let mut reader = server.elsewhere("reader").log("h", Topic::EVENTS).expect("a consumer");
+    assert_eq!(poll_all(&mut reader, 1)[0].value, b"1", "nothing stands before it any more");
 }

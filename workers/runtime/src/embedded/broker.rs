@@ -10,6 +10,10 @@ use crate::{
 };
 
 impl Broker for Embedded {
+    fn declare(&self, group: &str, topic: Topic) -> Result<(), LogError> {
+        Embedded::declare(self, group, topic)
+    }
+
     fn consumer(&self, group: &str, topic: Topic) -> Result<Box<dyn Log>, LogError> {
         Ok(Box::new(Embedded::consumer(self, group, topic)?))
     }

@@ -291,9 +291,8 @@ impl<'a, S: Stage> Run<'a, S> {
             self.spend(if wait.is_zero() || !polled.is_empty() { Phase::Poll } else { Phase::Idle }, start);
             let full = polled.len() == room;
             let start = self.env.clocks.wall.monotonic();
-            for record in polled {
-                self.pending.admit(record);
-            }
+            let now_ms = self.env.clocks.wall.now_ms();
+            polled.into_iter().for_each(|record| self.pending.admit(record, now_ms));
             self.spend(Phase::Batch, start);
             if !full {
                 return Ok(());
@@ -386,7 +385,8 @@ impl<'a, S: Stage> Run<'a, S> {
     /// Measures the backlog from time to time. Only a measure: a log that does not answer is met by the next poll.
     fn watch_backlog(&mut self) {
         let now = self.env.clocks.wall.monotonic();
-        if self.backlog_at.is_some_and(|at| now.saturating_sub(at) < backlog_every(self.lane)) {
+        // A log that kept a batch waiting keeps this waiting too.
+        if self.work.is_some() || self.backlog_at.is_some_and(|at| now.saturating_sub(at) < backlog_every(self.lane)) {
             return;
         }
         self.backlog_at = Some(now);

@@ -23,7 +23,9 @@ pub(super) struct Held<T> {
     pub(super) attempts: u32,
     /// Whose it is and its stamp; `None` for values without head and for those that cannot be read.
     pub(super) context: Option<(UserKey, Stamp)>,
-    /// When the oldest of the records that it superseded was appended, ms.
+    /// When it came, ms: when it was appended, but not later than it was taken in, as the log's clock may be ahead of ours.
+    came_ms: i64,
+    /// The same of the oldest of the records that it superseded.
     first_ms: i64,
 }
 
@@ -40,24 +42,27 @@ pub(super) enum Fate<T> {
 }
 
 impl<T: Message> Held<T> {
-    fn new(record: Received) -> Self {
-        let first_ms = record.appended_ms;
+    fn new(record: Received, now_ms: i64) -> Self {
         let value = match wire::decode::<T>(&record.value) {
             Ok(value) => value,
-            Err(error) => return Self::dead(record, MALFORMED, error.to_string()),
+            Err(error) => return Self::dead(record, now_ms, MALFORMED, error.to_string()),
         };
         let user = value.user();
         if record.key != user.to_string() {
             // Filed under its user, so that it is masked with them, and goes to their partition when it is sent again.
-            return Self::dead(record.under(&user), WRONG_KEY, WRONG_KEY_MESSAGE.to_owned());
+            return Self::dead(record.under(&user), now_ms, WRONG_KEY, WRONG_KEY_MESSAGE.to_owned());
         }
         let context = value.head().map(|head| (head.user.clone(), Stamp::of(head.context_ms, head.generation)));
-        Self { record, fate: Fate::Live(value), attempts: 0, context, first_ms }
+        Self::of(record, now_ms, Fate::Live(value), context)
     }
 
-    fn dead(record: Received, kind: &'static str, message: String) -> Self {
-        let first_ms = record.appended_ms;
-        Self { record, fate: Fate::Dead { kind, message }, attempts: 0, context: None, first_ms }
+    fn dead(record: Received, now_ms: i64, kind: &'static str, message: String) -> Self {
+        Self::of(record, now_ms, Fate::Dead { kind, message }, None)
+    }
+
+    fn of(record: Received, now_ms: i64, fate: Fate<T>, context: Option<(UserKey, Stamp)>) -> Self {
+        let came_ms = record.appended_ms.min(now_ms);
+        Self { record, fate, attempts: 0, context, came_ms, first_ms: came_ms }
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -90,7 +95,7 @@ impl<T: Message> Held<T> {
     }
 
     fn due_ms(&self, debounce_ms: i64, debounce_max_ms: i64) -> i64 {
-        (self.record.appended_ms + debounce_ms).min(self.first_ms + debounce_max_ms.max(debounce_ms))
+        (self.came_ms + debounce_ms).min(self.first_ms + debounce_max_ms.max(debounce_ms))
     }
 }
 
@@ -138,9 +143,9 @@ impl<T: Message> Pending<T> {
         before - self.queue.len()
     }
 
-    /// Takes a record in: decodes it, and lets the newer of it and its user's waiting record supersede the other.
-    pub(super) fn admit(&mut self, record: Received) {
-        let mut held = Held::new(record);
+    /// Takes a record in at `now_ms`: decodes it, and lets the newer of it and its user's waiting record supersede the other.
+    pub(super) fn admit(&mut self, record: Received, now_ms: i64) {
+        let mut held = Held::new(record, now_ms);
         if let Some((user, stamp)) = &held.context {
             let place = self.front + self.queue.len() as u64;
             match self.newest.get(user).and_then(|at| self.queue.get_mut(usize::try_from(at.checked_sub(self.front)?).ok()?)) {
@@ -217,10 +222,6 @@ impl<T: Message> Pending<T> {
     /// When a record is due, ms. A resolved one waits for the debounce too: taken earlier, it would take along live ones that stand
     /// before it.
     fn due_ms(&self, held: &Held<T>) -> i64 {
-        if held.is_live() {
-            held.due_ms(self.debounce_ms, self.debounce_max_ms)
-        } else {
-            held.record.appended_ms + self.debounce_ms
-        }
+        if held.is_live() { held.due_ms(self.debounce_ms, self.debounce_max_ms) } else { held.came_ms + self.debounce_ms }
     }
 }

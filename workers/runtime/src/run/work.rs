@@ -102,6 +102,7 @@ impl<S: Stage> Run<'_, S> {
     pub(super) fn turn(&mut self, stage: &mut S) -> Result<(), StageStopped> {
         let Some(Work { mut step, mut waits }) = self.work.take().or_else(|| self.take_batch(stage)) else { return Ok(()) };
         loop {
+            let start = self.env.clocks.wall.monotonic();
             match self.attempt(stage, step)? {
                 Attempt::Over => return Ok(()),
                 Attempt::On(next) => {
@@ -112,8 +113,10 @@ impl<S: Stage> Run<'_, S> {
                     self.tell_down(dependency, &cause);
                     let wait = waits.next();
                     if self.lane == Lane::Backfill {
+                        // What does not answer at once takes no greater share of the stage's time than a batch would.
+                        let took = self.env.clocks.wall.monotonic().saturating_sub(start);
                         self.work = Some(Work { step: again, waits });
-                        self.rest(wait);
+                        self.rest(wait.max(took * self.env.config.backfill_share.saturating_sub(1)));
                         return Ok(());
                     }
                     if self.sleep(wait) {

@@ -417,6 +417,25 @@ fn a_debounced_context_waits_for_newer_ones_but_not_for_ever() {
 }
 
 #[test]
+fn records_of_a_log_whose_clock_is_ahead_are_due_at_once() {
+    let mut bench = Bench::new();
+    bench.append(&contexts(3));
+    // The stage's clock is an hour behind that of the log.
+    let behind = Arc::new(ManualClock::at(NOW_MS - 3_600_000));
+    bench.env.clocks.wall = behind.clone();
+    bench.clock = behind.clone();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (clock, note) = (behind, seen.clone());
+    let stage = Toy::<Compose>::with(move |batch| {
+        let at_ms = endcap_runtime::Clock::now_ms(&*clock);
+        note.lock().unwrap().extend(batch.iter().map(|_| at_ms));
+        Ok(None)
+    });
+    bench.run_ticking(stage, Duration::from_secs(60)).unwrap();
+    assert_eq!(*seen.lock().unwrap(), [NOW_MS - 3_600_000; 3]);
+}
+
+#[test]
 fn expired_and_erased_contexts_are_dropped_before_the_stage_sees_them() {
     let mut bench = Bench::new();
     let mut old = context("old", NOW_MS, "e");
