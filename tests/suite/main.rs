@@ -10,6 +10,8 @@ mod lanes;
 mod market;
 mod path;
 mod program;
+mod ranking;
 mod real_sides;
 mod replay;
+mod serving;
 mod web;

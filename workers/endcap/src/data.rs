@@ -117,8 +117,11 @@ impl DataDir {
     }
 }
 
-/// Names of `stages` along the path, however they were given.
+/// Names of `stages` along the path, however they were given; a process without any serves.
 fn words(stages: &[StageName]) -> String {
+    if stages.is_empty() {
+        return "serve".to_owned();
+    }
     let along = StageName::ALL.into_iter().filter(|stage| stages.contains(stage));
     let names: Vec<String> =
         along.filter_map(|stage| stage.to_possible_value()).map(|value| value.get_name().to_owned()).collect();

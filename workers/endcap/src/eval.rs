@@ -397,7 +397,7 @@ impl Bench {
         let (requests, truths): (Vec<_>, Vec<bool>) = (0..pairs)
             .map(|_| {
                 let (theme, product, relevant) = samples.pair(&mut rng);
-                (endcap_aiqa::pair(&prompts::theme_text(&theme), &product), relevant)
+                (endcap_inference::verdicts::pair(&prompts::theme_text(&theme), &product), relevant)
             })
             .unzip();
         let answers = self.models.judge.ask_all(requests);

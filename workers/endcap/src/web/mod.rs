@@ -9,6 +9,7 @@ mod ingest;
 mod life;
 mod routes;
 mod sign_in;
+mod storefronts;
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,6 +45,15 @@ pub(crate) struct Web {
 }
 
 impl Web {
+    /// As [`Web::ask`], but without waiting for a turn: for what limits itself.
+    async fn ask_now<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Desk) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let desk = self.life.desk()?.clone();
+        tokio::task::spawn_blocking(move || work(&desk)).await.context("a request broke off")?
+    }
+
     /// Does `work`, which may block, on a thread for that.
     async fn ask<T, E>(&self, work: impl FnOnce(&Desk) -> Result<T, E> + Send + 'static) -> Result<T, ApiError>
     where
@@ -59,7 +69,11 @@ impl Web {
 /// Every route, guarded. The page's own files need nothing but this program, so they too are there from the first moment.
 pub fn router(life: Arc<Life>, access: Access) -> Router {
     let web = Web { life, turns: Arc::new(tokio::sync::Semaphore::new(AT_ONCE)) };
-    assets::routes().merge(routes::routes()).layer(middleware::from_fn_with_state(access, access::guard)).with_state(web)
+    assets::routes()
+        .merge(routes::routes())
+        .merge(storefronts::routes())
+        .layer(middleware::from_fn_with_state(access, access::guard))
+        .with_state(web)
 }
 
 /// Serves until `ended` turns true; the runtime's end cuts off what is open after that and a short grace.
