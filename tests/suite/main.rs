@@ -4,6 +4,7 @@ mod architecture;
 mod convergence;
 mod fleet;
 mod generations;
+mod hostile;
 mod import_docs;
 mod lab;
 mod lanes;

@@ -5,18 +5,21 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use endcap_market::{Act, DEMO_SEED, Household, Market, Samples};
+use endcap::{
+    lab::closed::{Arm, World, run},
+    serve::Models,
+};
+use endcap_market::{DEMO_SEED, Expected, Market};
 use endcap_ranking::{
-    Checks, Ground, Learner, Preparer, Ranking, RankingConfig, Request, Storefront, feedback,
+    Checks, Ground, Preparer, Ranking, RankingConfig, Request, Storefront, feedback,
     slate::{Key, Slate},
 };
-use endcap_runtime::{Embedded, EmbeddedConfig, Input, ManualClock, Stage, Stamp, Store, Write};
+use endcap_runtime::{Embedded, EmbeddedConfig, ManualClock, Stamp, Store, Write};
 use endcap_schemas::{
     Brief, Budget, Category, CategoryWeight, Cause, ContextChanged, Descriptor, Diet, DietSet, Head, Keyword, Origin, Page,
-    PagePublished, Placement, Product, PurchaseMemory, Season, ShownProduct, Theme, UserKey, wire,
+    PagePublished, Placement, PurchaseMemory, Season, ShownProduct, Theme, UserKey, wire,
 };
 use endcap_tests::twins::{self, EncoderTwin, JudgeTwin};
-use rand::SeedableRng;
 use serde_json::json;
 
 use crate::path::market;
@@ -239,6 +242,25 @@ fn whoever_has_no_page_gets_the_default_one_and_whoever_keeps_diets_a_fitting_on
 }
 
 #[test]
+fn consent_that_was_taken_back_counts_before_the_next_page_and_what_is_no_page_is_none() {
+    let place = place();
+    let ada = UserKey::of("ada");
+    place.put(&ada, vec![place.placement(&place.leaves()[0].name, 20)]);
+    let mut context = history(&ada, &[], &[], "tea", "none");
+    for (personalise, is_default) in [(true, false), (false, true)] {
+        context.brief.personalise = personalise;
+        let (ranking, _) = place.service(RankingConfig::default(), known(context.clone()));
+        assert_eq!(ask(&ranking, &ada, "one").is_default, is_default, "consent: {personalise}");
+    }
+    let (ranking, _) = place.service(RankingConfig::default(), Known::new());
+    for (n, bytes) in (1..).zip([&b""[..], b"\xc3\x01", b"no page at all", &[0xff; 3_000]]) {
+        let stamp = Stamp::of(NOW_MS + n, 1);
+        place.file.put_all(&[Write::Page { user: ada.clone(), stamp, page: Some(bytes.to_vec()) }], &[]).unwrap();
+        assert!(ask(&ranking, &ada, "one").is_default, "{bytes:?}");
+    }
+}
+
+#[test]
 fn shuffled_requests_carry_their_odds_and_every_slate_tells_what_was_nominated() {
     let place = place();
     let ada = UserKey::of("ada");
@@ -312,101 +334,26 @@ fn more_at_once_than_may_be_are_refused_and_a_turn_comes_back() {
     drop((two, again));
 }
 
-/// A placement of `theme` as the path would publish it: what sells on its shelves.
-fn placement_of(place: &Place, theme: Theme, household: &Household) -> Placement {
-    let allowed = |product: &&Product| product.in_stock && !product.violates.intersects(household.diets);
-    let each = 18 / theme.concepts.len().max(1);
-    let shelves = theme.concepts.iter().map(|concept| place.demo.products_of(concept).iter().filter(allowed).take(each));
-    let products = shelves.flatten().map(|product| ShownProduct { product: product.id.clone(), score: 0.9 }).collect();
-    let terms = theme.concepts.iter().filter_map(|concept| place.market.snapshot().node_term(concept).unwrap());
-    let keywords = terms.map(|(id, term)| Keyword { id, text: term.text, descriptor: Descriptor::Node }).collect();
-    Placement { theme, keywords, products, retrieved: 20 }
-}
-
-/// Clicks of a visit, on average over `VISITS` visits of every household to the storefront that it is shown.
-fn clicks(place: &Place, ranking: &Ranking, households: &[Household], round: &str) -> f64 {
-    const VISITS: u64 = 200;
-    let mut clicks = 0;
-    for household in households {
-        let storefront = ask(ranking, &household.user, &format!("{round}/{}", household.user));
-        let rows = rows(place, &storefront);
-        let visits = (0..VISITS).flat_map(|visit| place.demo.visit(household, &rows, 1_000_000 + visit));
-        clicks += visits.filter(|deed| deed.act >= Act::Clicked).count();
-    }
-    clicks as f64 / (VISITS * households.len() as u64) as f64
-}
-
-/// The products of a storefront, as the market knows them.
-fn rows<'a>(place: &'a Place, storefront: &Storefront) -> Vec<Vec<&'a Product>> {
-    let products = |placement: &endcap_ranking::StorefrontPlacement| {
-        placement.products.iter().map(|shown| place.demo.product(&shown.id).expect("a product of the market")).collect()
-    };
-    storefront.placements.iter().map(products).collect()
+/// What the last tenth of the rounds was worth, in clicks of a visit.
+fn end_of(rounds: &[Expected]) -> f64 {
+    let last = &rounds[rounds.len() - rounds.len() / 10..];
+    last.iter().map(|expected| expected.clicks).sum::<f64>() / last.len() as f64
 }
 
 #[test]
 fn shoppers_are_pleased_more_by_a_policy_that_learns_than_by_a_frozen_one() {
     const SEED: u64 = 9;
-    let place = place();
-    let (samples, merchandiser) = (Samples::new(place.demo.clone()), place.demo.merchandiser());
-    let households: Vec<Household> = (0..30).map(|n| place.demo.household(SEED, n)).collect();
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(SEED);
-    let mut all = Known::new();
-    for household in &households {
-        let mut context = samples.context(household, 6, NOW_MS, &mut rng);
-        context.head = head(&household.user);
-        let page = merchandiser.page(&context, 6);
-        place.put(&household.user, page.themes.into_iter().map(|theme| placement_of(&place, theme, household)).collect());
-        all.insert(household.user.clone(), context);
-    }
-    let config = RankingConfig { shuffled: 0.0, publish_every_ms: 0, ..RankingConfig::default() };
-    let (learning, preparer) = place.service(config.clone(), all.clone());
-    let mut learner = Learner::new(config.clone(), Arc::new(place.file.clone()));
-    households.iter().for_each(|household| drop(ask(&learning, &household.user, "warm")));
-    preparer.catch_up();
-    let before = clicks(&place, &learning, &households, "before");
-    let mut offset = 0;
-    for round in 0..40 {
-        let mut batch = Vec::new();
-        for household in &households {
-            let storefront = ask(&learning, &household.user, &format!("round-{round}/{}", household.user));
-            for value in told(&place, &storefront, household, round) {
-                batch.push(Input { value, partition: 0, offset, appended_ms: 1 });
-                offset += 1;
-            }
-        }
-        learner.process(&batch).expect("a policy");
-        assert!(learning.refresh().unwrap(), "round {round}");
-    }
-    let after = clicks(&place, &learning, &households, "after");
-    let (sure, preparer) = place.service(RankingConfig { exploration: 0.0, ..config.clone() }, all.clone());
-    households.iter().for_each(|household| drop(ask(&sure, &household.user, "warm")));
-    preparer.catch_up();
-    assert!(sure.refresh().unwrap());
-    let exploited = clicks(&place, &sure, &households, "after");
-    println!("clicks of a visit: frozen {before:.3}, learnt {after:.3}, learnt and without exploring any more {exploited:.3}");
-    // Little is left to learn on these pages: what the untaught policy expects is what these shoppers go by.
-    assert!(after > before && exploited > 1.02 * before, "seed {SEED}: {before}, {after}, {exploited}");
-    let (fresh, _) = place.service(config, all);
-    assert!(fresh.refresh().unwrap() && fresh.policy_version() == offset, "another process serves the same policy");
-}
-
-/// What a household does with its storefront, as the door lets it in.
-fn told(place: &Place, storefront: &Storefront, household: &Household, round: u64) -> Vec<endcap_schemas::Feedback> {
-    let deeds = place.demo.visit(household, &rows(place, storefront), round);
-    let mut entries = Vec::new();
-    for (row, placement) in storefront.placements.iter().enumerate() {
-        let of = |least: Act| {
-            let done = deeds.iter().filter(|deed| deed.row == row && deed.act >= least);
-            done.map(|deed| placement.products[deed.place].id.as_str()).collect::<Vec<_>>()
-        };
-        let (seen, clicks, carts) = (of(Act::Seen), of(Act::Clicked), of(Act::Carted));
-        if !seen.is_empty() {
-            entries.push(json!({ "slate": placement.slate, "impressions": seen, "clicks": clicks, "cart_adds": carts }));
-        }
-    }
-    if entries.is_empty() {
-        return Vec::new();
-    }
-    feedback::read(json!(entries).to_string().as_bytes(), &Key::of(None)).unwrap().0
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = twins::fleet().unwrap();
+    let (judge, threshold) = fleet.judge.unwrap();
+    let models = Models { encoder: fleet.encoder, judge, threshold };
+    let world = World::new(MARKET.2.clone(), MARKET.1.clone(), SEED, 30, dir.path().to_owned()).unwrap();
+    let [frozen, learning, greedy] = Arm::ALL.map(|arm| run(&world, arm, 40, &models).unwrap());
+    let [before, after, greedy] = [&frozen, &learning, &greedy].map(|rounds| end_of(rounds));
+    println!("clicks of a visit: frozen {before:.3}, learning {after:.3}, without exploration {greedy:.3}");
+    assert_eq!(frozen[0].clicks, frozen[39].clicks, "whoever learns nothing and draws nothing shows the same");
+    assert!(after > 1.02 * before && greedy > before, "seed {SEED}: {before}, {after}, {greedy}");
+    let shop = world.shop("Learning", Arm::Greedy.config(), &models, None).unwrap();
+    let known = shop.worth("again").unwrap().clicks;
+    assert!(known > 1.02 * before, "seed {SEED}: another process serves the same policy: {known}");
 }

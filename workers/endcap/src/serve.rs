@@ -73,6 +73,8 @@ impl Service {
         };
         let (ranking, preparer) = Ranking::new(of, models.encoder, models.judge);
         let ranking = Arc::new(ranking);
+        // Before anybody is answered: the first request gets the newest policy, too.
+        look_for_policy(&ranking);
         let (served, looking, preparing) = (ranking.clone(), ground.shutdown.clone(), ground.shutdown.clone());
         let threads =
             vec![spawn("policies", move || follow(&served, &looking))?, spawn("nominations", move || preparer.run(&preparing))?];
@@ -95,15 +97,16 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 
 /// Takes up newer policies until `shutdown`. While the store does not answer, the last one serves.
 fn follow(ranking: &Ranking, shutdown: &Shutdown) {
-    loop {
-        match ranking.refresh() {
-            Ok(true) => tracing::info!(version = ranking.policy_version(), "serves a newer policy"),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "cannot look for a newer policy; the last one serves"),
-        }
-        if shutdown.wait(LOOK_EVERY) {
-            return;
-        }
+    while !shutdown.wait(LOOK_EVERY) {
+        look_for_policy(ranking);
+    }
+}
+
+fn look_for_policy(ranking: &Ranking) {
+    match ranking.refresh() {
+        Ok(true) => tracing::info!(version = ranking.policy_version(), "serves a newer policy"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, "cannot look for a newer policy; the last one serves"),
     }
 }
 

@@ -59,13 +59,13 @@ impl Visitors {
 }
 
 /// The products of a storefront, as the market knows them.
-fn rows<'a>(storefront: &Storefront, market: &'a Market) -> Vec<Vec<&'a Product>> {
+pub(crate) fn rows<'a>(storefront: &Storefront, market: &'a Market) -> Vec<Vec<&'a Product>> {
     let placements = storefront.placements.iter();
     placements.map(|placement| placement.products.iter().filter_map(|shown| market.product(&shown.id)).collect()).collect()
 }
 
 /// What was done, as a program tells it: an entry for each slate.
-fn told(storefront: &Storefront, deeds: &[Deed]) -> Vec<Value> {
+pub(crate) fn told(storefront: &Storefront, deeds: &[Deed]) -> Vec<Value> {
     let mut entries = Vec::new();
     for (row, placement) in storefront.placements.iter().enumerate() {
         let of = |least: Act| {

@@ -24,6 +24,7 @@ pub mod slate;
 mod storefront;
 
 pub use answer::{Storefront, StorefrontKeyword, StorefrontPlacement, StorefrontProduct};
+pub use cold::merchandised;
 pub use config::RankingConfig;
 pub use kept::read as read_policy;
 pub use learner::Learner;

@@ -10,7 +10,8 @@ pub const STOREFRONTS: &str = "endcap_storefronts_total";
 pub const SECONDS: &str = "endcap_storefront_seconds";
 /// Placements that were served, by whether their pool was complete: `whole`, `partial` (only what the page has of it).
 pub const POOLS: &str = "endcap_storefront_pools_total";
-/// Feedback by outcome at the door: `accepted`, `ignored` (its slate was never shown), `rejected`.
+/// Feedback by outcome at the door: `accepted`, `ignored` (its slate was never shown), `rejected`; `refused` counts bodies, when too many come at
+/// once.
 pub const FEEDBACK: &str = "endcap_feedback_total";
 /// Version of the policy that is served.
 pub const POLICY: &str = "endcap_policy_version";

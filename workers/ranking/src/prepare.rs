@@ -10,7 +10,7 @@ use std::{
 };
 
 use endcap_inference::{
-    Embed, Embedding, Handle, Model, Pair, Relevance, prompts,
+    Embed, Embedding, Handle, Model, ModelError, Pair, Relevance, prompts,
     verdicts::{CACHE, pair, probability_of, verdict_key},
 };
 use endcap_retrieval::{Banned, Filter, Market, Snapshot};
@@ -181,7 +181,11 @@ where
         let concepts = &wanted.placement.theme.concepts;
         let asked = concepts.iter().map(|concept| Embed { text: concept.clone() }).collect();
         for answer in self.encoder.ask_all(asked) {
-            let Embedding(vector) = answer.map_err(|error| RankingError::Model("encoder", error.to_string()))?;
+            let Embedding(vector) = match answer {
+                Ok(embedding) => embedding,
+                Err(error) if is_for_good(&error) => continue,
+                Err(error) => return Err(RankingError::Model("encoder", error)),
+            };
             let near = market.near(&vector, NEIGHBOURS + wanted.placement.keywords.len()).map_err(RankingError::market)?;
             let terms = market.terms(&near.iter().map(|near| near.term).collect::<Vec<_>>()).map_err(RankingError::market)?;
             let is_keyword = |text: &str| wanted.placement.keywords.iter().any(|keyword| keyword.text == text);
@@ -201,7 +205,7 @@ where
         Ok(())
     }
 
-    /// Fills in the relevance of what the page does not have. What is not found relevant, or cannot be judged, stays without and falls out.
+    /// Fills in the relevance of what the page does not have. What is not found relevant, or can never be judged, stays without and falls out.
     fn judge(&self, theme_text: &str, gathered: &mut Gathered) -> Result<(), RankingError> {
         let judge = &self.judge;
         let mut open: Vec<_> = gathered.candidates.iter_mut().filter(|candidate| candidate.relevance.is_nan()).collect();
@@ -211,14 +215,21 @@ where
         let mut verdicts: Vec<Option<f32>> = known.iter().map(|bytes| bytes.as_deref().and_then(probability_of)).collect();
         let missing: Vec<usize> = (0..verdicts.len()).filter(|at| verdicts[*at].is_none()).collect();
         let answers = judge.ask_all(missing.iter().map(|at| pairs[*at].clone()).collect());
-        let mut remembered = Vec::with_capacity(missing.len());
+        let (mut remembered, mut fault) = (Vec::with_capacity(missing.len()), None);
         for (at, answer) in missing.into_iter().zip(answers) {
-            if let Ok(relevance) = answer {
-                verdicts[at] = Some(relevance.probability);
-                remembered.push((keys[at], relevance.probability.to_le_bytes().to_vec()));
+            match answer {
+                Ok(relevance) => {
+                    verdicts[at] = Some(relevance.probability);
+                    remembered.push((keys[at], relevance.probability.to_le_bytes().to_vec()));
+                }
+                Err(error) if is_for_good(&error) => {}
+                Err(error) => fault = Some(error),
             }
         }
         self.store.remember(CACHE, &remembered)?;
+        if let Some(error) = fault {
+            return Err(RankingError::Model("cross-encoder", error));
+        }
         for (candidate, verdict) in open.iter_mut().zip(verdicts) {
             if let Some(probability) = verdict.filter(|probability| *probability >= self.checks.threshold) {
                 candidate.relevance = f64::from(probability);
@@ -226,4 +237,9 @@ where
         }
         Ok(())
     }
+}
+
+/// Whether asking again would bring the same fault. Any other one passes: the pool is asked for again.
+fn is_for_good(error: &ModelError) -> bool {
+    matches!(error, ModelError::Request(_))
 }

@@ -24,8 +24,9 @@ pub(crate) struct Shopper {
 }
 
 impl Shopper {
-    /// The shopper of `context`, whose page was made for `diets`. What the household keeps by now counts, and what its page was made for.
-    pub(crate) fn of(context: Option<&ContextChanged>, diets: DietSet, market: &Snapshot) -> Self {
+    /// The shopper of `context` at `now_ms`, whose page was made for `diets`. What the household keeps by now counts, and what its page was made
+    /// for.
+    pub(crate) fn of(context: Option<&ContextChanged>, diets: DietSet, market: &Snapshot, now_ms: i64) -> Self {
         let brief = context.map(|context| &context.brief);
         let kept = diets.iter().chain(brief.map_or(DietSet::NONE, |brief| brief.diets).iter()).collect();
         let filter = Filter::of_page(kept, brief.map_or(&[][..], |brief| &brief.dislikes));
@@ -40,7 +41,7 @@ impl Shopper {
                 }
             }
             for purchase in &context.recent {
-                let age_days = (context.head.context_ms - purchase.last_ms).max(0) as f64 / DAY_MS;
+                let age_days = (now_ms - purchase.last_ms).max(0) as f64 / DAY_MS;
                 bought.insert(purchase.product.clone(), (purchase.count, (-age_days / HALF_LIFE_DAYS).exp2()));
             }
         }

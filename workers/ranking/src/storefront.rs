@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use endcap_inference::{Embed, Embedding, Handle, Model, Pair, Relevance};
+use endcap_inference::{Embed, Embedding, Handle, Model, ModelError, Pair, Relevance};
 use endcap_ranker::{RankerError, linucb::Score};
 use endcap_retrieval::{Market, MarketError, PerVersion, Snapshot};
 use endcap_runtime::{Clock, Policies, Store, StoreError};
@@ -45,7 +45,7 @@ pub enum RankingError {
     Ranker(#[from] RankerError),
     /// A model does not answer.
     #[error("{0} does not answer: {1}")]
-    Model(&'static str, String),
+    Model(&'static str, #[source] ModelError),
 }
 
 impl RankingError {
@@ -174,7 +174,7 @@ impl Ranking {
         let (start, mut parts) = (clock.monotonic(), Parts::default());
         let (market, served) = (self.ground.market.snapshot(), self.serving.now());
         let (shown, history) = self.read(&request.user, &market)?;
-        let shopper = Shopper::of(history.as_ref(), shown.page.diets, &market);
+        let shopper = Shopper::of(history.as_ref(), shown.page.diets, &market, self.ground.clock.now_ms());
         parts.read = clock.monotonic().saturating_sub(start);
         let pools = self.pools(&shown.page, &market, &mut parts)?;
         let carousels = self.carousels(request, &shown.page, &pools, &shopper, &served, &mut parts)?;
@@ -213,7 +213,10 @@ impl Ranking {
                 None
             }
         });
-        let shown = match published.filter(|published| !published.page.placements.is_empty()) {
+        // A page stays until the next one is made; consent that was taken back counts at once.
+        let wants_personal = history.as_ref().is_none_or(|history| history.brief.personalise);
+        let may_show = |page: &Page| !page.placements.is_empty() && (wants_personal || !page.is_personal());
+        let shown = match published.filter(|published| may_show(&published.page)) {
             Some(PagePublished { head, page }) => {
                 Shown { page: Arc::new(page), published: Some((head.context_ms, head.generation)) }
             }

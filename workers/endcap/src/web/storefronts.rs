@@ -9,7 +9,7 @@ use axum::{
     routing::{get, post},
 };
 use endcap_ranking::{
-    OPENAPI, Ranking, Request, Storefront,
+    OPENAPI, Ranking, Request,
     feedback::{self, FeedbackTaken},
     metric,
 };
@@ -38,8 +38,8 @@ pub(super) fn routes() -> Router<Web> {
         .route("/v1/openapi.json", get(openapi))
 }
 
-/// Refuses at once what would have to wait: a storefront that comes late is none.
-async fn storefront(State(web): State<Web>, Path(user): Path<String>, headers: HeaderMap) -> Result<Json<Storefront>, ApiError> {
+/// Refuses at once what would have to wait: a storefront that comes late is none. A turn ends when its answer is written out.
+async fn storefront(State(web): State<Web>, Path(user): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
     let request = Request { user: user_of(&user)?, id: request_id(&headers)? };
     let turn = ranking(web.life.desk()?)?.enter().ok_or_else(|| {
         metric::unanswered("refused");
@@ -47,13 +47,13 @@ async fn storefront(State(web): State<Web>, Path(user): Path<String>, headers: H
     })?;
     web.ask_now(move |desk| {
         let _turn = turn;
-        ranking(desk)?.storefront(&request).map_err(|error| {
+        let storefront = ranking(desk)?.storefront(&request).map_err(|error| {
             metric::unanswered("failed");
             ApiError::from(anyhow::Error::new(error))
-        })
+        })?;
+        Ok(Json(storefront).into_response())
     })
     .await
-    .map(Json)
 }
 
 /// Answers when what was accepted is durable. `200` also where some was not: each entry has its own result.
@@ -61,12 +61,20 @@ async fn take_feedback(State(web): State<Web>, headers: HeaderMap, body: Body) -
     if ingest::layout(&headers)? != Layout::Json {
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`"));
     }
+    // Taken before the body: what is refused takes up no memory.
+    let _turn = web.feedback_turns.try_acquire().map_err(|_| {
+        metric::feedback("refused", 1);
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too much feedback comes at once").again_after(AGAIN_S)
+    })?;
     let body = ingest::collect(body, BODY_TIME).await?.map_err(|refused| refused.plain())?;
     let life = web.life.clone();
-    let key = ranking(web.life.desk()?)?.key().clone();
-    let (feedback, taken) =
-        feedback::read(&body, &key).map_err(|fault| ApiError::new(StatusCode::BAD_REQUEST, fault.to_string()))?;
-    web.ask(move |desk| life.admit(|| desk.learn(&feedback, taken))).await.map(Json)
+    web.ask(move |desk| {
+        let read = feedback::read(&body, ranking(desk)?.key());
+        let (feedback, taken) = read.map_err(|fault| ApiError::new(StatusCode::BAD_REQUEST, fault.to_string()))?;
+        life.admit(|| desk.learn(&feedback, taken))
+    })
+    .await
+    .map(Json)
 }
 
 async fn openapi() -> Response {

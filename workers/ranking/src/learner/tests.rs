@@ -205,6 +205,50 @@ fn a_damaged_or_foreign_policy_takes_nobodys_place() {
     );
 }
 
+/// `bytes` with some of them changed, cut off, put in or repeated.
+fn damaged(bytes: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for _ in 0..rng.random_range(1..4) {
+        let at = rng.random_range(0..bytes.len());
+        match rng.random_range(0..4) {
+            0 => bytes[at] ^= 1 << rng.random_range(0..8),
+            1 => bytes.truncate(at.max(1)),
+            2 => bytes.insert(at, rng.random()),
+            _ => bytes.extend_from_within(..at),
+        }
+    }
+    bytes
+}
+
+#[test]
+fn whatever_stands_where_a_policy_should_the_last_good_one_serves() {
+    let (place, all) = (place(), feedback(4, SEED));
+    place.learner().process(&inputs(&all[..4], 0)).unwrap();
+    let serving = Serving::new(1.0);
+    assert!(serving.refresh(&place.file).unwrap());
+    let good = place.file.policy(4).unwrap().unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    for trial in 0..400 {
+        let bad = StoredPolicy { version: 5, snapshot: damaged(&good.snapshot, &mut rng), ledger: good.ledger.clone() };
+        place.file.put_policy(&bad).unwrap();
+        assert!(!serving.refresh(&place.file).unwrap(), "seed {SEED}, trial {trial}: it was taken up");
+        assert_eq!((serving.now().version, place.newest().version), (4, 4), "seed {SEED}, trial {trial}");
+    }
+    // Under a checksum that fits, as if whoever wrote it had lost its mind: refused, or a policy that can score.
+    for trial in 0..400 {
+        let body = damaged(&good.snapshot[..good.snapshot.len() - 32], &mut rng);
+        let snapshot = [&body[..], blake3::hash(&body).as_bytes()].concat();
+        if let Ok(policy) = kept::read(&StoredPolicy { version: 4, snapshot, ledger: Vec::new() }) {
+            let score = policy.ranker().score(&Traits([200; TRAITS]).item(1).ranker);
+            assert!(score.mean.is_finite() && score.bonus.is_finite(), "seed {SEED}, trial {trial}: {score:?}");
+        }
+    }
+    place.file.put_policy(&StoredPolicy { version: 4, ledger: damaged(&good.ledger, &mut rng), ..good }).unwrap();
+    place.file.forget_policies(&[5]).unwrap();
+    let verdicts = place.learner().process(&inputs(&all[4..], 4)).unwrap();
+    assert_eq!(labels(&verdicts), ["learnt"; 4], "without the memory of what was learnt learning goes on");
+}
+
 #[test]
 fn through_the_log_every_record_is_accounted_for_and_a_restart_learns_nothing_twice() {
     let place = place();
