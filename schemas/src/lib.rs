@@ -6,6 +6,7 @@
 mod catalogue;
 mod diet;
 mod event;
+mod feedback;
 mod ids;
 mod page;
 mod path;
@@ -15,6 +16,7 @@ pub mod wire;
 pub use catalogue::{Category, Product, SHELVES_MAX, Term, UNCATEGORISED};
 pub use diet::{Diet, DietSet};
 pub use event::{Budget, EventFault, EventKind, Line, Preference, Season, ShopperEvent};
+pub use feedback::{Action, ActionKind, Feedback, FeedbackFault, Offer};
 pub use ids::UserKey;
 pub use page::{Page, Placement, ShownProduct, Versions};
 pub use path::{

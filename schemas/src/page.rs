@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DietSet, Keyword, Theme};
+use crate::{DietSet, Keyword, Origin, Theme};
 
 /// Models, indexes, prompts: name → version.
 pub type Versions = BTreeMap<String, String>;
@@ -20,6 +20,14 @@ pub struct Page {
     pub placements: Vec<Placement>,
     /// Which models, index and prompts made it.
     pub versions: Versions,
+}
+
+impl Page {
+    /// Whether it came from a shopper's history. What fills the floor is as personal as the page it fills.
+    pub fn is_personal(&self) -> bool {
+        let has = |wanted: &[Origin]| self.placements.iter().any(|placement| wanted.contains(&placement.theme.origin));
+        has(&[Origin::Model, Origin::ThemeFallback, Origin::PageFallback]) || !has(&[Origin::Cold])
+    }
 }
 
 /// One carousel: z_iu(t_iu, s_iu) of the paper's equation 1.

@@ -12,7 +12,8 @@ pub trait Message: Serialize + serde::de::DeserializeOwned + Clone + Send + 'sta
     const SCHEMA: &'static str;
     /// Every earlier version of that schema, oldest first: what they wrote is read for ever.
     const PAST: &'static [&'static str] = &[];
-    /// Whose it is, when it was caused, and until when it is worth working on; `None` for shopper events, whose context is not folded yet.
+    /// Whose it is, when it was caused, and until when it is worth working on; `None` for shopper events, whose context is not folded yet, and
+    /// for feedback, which is nobody's.
     fn head(&self) -> Option<&Head>;
     /// Key of the record.
     fn user(&self) -> UserKey;

@@ -1,4 +1,4 @@
-//! The topics along the path, each with its lanes.
+//! The topics, each with its lanes.
 
 use std::fmt;
 
@@ -43,7 +43,7 @@ impl fmt::Display for Lane {
     }
 }
 
-/// A topic of the path on one of its lanes: `endcap.<entity>.v1`, or `endcap.<entity>.v1.backfill`.
+/// A topic on one of its lanes: `endcap.<entity>.v1`, or `endcap.<entity>.v1.backfill`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Topic {
     names: [&'static str; 2],
@@ -70,12 +70,18 @@ impl Topic {
     /// Published pages.
     pub const PAGES: Topic = topic!("page-published");
 
-    /// Every topic, in path order, on the live lane.
-    pub const PATH: [Topic; 6] = [Topic::EVENTS, Topic::CONTEXTS, Topic::THEMES, Topic::KEYWORDS, Topic::DEDUPED, Topic::PAGES];
+    /// What shoppers did with the slates that they were shown.
+    pub const FEEDBACK: Topic = topic!("feedback");
 
-    /// Every topic, in path order, the live lane first.
+    /// The topics along the path of a page, in its order, on the live lane.
+    pub const PATH: [Topic; 6] = [Topic::EVENTS, Topic::CONTEXTS, Topic::THEMES, Topic::KEYWORDS, Topic::DEDUPED, Topic::PAGES];
+    /// Every topic, in path order, then those beside the path, on the live lane.
+    pub const LIVE: [Topic; 7] =
+        [Topic::EVENTS, Topic::CONTEXTS, Topic::THEMES, Topic::KEYWORDS, Topic::DEDUPED, Topic::PAGES, Topic::FEEDBACK];
+
+    /// Every topic, in the order of [`Topic::LIVE`], the live lane first.
     pub fn all() -> impl Iterator<Item = Topic> {
-        Lane::ALL.into_iter().flat_map(|lane| Self::PATH.map(|topic| topic.on(lane)))
+        Lane::ALL.into_iter().flat_map(|lane| Self::LIVE.map(|topic| topic.on(lane)))
     }
 
     /// The topic of this name.
@@ -129,6 +135,7 @@ mod tests {
             assert_eq!(Lane::of(topic.name()), (topic.on(Lane::Live).name(), topic.lane()));
             assert_eq!(topic.name(), topic.lane().named(topic.on(Lane::Live).name()));
         }
-        assert_eq!((Topic::all().count(), Topic::named("endcap.context-changed.v2")), (12, None));
+        assert_eq!((Topic::all().count(), Topic::named("endcap.context-changed.v2")), (14, None));
+        assert_eq!(Topic::LIVE[..Topic::PATH.len()], Topic::PATH);
     }
 }

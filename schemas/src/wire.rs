@@ -17,7 +17,7 @@ use apache_avro::{
 use thiserror::Error;
 
 use crate::{
-    ContextChanged, Head, KeywordsChosen, Message, PagePublished, ShopperEvent, ThemesDeduped, ThemesWritten, UserKey,
+    ContextChanged, Feedback, Head, KeywordsChosen, Message, PagePublished, ShopperEvent, ThemesDeduped, ThemesWritten, UserKey,
     topics::{Lane, Topic},
 };
 
@@ -130,6 +130,7 @@ pub fn schemas_of(topic: Topic) -> Vec<&'static str> {
         (KeywordsChosen::TOPIC, of::<KeywordsChosen>()),
         (ThemesDeduped::TOPIC, of::<ThemesDeduped>()),
         (PagePublished::TOPIC, of::<PagePublished>()),
+        (Feedback::TOPIC, of::<Feedback>()),
     ];
     known.into_iter().find(|(known, _)| *known == topic.on(Lane::Live)).map(|(_, schemas)| schemas).unwrap_or_default()
 }
@@ -262,5 +263,18 @@ impl Message for ShopperEvent {
 
     fn user(&self) -> UserKey {
         self.key()
+    }
+}
+
+impl Message for Feedback {
+    const TOPIC: Topic = Topic::FEEDBACK;
+    const SCHEMA: &'static str = include_str!("../avro/endcap.feedback.v1.avsc");
+
+    fn head(&self) -> Option<&Head> {
+        None
+    }
+
+    fn user(&self) -> UserKey {
+        Self::key()
     }
 }

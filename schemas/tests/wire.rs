@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, fmt::Debug, fs, path::PathBuf};
 
 use endcap_schemas::{
-    Brief, Budget, CategoryWeight, Cause, ContextChanged, Descriptor, Diet, DietSet, Draft, DroppedDraft, EventKind, Head,
-    Keyword, KeywordsChosen, Line, Message, Origin, Page, PagePublished, Placement, Preference, PurchaseMemory, RejectedTheme,
-    Season, ShopperEvent, ShownProduct, Theme, ThemesDeduped, ThemesWritten, UserKey, Versions,
+    Action, ActionKind, Brief, Budget, CategoryWeight, Cause, ContextChanged, Descriptor, Diet, DietSet, Draft, DroppedDraft,
+    EventKind, Feedback, Head, Keyword, KeywordsChosen, Line, Message, Offer, Origin, Page, PagePublished, Placement, Preference,
+    PurchaseMemory, RejectedTheme, Season, ShopperEvent, ShownProduct, Theme, ThemesDeduped, ThemesWritten, UserKey, Versions,
     topics::Topic,
     wire::{self, WireError},
 };
@@ -148,6 +148,29 @@ fn published() -> impl Strategy<Value = PagePublished> {
     })
 }
 
+fn feedback() -> impl Strategy<Value = Feedback> {
+    let offer = (text(), vec(0..256_i32, 0..4), any::<i32>()).prop_map(|(product, traits, nominators)| Offer {
+        product,
+        traits,
+        nominators,
+    });
+    let action = (any::<i32>(), 0..3_usize).prop_map(|(offer, kind)| Action { offer, kind: ActionKind::ALL[kind] });
+    let head = (text(), any::<[i64; 2]>(), any::<[i32; 2]>(), option::of(number()), option::of(any::<i64>()));
+    (head, vec(offer, 0..4), vec(action, 0..4)).prop_map(
+        |((slate, [served_ms, policy], [traits_version, shown], propensity, put_back), offers, actions)| Feedback {
+            slate,
+            served_ms,
+            policy,
+            traits_version,
+            propensity,
+            offers,
+            shown,
+            actions,
+            put_back,
+        },
+    )
+}
+
 fn comes_back<M: Message + PartialEq + Debug>(message: &M) {
     let bytes = wire::encode(message).expect("a message can be written");
     assert_eq!(&wire::decode::<M>(&bytes).expect("what was written can be read"), message);
@@ -159,7 +182,7 @@ proptest! {
     #[test]
     fn every_message_comes_back(
         (event, context, themes) in (event(), context(), themes()),
-        (chosen, deduped, published) in (chosen(), deduped(), published()),
+        (chosen, deduped, published, feedback) in (chosen(), deduped(), published(), feedback()),
     ) {
         comes_back(&event);
         comes_back(&context);
@@ -167,6 +190,7 @@ proptest! {
         comes_back(&chosen);
         comes_back(&deduped);
         comes_back(&published);
+        comes_back(&feedback);
     }
 
     #[test]
@@ -273,7 +297,7 @@ fn first_break(versions: &[&str]) -> Option<(usize, usize)> {
 
 #[test]
 fn every_version_of_every_schema_reads_all_earlier_ones() {
-    for topic in Topic::PATH {
+    for topic in Topic::LIVE {
         assert_eq!(first_break(&wire::schemas_of(topic)), None, "{topic}");
     }
     let without_default = LATER.replace(r#", "default": null"#, "").replace("personalise", "consent");
@@ -297,7 +321,7 @@ fn files(folder: &str, kind: &str) -> Vec<(String, usize)> {
 
 #[test]
 fn every_version_has_its_schema_and_one_sample_that_it_wrote_and_no_file_is_left_over() {
-    let mut versions: Vec<_> = Topic::PATH
+    let mut versions: Vec<_> = Topic::LIVE
         .into_iter()
         .flat_map(|topic| (1..=wire::schemas_of(topic).len()).map(move |version| (topic.name().to_owned(), version)))
         .collect();
@@ -306,7 +330,7 @@ fn every_version_has_its_schema_and_one_sample_that_it_wrote_and_no_file_is_left
     let is_past = |(topic, version): &(String, usize)| versions.contains(&(topic.clone(), version + 1));
     let past: Vec<_> = versions.iter().filter(|version| is_past(version)).cloned().collect();
     assert_eq!(files("avro/past", "avsc"), past, "the newest version lies in avro/ itself");
-    for topic in Topic::PATH {
+    for topic in Topic::LIVE {
         for (place, schema) in wire::schemas_of(topic).into_iter().enumerate() {
             let path = format!("{}/samples/{topic}.{}.bin", env!("CARGO_MANIFEST_DIR"), place + 1);
             let sample = fs::read(&path).unwrap();
@@ -344,6 +368,7 @@ fn every_sample_ever_kept_is_read() {
     reads_its_samples::<KeywordsChosen>();
     reads_its_samples::<ThemesDeduped>();
     reads_its_samples::<PagePublished>();
+    reads_its_samples::<Feedback>();
 }
 
 #[test]
@@ -396,6 +421,7 @@ fn writes_samples_that_are_missing() {
     let placements = vec![Placement { theme, keywords, products, retrieved: 41 }];
     let versions = BTreeMap::from([("cross-encoder".to_owned(), "demo 1".to_owned())]);
     write(&PagePublished { head, page: Page { persona, diets: DietSet::NONE.with(Diet::Vegetarian), placements, versions } });
+    write(&sample_feedback());
 }
 
 fn sample_event() -> ShopperEvent {
@@ -413,6 +439,21 @@ fn sample_event() -> ShopperEvent {
             dislikes: Some(vec!["olives".into()]),
         }),
         personalise: Some(true),
+    }
+}
+
+fn sample_feedback() -> Feedback {
+    let offer = |product: &str, last| Offer { product: product.into(), traits: vec![0, 128, last], nominators: 5 };
+    Feedback {
+        slate: "00112233445566778899aabbccddeeff".into(),
+        served_ms: 1_700_000_000_000,
+        policy: 41,
+        traits_version: 1,
+        propensity: Some(0.5),
+        offers: vec![offer("d00007", 255), offer("d00011", 7), offer("", 0)],
+        shown: 2,
+        actions: vec![Action { offer: 0, kind: ActionKind::Impression }, Action { offer: 0, kind: ActionKind::CartAdd }],
+        put_back: None,
     }
 }
 

@@ -100,7 +100,7 @@ fn check_explain(browser: &Browser) {
 
 fn check_pipeline(browser: &Browser) {
     browser.click("#tab-pipeline").unwrap();
-    browser.wait_for("document.querySelectorAll('#flow .stage').length === 5").unwrap();
+    browser.wait_for("document.querySelectorAll('#flow .stage').length === 6").unwrap();
     browser.wait_for("document.querySelector('#tiles b').textContent.trim() !== '–'").unwrap();
     picture(browser, "pipeline");
     browser.click("#theme").unwrap();

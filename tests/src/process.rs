@@ -75,6 +75,16 @@ impl Run {
         self.ready(self.begin_stages(stages, args)?)
     }
 
+    /// Starts `endcap serve` with `args` on a free port and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Run::up`].
+    pub fn serve(&self, args: &[&str]) -> Result<Endcap> {
+        let mut command = self.command(&["serve"], args);
+        command.args(["--bind", "127.0.0.1:0"]);
+        self.ready(self.spawn(command)?)
+    }
+
     /// As [`Run::stages`], but waits for its address only.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 mod batcher;
 pub mod prompts;
 mod requests;
+pub mod verdicts;
 
 pub use batcher::{Handle, Limits, spawn};
 pub use requests::{

@@ -13,6 +13,7 @@ pub mod samples;
 mod shoppers;
 mod terms;
 pub mod truth;
+mod visits;
 mod vocabulary;
 mod wording;
 
@@ -23,5 +24,6 @@ pub use random::{fnv1a, hash};
 pub use samples::{Samples, ThemeSample};
 pub use shoppers::Shoppers;
 pub use terms::held_out;
+pub use visits::{Act, Deed, Expected};
 pub use vocabulary::{Vocabulary, VocabularyError};
 pub use wording::{LEAF_WORDS_MAX, sentence_case};

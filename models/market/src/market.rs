@@ -47,6 +47,8 @@ pub struct Market {
     /// Leaves by the shelves that their products stand on.
     leaves_below: HashMap<String, Vec<usize>>,
     products_by_leaf: Vec<Range<usize>>,
+    /// Of each leaf, the mean of the prices that are known, cents.
+    mean_prices: Vec<Option<f64>>,
     products_by_id: HashMap<String, usize>,
 }
 
@@ -101,8 +103,14 @@ impl Market {
                 leaves_below.entry(name.to_owned()).or_default().push(leaf);
             }
         }
+        let mean_price = |shelf: &Range<usize>| {
+            let prices: Vec<f64> =
+                products[shelf.clone()].iter().filter_map(|product| product.price_cents).map(|cents| cents as f64).collect();
+            (!prices.is_empty()).then(|| prices.iter().sum::<f64>() / prices.len() as f64)
+        };
         Self {
             seed,
+            mean_prices: products_by_leaf.iter().map(mean_price).collect(),
             products_by_leaf,
             leaves_below,
             leaves: categories.iter().enumerate().map(|(i, category)| (category.name.clone(), i)).collect(),
@@ -142,6 +150,11 @@ impl Market {
     /// Products of a leaf, most popular first; none for an unknown leaf.
     pub fn products_of(&self, category: &str) -> &[Product] {
         self.leaf(category).map_or(&[], |i| self.shelf(i))
+    }
+
+    /// Mean price of a leaf's products, cents; none where no price is known.
+    pub(crate) fn mean_price(&self, category: &str) -> Option<f64> {
+        self.mean_prices[self.leaf(category)?]
     }
 
     /// The leaf of that name and the leaves below it.

@@ -108,6 +108,30 @@ fn late_feedback_teaches_the_same_in_any_order() {
 }
 
 #[test]
+fn a_click_that_comes_after_its_impression_teaches_what_both_at_once_do() {
+    let items = items(12, 8);
+    let (mut at_once, mut late) = (policy(Sync::Never), policy(Sync::Never));
+    for item in &items {
+        at_once.learn(&[Shown { item, reward: 0.3 }], &[]).unwrap();
+        late.learn(&[Shown { item, reward: 0.0 }], &[]).unwrap();
+    }
+    late.amend(&items.iter().map(|item| Shown { item, reward: 0.3 }).collect::<Vec<_>>()).unwrap();
+    for item in &items {
+        let (a, b) = (at_once.ranker().score(&item.ranker), late.ranker().score(&item.ranker));
+        assert!((a.mean - b.mean).abs() < 1e-9 && (a.bonus - b.bonus).abs() < 1e-12, "{a:?}, {b:?}");
+    }
+    let bad = Item { ranker: vec![f64::NAN; 5], ..items[0].clone() };
+    assert!(late.amend(&[Shown { item: &bad, reward: 0.3 }]).is_err());
+}
+
+#[test]
+fn without_exploration_the_expected_reward_alone_decides() {
+    let (policy, items) = (taught(Sync::AfterUpdate, 30).exploring(0.0), items(25, 2));
+    let slate = policy.rank(&items.iter().collect::<Vec<_>>(), 20, 0.0, 1).unwrap();
+    assert!(slate.placed.windows(2).all(|pair| pair[0].score.mean >= pair[1].score.mean));
+}
+
+#[test]
 fn what_does_not_fit_is_refused_by_name_and_teaches_nothing() {
     let mut policy = taught(Sync::AfterUpdate, 10);
     let before = policy.clone();

@@ -43,21 +43,58 @@ impl Filter {
         self.facts_allow(product) && !dislikes(&self.disliked_words(), product)
     }
 
+    /// As [`Filter::allows`], for a product whose words are at hand. `disliked` are the filter's own, from [`Filter::disliked_words`].
+    pub fn allows_words(&self, product: &Product, words: &ProductWords, disliked: &[Vec<String>]) -> bool {
+        self.facts_allow(product) && !disliked.iter().any(|run| words.0.iter().any(|text| contains_run(text, run)))
+    }
+
     fn facts_allow(&self, product: &Product) -> bool {
         !self.diets.intersects(product.violates)
             && (self.adult || !product.age_restricted)
             && (!self.in_stock || product.in_stock)
     }
 
-    fn disliked_words(&self) -> Vec<Vec<String>> {
+    /// The dislikes, each as its words.
+    pub fn disliked_words(&self) -> Vec<Vec<String>> {
         self.dislikes.iter().map(|dislike| words(dislike)).filter(|words| !words.is_empty()).collect()
     }
 }
 
 fn dislikes(disliked: &[Vec<String>], product: &Product) -> bool {
-    let texts =
-        [product.name.as_str(), product.brand.as_str()].into_iter().chain(product.category_path.iter().map(String::as_str));
-    !disliked.is_empty() && texts.into_iter().map(words).any(|text| disliked.iter().any(|run| contains_run(&text, run)))
+    !disliked.is_empty() && texts_of(product).map(words).any(|text| disliked.iter().any(|run| contains_run(&text, run)))
+}
+
+/// The texts that no disliked word may stand in.
+fn texts_of(product: &Product) -> impl Iterator<Item = &str> {
+    [product.name.as_str(), product.brand.as_str()].into_iter().chain(product.category_path.iter().map(String::as_str))
+}
+
+/// The words that dislikes are looked for in, split once for a product that is looked at often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProductWords(Vec<Vec<String>>);
+
+impl ProductWords {
+    /// Those of `product`.
+    pub fn of(product: &Product) -> Self {
+        Self(texts_of(product).map(words).collect())
+    }
+}
+
+/// Terms that no product may have in its title.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Banned(Vec<Vec<String>>);
+
+impl Banned {
+    /// These terms; one without a word bans nothing.
+    pub fn new(terms: &[String]) -> Self {
+        Self(terms.iter().map(|term| words(term)).filter(|run| !run.is_empty()).collect())
+    }
+
+    /// Whether the title of `product` has one of them.
+    pub fn holds(&self, product: &Product) -> bool {
+        let title = words(&product.title());
+        self.0.iter().any(|run| contains_run(&title, run))
+    }
 }
 
 /// A query taken apart: its words without dietary ones, and the diets that it names.

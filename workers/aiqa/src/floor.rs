@@ -59,7 +59,7 @@ pub fn outcome(placements: usize, floor: usize, older_fits: bool) -> Outcome {
 /// Whether an older page may stay for a household as it is now: nothing on it violates what the household keeps, each of its
 /// placements still has enough products that can be bought, and it is as personal as the household allows.
 pub fn fits(page: &Page, brief: &Brief, products_min: usize, allowed: impl Fn(&str) -> Allowed) -> bool {
-    if page.placements.is_empty() || (is_personal(page) && !brief.personalise) {
+    if page.placements.is_empty() || (page.is_personal() && !brief.personalise) {
         return false;
     }
     page.placements.iter().all(|placement| {
@@ -67,12 +67,6 @@ pub fn fits(page: &Page, brief: &Brief, products_min: usize, allowed: impl Fn(&s
         let sold = states.iter().filter(|state| **state == Allowed::Yes).count();
         !states.contains(&Allowed::Never) && sold >= products_min
     })
-}
-
-/// Whether a page came from a shopper's history. What fills the floor is as personal as the page it fills.
-fn is_personal(page: &Page) -> bool {
-    let has = |wanted: &[Origin]| page.placements.iter().any(|placement| wanted.contains(&placement.theme.origin));
-    has(&[Origin::Model, Origin::ThemeFallback, Origin::PageFallback]) || !has(&[Origin::Cold])
 }
 
 /// Whether a product may be shown to a household.

@@ -2,33 +2,13 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use endcap_inference::{Handle, Model, ModelError, Pair, Relevance, prompts};
+use endcap_inference::{
+    Handle, Model, ModelError, Pair, Relevance, prompts,
+    verdicts::{CACHE, pair, probability_of, verdict_key},
+};
 use endcap_runtime::{StageError, Store};
-use endcap_schemas::Product;
 
 use crate::Slate;
-
-/// Name of the cache in the store.
-pub const CACHE: &str = "verdicts";
-/// Version of what a verdict means: part of its key. Raise it when [`pair`] changes.
-pub const POLICY_VERSION: &str = "1";
-
-/// The pair that is judged for a theme's text and a product.
-pub fn pair(theme_text: &str, product: &Product) -> Pair {
-    Pair { theme: theme_text.to_owned(), product: prompts::product_text(product) }
-}
-
-/// What a verdict is known by: the texts that the model sees, and what makes and reads them. The product's id is left out on purpose:
-/// sizes and brands of one thing share their text and so their verdict (in the demo market a fifth of the pairs), and a product that was
-/// renamed is judged again.
-pub fn verdict_key(pair: &Pair, model: &str) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    for part in [&pair.theme, &pair.product, model, POLICY_VERSION, prompts::VERSION] {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
-    }
-    *hasher.finalize().as_bytes()
-}
 
 /// Where the verdicts of a batch came from. A pair counts for the page that brought it first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -96,7 +76,7 @@ impl<R: Model<Request = Pair, Answer = Relevance>> Judge<R> {
         }
         let keys: Vec<[u8; 32]> = open.iter().map(|open| open.key).collect();
         for (open, cached) in open.iter_mut().zip(self.store.cached(CACHE, &keys)?) {
-            open.score = cached.and_then(|bytes| Some(f32::from_le_bytes(bytes.try_into().ok()?)));
+            open.score = cached.and_then(|bytes| probability_of(&bytes));
             counts[open.page].cached += u64::from(open.score.is_some());
         }
         Ok(())

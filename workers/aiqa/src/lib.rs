@@ -13,7 +13,7 @@ mod work;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use endcap_inference::{Handle, Model, Pair, Relevance, prompts};
+use endcap_inference::{Handle, Model, Pair, Relevance, prompts, verdicts::POLICY_VERSION};
 use endcap_market::Merchandiser;
 use endcap_retrieval::{Filter, Market, MarketError, PerVersion, Snapshot};
 use endcap_runtime::{Input, Stage, StageError, Stamp, Store, Verdict};
@@ -21,7 +21,7 @@ use endcap_schemas::{Page, PagePublished, ThemesDeduped, Versions, wire};
 
 pub use config::AiqaConfig;
 pub use floor::{Allowed, Outcome, fits, outcome, replacements};
-pub use judge::{CACHE, POLICY_VERSION, PairCounts, pair, verdict_key};
+pub use judge::PairCounts;
 pub use slate::{Fate, Slate, interleave};
 
 use judge::Judge;

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use endcap_retrieval::{Filter, MarketError, Snapshot, words};
+use endcap_retrieval::{Banned, Filter, MarketError, Snapshot};
 use endcap_schemas::{Brief, Descriptor, Draft, Keyword, Product, Theme};
 
 use crate::{AiqaConfig, Slate};
@@ -14,7 +14,7 @@ use crate::{AiqaConfig, Slate};
 pub(crate) struct Shelf<'a> {
     snapshot: &'a Snapshot,
     config: &'a AiqaConfig,
-    banned: Vec<Vec<String>>,
+    banned: Banned,
     known: HashMap<Question, Arc<Shelved>>,
 }
 
@@ -31,8 +31,7 @@ struct Shelved {
 
 impl<'a> Shelf<'a> {
     pub(crate) fn new(snapshot: &'a Snapshot, config: &'a AiqaConfig) -> Self {
-        let banned = config.banned.iter().map(|term| words::words(term)).filter(|run| !run.is_empty()).collect();
-        Self { snapshot, config, banned, known: HashMap::new() }
+        Self { snapshot, config, banned: Banned::new(&config.banned), known: HashMap::new() }
     }
 
     /// The slate of a draft, not judged yet.
@@ -92,15 +91,10 @@ impl<'a> Shelf<'a> {
         let mut products = self.snapshot.products_for(keyword, &filter, self.config.per_keyword_max)?;
         let found = products.len();
         // The filter's promise is kept twice: what a household may not have must not depend on one query.
-        products.retain(|product| filter.allows(product) && !self.is_banned(product));
+        products.retain(|product| filter.allows(product) && !self.banned.holds(product));
         let shelved =
             Arc::new(Shelved { banned: found - products.len(), products: products.into_iter().map(Arc::new).collect() });
         self.known.insert(key, shelved.clone());
         Ok(shelved)
-    }
-
-    fn is_banned(&self, product: &Product) -> bool {
-        let title = words::words(&product.title());
-        self.banned.iter().any(|run| words::contains_run(&title, run))
     }
 }

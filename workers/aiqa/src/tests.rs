@@ -5,7 +5,10 @@ use std::{
     sync::{LazyLock, Mutex},
 };
 
-use endcap_inference::{Limits, ModelError, spawn};
+use endcap_inference::{
+    Limits, ModelError, spawn,
+    verdicts::{pair, verdict_key},
+};
 use endcap_market::DEMO_SEED;
 use endcap_retrieval::{MarketDir, write_demo};
 use endcap_runtime::{DropReason, Embedded, EmbeddedConfig, ManualClock, Write};

@@ -31,6 +31,14 @@ pub enum Command {
     Up(UpArgs),
     /// Runs some stages of the path in this process; others run theirs on the same log and store.
     Run(RunArgs),
+    /// Answers storefronts, ranked for each request, and learns from what shoppers do with them.
+    Serve(ServeArgs),
+    /// Looks at what the ranking has learnt, or puts an earlier policy back.
+    Policy {
+        /// What to do.
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
     /// Sends events from a file to a running `endcap up`, past those that are rejected; exits with 1 when there were any.
     Send(SendArgs),
     /// Takes a catalogue, a keyword corpus or shopper events into a market.
@@ -160,6 +168,46 @@ impl RunArgs {
     pub fn flags(&self) -> Flags {
         [self.work.flags(), given([("bind", &self.bind), ("debounce", &self.debounce)])].concat()
     }
+}
+
+/// `endcap serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// What every process needs.
+    #[command(flatten)]
+    pub work: WorkArgs,
+    /// Address of storefronts, feedback, health and metrics [default: 127.0.0.1:8484].
+    #[arg(long, value_name = "ADDRESS")]
+    pub bind: Option<String>,
+}
+
+impl ServeArgs {
+    /// What they set.
+    pub fn flags(&self) -> Flags {
+        [self.work.flags(), given([("bind", &self.bind)])].concat()
+    }
+}
+
+/// `endcap policy`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum PolicyCommand {
+    /// Lists the policies that are kept, the newest first.
+    Ls {
+        /// Writes JSON, one object a line.
+        #[arg(long)]
+        json: bool,
+        /// Where the data lies.
+        #[command(flatten)]
+        data: DataArgs,
+    },
+    /// Puts an earlier policy back, under a new version; what was learnt since is given up.
+    PutBack {
+        /// Its version in the list; 0 is the one that has learnt nothing.
+        version: i64,
+        /// Where the data lies.
+        #[command(flatten)]
+        data: DataArgs,
+    },
 }
 
 /// `endcap up`.

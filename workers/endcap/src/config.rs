@@ -17,6 +17,7 @@ use endcap_context::ContextConfig;
 use endcap_dedup::DedupConfig;
 use endcap_keywords::KeywordsConfig;
 use endcap_log_kafka::{KafkaConfig, TopicSettings};
+use endcap_ranking::RankingConfig;
 use endcap_store_scylla::ScyllaConfig;
 use endcap_themes::ThemesConfig;
 use serde::de::DeserializeOwned;
@@ -25,6 +26,8 @@ use crate::{cli::Flags, path::PathConfig};
 
 /// Tables of the file: the stages' own settings.
 pub const STAGES: [&str; 5] = ["context", "themes", "keywords", "dedup", "aiqa"];
+/// Tables of the file: settings of the ranking service, which no page depends on.
+pub const SERVICES: [&str; 1] = ["ranking"];
 /// Tables of the file: where log and store are, in place of the data directory.
 pub const SIDES: [&str; 3] = ["kafka", "topics", "scylla"];
 
@@ -114,6 +117,8 @@ pub struct Settings {
     pub config: Config,
     /// Of the stages.
     pub path: PathConfig,
+    /// Of the ranking service.
+    pub ranking: RankingConfig,
 }
 
 /// Where models run.
@@ -245,7 +250,7 @@ impl Layer {
     fn set_typed(&mut self, key: String, value: toml::Value) {
         let (is_key, is_number) = (KEYS.contains(&key.as_str()), NUMBERS.contains(&key.as_str()));
         match value {
-            toml::Value::Table(table) if STAGES.iter().chain(&SIDES).any(|known| *known == key) => {
+            toml::Value::Table(table) if tables().any(|known| known == key) => {
                 self.tables.insert(key, table);
             }
             toml::Value::String(text) if !is_number => self.set(key, text),
@@ -256,7 +261,7 @@ impl Layer {
                 self.faults.push(format!("{}: `{key}` is {}, {wanted} is needed", self.name, a_type(&other)));
             }
             toml::Value::Table(_) => {
-                let known: Vec<&str> = STAGES.iter().chain(&SIDES).copied().collect();
+                let known: Vec<&str> = tables().collect();
                 self.faults.push(format!("{}: unknown table `{key}`; known are {}", self.name, known.join(", ")));
             }
             other => self.set(key, other.to_string()),
@@ -289,7 +294,8 @@ impl Settings {
             debounce: config.debounce,
             backfill_share: merged.get("backfill_share", "a whole number from 2 to 1000", backfill_share),
         };
-        if merged.faults.is_empty() { Ok(Self { config, path }) } else { Err(Faults(merged.faults)) }
+        let ranking = merged.table("ranking", RankingConfig::check);
+        if merged.faults.is_empty() { Ok(Self { config, path, ranking }) } else { Err(Faults(merged.faults)) }
     }
 }
 
@@ -399,6 +405,11 @@ impl<'a> Merged<'a> {
             }
         }
     }
+}
+
+/// Every table of the file.
+fn tables() -> impl Iterator<Item = &'static str> {
+    STAGES.into_iter().chain(SERVICES).chain(SIDES)
 }
 
 /// What is wrong in a table, and at which of its keys.
@@ -570,6 +581,7 @@ mod tests {
                 "table `aiqa`: invalid type: string \"four\", expected usize, in `floor`",
             ],
         );
+        check(&[file("[ranking]\nproducts_max = 40")], &["table `ranking`: `products_max` must be 1 to 32, 40 is not"]);
         check(&[file("seed = ")], &["not a TOML file"]);
         check(&[env(&[("ENDCAP_DEBOUNCE", "2 parsecs"), ("ENDCAP_EVENTS", "0")])], &["`events` must be", "`debounce` must be"]);
     }

@@ -35,6 +35,24 @@ pub struct Slot {
     _lock: File,
 }
 
+/// A folder of a data directory that lasts as long as somebody works in it.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed by whoever works there next.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Processes with the same stages that have slots of one data directory at the same time.
 const SLOTS_MAX: usize = 1_024;
 
@@ -101,6 +119,19 @@ impl DataDir {
         &self.path
     }
 
+    /// An empty folder called `name`, removed when the answer is dropped. For a process that is alone here.
+    ///
+    /// # Errors
+    /// When it cannot be cleared or made.
+    pub fn scratch(&self, name: &str) -> Result<Scratch> {
+        let path = self.path.join(name);
+        if path.exists() {
+            fs::remove_dir_all(&path).with_context(|| format!("cannot clear {}", path.display()))?;
+        }
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Scratch(path))
+    }
+
     /// Where the demo market lies.
     pub fn market(&self) -> PathBuf {
         market_in(&self.path)
@@ -117,8 +148,11 @@ impl DataDir {
     }
 }
 
-/// Names of `stages` along the path, however they were given.
+/// Names of `stages` along the path, however they were given; a process without any serves.
 fn words(stages: &[StageName]) -> String {
+    if stages.is_empty() {
+        return "serve".to_owned();
+    }
     let along = StageName::ALL.into_iter().filter(|stage| stages.contains(stage));
     let names: Vec<String> =
         along.filter_map(|stage| stage.to_possible_value()).map(|value| value.get_name().to_owned()).collect();

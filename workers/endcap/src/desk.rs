@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use endcap_ranking::Ranking;
 use endcap_retrieval::{Market, PerVersion};
 use endcap_runtime::{Clock, DeadLetterFilter, DeadLetterId, StageSnapshot, StageStats, Store, StoredDeadLetter};
 use endcap_schemas::{PagePublished, PurchaseMemory, ShopperEvent, UserKey, wire};
@@ -45,6 +46,8 @@ pub struct Desk {
     pub figures: FiguresCache,
     /// Names users in log lines.
     pub names: Anonymiser,
+    /// The ranking service, where this process has it.
+    pub ranking: Option<Arc<Ranking>>,
     /// The control page: it is asked for often and changes with the catalogue alone.
     pub control: Mutex<PerVersion<ControlView>>,
 }

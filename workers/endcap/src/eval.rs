@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -74,11 +74,13 @@ pub fn demo(config: &Config, households: usize, report: Option<&Path>) -> Result
     let data = DataDir::open(&config.data, Use::Alone)?;
     let models = Models::load(&Loader::new(config, &data.models())?)?;
     let market = grounds::open(config, &data, &models.encoder)?;
-    let scratch = Scratch::new(&data)?;
+    // A store that lasts as long as the evaluation, so that no cached answer flatters it.
+    let scratch = data.scratch("eval")?;
+    let path = scratch.path().join("eval.sqlite");
     let bench = Bench {
         demo: Arc::new(DemoMarket::generate(DEMO_SEED)),
         snapshot: market.snapshot(),
-        store: Arc::new(scratch.store()?),
+        store: Arc::new(Embedded::open(path, EmbeddedConfig::default(), Arc::new(SystemClock::default()))?),
         market,
         models,
     };
@@ -88,31 +90,6 @@ pub fn demo(config: &Config, households: usize, report: Option<&Path>) -> Result
         fs::write(path, serde_json::to_vec_pretty(&evaluation)?).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
-}
-
-/// A store that lasts as long as the evaluation, so that no cached answer flatters it.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(data: &DataDir) -> Result<Self> {
-        let path = data.path().join("eval");
-        if path.exists() {
-            fs::remove_dir_all(&path).with_context(|| format!("cannot clear {}", path.display()))?;
-        }
-        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self(path))
-    }
-
-    fn store(&self) -> Result<Embedded> {
-        Ok(Embedded::open(self.0.join("eval.sqlite"), EmbeddedConfig::default(), Arc::new(SystemClock::default()))?)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What cannot be removed now is removed by the next evaluation.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Everything that the evaluation looks at.
@@ -397,7 +374,7 @@ impl Bench {
         let (requests, truths): (Vec<_>, Vec<bool>) = (0..pairs)
             .map(|_| {
                 let (theme, product, relevant) = samples.pair(&mut rng);
-                (endcap_aiqa::pair(&prompts::theme_text(&theme), &product), relevant)
+                (endcap_inference::verdicts::pair(&prompts::theme_text(&theme), &product), relevant)
             })
             .unzip();
         let answers = self.models.judge.ask_all(requests);

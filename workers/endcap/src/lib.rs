@@ -29,6 +29,7 @@ pub mod monitor;
 pub mod names;
 pub mod path;
 pub mod places;
+pub mod policy;
 mod printable;
 pub mod progress;
 pub mod replay;
@@ -37,12 +38,14 @@ pub mod rollback;
 pub mod running;
 pub mod schooling;
 pub mod send;
+pub mod serve;
 pub mod sides;
 mod times;
 pub mod train;
 pub mod up;
 pub mod versions;
 pub mod view;
+pub mod visits;
 pub mod web;
 
 use std::{env, fs, io, path::Path, process::ExitCode};
@@ -108,6 +111,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Run(args) => {
             up::work(settings(cli, &RunArgs::DEFAULTS, &args.flags())?, Role::Stages(&args.stages), models::load)
         }
+        Command::Serve(args) => up::work(settings(cli, &[], &args.flags())?, Role::Serving, models::load),
         Command::Send(args) => send::send(args),
         Command::Import(args) => import::import(args, &config(models(&args.models))?),
         Command::Explain(args) => {
@@ -119,16 +123,14 @@ fn run(cli: &Cli) -> Result<()> {
             let config = config([args.data.flags(), models(&args.models)].concat())?;
             eval::demo(&config, args.households, args.report.as_deref())
         }
-        Command::Lab { command } => {
-            config(Flags::new())?; // logs as it says
-            lab::run(command)
-        }
+        Command::Lab { command } => lab::run(command, config),
         Command::Topics { command } => declare::topics(*command, &config(Flags::new())?),
         Command::Store { command } => declare::store(*command, &config(Flags::new())?),
         Command::Erase(args) => erase::command(args, &config(args.data.flags())?),
         Command::Manifests(args) => rollback::manifests(args, &config(args.data.flags())?),
         Command::Rollback(args) => rollback::rollback(args, &config(args.data.flags())?),
         Command::Replay { command } => replay::command(command, |flags| settings(cli, &[], &flags)),
+        Command::Policy { command } => policy::command(command, |data| config(data.flags())),
         Command::Dlq(args) => dlq::command(&args.command, |data| config(data.flags())),
     }
 }

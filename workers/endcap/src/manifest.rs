@@ -8,10 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
-use endcap_aiqa::{AiqaConfig, POLICY_VERSION};
+use endcap_aiqa::AiqaConfig;
 use endcap_context::ContextConfig;
 use endcap_dedup::DedupConfig;
-use endcap_inference::prompts;
+use endcap_inference::{prompts, verdicts::POLICY_VERSION};
 use endcap_keywords::KeywordsConfig;
 use endcap_themes::ThemesConfig;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

@@ -16,6 +16,7 @@ use endcap_inference::{
     ChooseKeywords, ChosenKeywords, Embed, Embedding, Handle, Model, Pair, Relevance, WriteThemes, WrittenThemes,
 };
 use endcap_keywords::{KeywordsConfig, KeywordsStage, TokenCounter};
+use endcap_ranking::{Learner, RankingConfig};
 use endcap_retrieval::Market;
 use endcap_runtime::{
     Broker, Clocks, LogError, LoopConfig, Shutdown, Stage, StageEnv, StageStats, StageStopped, Store, run_lanes, run_stage,
@@ -194,6 +195,17 @@ impl Path {
         Ok(path)
     }
 
+    /// Starts what learns from feedback, beside the stages: of a fleet's processes that do, one has all of it at a time.
+    ///
+    /// # Errors
+    /// When the log does not answer or there is no thread to be had.
+    pub fn start_learner(&mut self, config: &RankingConfig, ground: &Ground, ended: &Sender<Ended>) -> Result<()> {
+        let usual = LoopConfig::default();
+        let debounce = Duration::from_millis(config.publish_every_ms);
+        let limits = LoopConfig { debounce, debounce_max: debounce, batch_records_max: usual.held_max, ..usual };
+        self.add(Learner::new(config.clone(), ground.sides.store.clone()), limits, ground, ended)
+    }
+
     fn add<S: Stage + 'static>(
         &mut self,
         mut stage: S,
@@ -206,8 +218,9 @@ impl Path {
             consumer.with_context(|| format!("cannot start stage {}", S::NAME))
         };
         let live = consumer(Lane::Live)?;
-        // Events have one order: a replay of them folds by itself and sends what comes of it to the stages behind.
-        let backfill = if S::In::TOPIC == Topic::EVENTS { None } else { Some(consumer(Lane::Backfill)?) };
+        // Events have one order: a replay of them folds by itself and sends what comes of it to the stages behind. Feedback has one, too.
+        let backfill =
+            if [Topic::EVENTS, Topic::FEEDBACK].contains(&S::In::TOPIC) { None } else { Some(consumer(Lane::Backfill)?) };
         let stats = Arc::new(StageStats::default());
         let env = StageEnv {
             store: ground.sides.store.clone(),

@@ -6,8 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use endcap_aiqa::POLICY_VERSION;
-use endcap_inference::prompts;
+use endcap_inference::{prompts, verdicts::POLICY_VERSION};
 use endcap_runtime::{Clock, StoreOverview, SystemClock};
 use serde_json::json;
 

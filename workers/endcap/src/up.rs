@@ -1,4 +1,5 @@
-//! `endcap up`: the main job in one process; `endcap run`: some of its stages, beside other processes that run the rest.
+//! `endcap up`: the main job in one process; `endcap run`: some of its stages, beside other processes that run the rest; `endcap serve`: the
+//! storefronts.
 //!
 //! Life of the process: configuration → data directory → web (health alone) → log and store → models → market → generation → stages → feeder
 //! → wait → drain → report.
@@ -16,6 +17,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use endcap_inference::{ChooseKeywords, ChosenKeywords, Embed, Embedding, Model, Pair, Relevance, WriteThemes, WrittenThemes};
 use endcap_market::DEMO_SEED;
+use endcap_ranking::Ranking;
 use endcap_runtime::{Broker, Clock, Clocks, Shutdown, SystemClock, metric};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::sync::watch;
@@ -37,10 +39,14 @@ use crate::{
     progress,
     report::{self, Began},
     running::{Event, Feeder, Running, Show, listen_to_signals, read_on_demand, watch_generations},
+    serve::{self, Service},
     sides::Sides,
+    visits::Visitors,
     web::{self, Access, Life},
 };
 
+/// Visits a second of simulated shoppers, where their events have no rate.
+const VISITS_PER_S: f64 = 2.0;
 /// Always 1; its label says which program this is.
 const BUILD_INFO: &str = "endcap_build_info";
 /// The number of the manifest that this process runs.
@@ -53,6 +59,8 @@ pub enum Role<'a> {
     Everything(&'a UpArgs),
     /// Some stages.
     Stages(&'a [StageName]),
+    /// Storefronts, and learning from feedback.
+    Serving,
 }
 
 impl Role<'_> {
@@ -60,13 +68,26 @@ impl Role<'_> {
         match self {
             Role::Everything(_) => &StageName::ALL,
             Role::Stages(stages) => stages,
+            Role::Serving => &[],
         }
+    }
+
+    /// The stages whose models it needs: whoever serves checks products as the last one does.
+    fn models(&self) -> &[StageName] {
+        match self {
+            Role::Serving => &[StageName::Aiqa],
+            _ => self.stages(),
+        }
+    }
+
+    fn serves(&self) -> bool {
+        matches!(self, Role::Everything(_) | Role::Serving)
     }
 
     fn data_use(&self) -> Use {
         match self {
             Role::Everything(_) => Use::Alone,
-            Role::Stages(_) => Use::Beside,
+            Role::Stages(_) | Role::Serving => Use::Beside,
         }
     }
 }
@@ -86,13 +107,14 @@ where
     E: Model<Request = Embed, Answer = Embedding>,
     X: Model<Request = Pair, Answer = Relevance>,
 {
-    let Settings { mut config, path: configured } = settings;
+    let Settings { mut config, path: configured, ranking } = settings;
     check(role, &config)?;
     let data = DataDir::open(&config.data, role.data_use())?;
     let _slot = name(&mut config, &data, role.stages())?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let prometheus = PrometheusBuilder::new().install_recorder().context("cannot keep metrics")?;
     metric::describe();
+    endcap_ranking::metric::describe();
     metrics::describe_gauge!(GENERATION, "number of the manifest that this process runs");
     metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     // Bound early: an address that is taken ends the start before any work is done.
@@ -104,11 +126,11 @@ where
     let life = Arc::new(Life::default());
     progress::begin("looking at the models");
     let web = start_web(listener, life.clone(), Access::new(config.token.clone()), web_ended, &events)?;
-    let models = Models::look(&config, &data, role.stages())?;
+    let models = Models::look(&config, &data, role.models())?;
     let sides = Sides::open(&config, &clock)?;
     let plan = models.plan(grounds::identity(&config, &sides)?, &configured, &*sides.store)?;
     progress::begin("loading the models");
-    let fleet = load(&config, plan.places.clone(), role.stages())?;
+    let fleet = load(&config, plan.places.clone(), role.models())?;
     plan.check(&fleet, &data)?;
     progress::begin("opening the market");
     let market = grounds::open(&config, &data, &fleet.encoder)?;
@@ -126,36 +148,55 @@ where
     progress::begin("starting the stages");
     let report = match role {
         Role::Everything(args) => args.report.as_deref(),
-        Role::Stages(_) => None,
+        Role::Stages(_) | Role::Serving => None,
     };
     // For a report alone: how all groups stand cannot be read while a transaction of any of them is open, as after a crash, and no other
     // stage's start may hang on that.
     let began = report.map(|target| Began::note(&sides, clock.now_ms()).map(|began| (target, began))).transpose()?;
-    let path = Path::start(role.stages(), fleet, &plan.path, &ground, &forward(&events))?;
+    let service = match (role.serves(), &fleet.judge) {
+        (true, Some((judge, threshold))) => {
+            let models = serve::Models { encoder: fleet.encoder.clone(), judge: judge.clone(), threshold: *threshold };
+            Some(Service::start(&config, &ranking, &plan.path, &ground, models)?)
+        }
+        _ => None,
+    };
+    let ended = forward(&events);
+    let mut path = Path::start(role.stages(), fleet, &plan.path, &ground, &ended)?;
+    if service.is_some() {
+        path.start_learner(&ranking, &ground, &ended)?;
+    }
     let (feeder, feeding) = match role {
         Role::Everything(args) => start_feeder(&config, args, &ground, &clock, &events)?.unzip(),
-        Role::Stages(_) => (None, None),
+        Role::Stages(_) | Role::Serving => (None, None),
     };
     let stages = path.stages.clone();
-    let desk = Arc::new(desk(&ground, &clock, prometheus, stages.clone(), feeding, Anonymiser::of(data.path())?));
+    let serving = service.as_ref().map(|service| service.ranking.clone());
+    let desk = Arc::new(Desk {
+        ranking: serving,
+        ..desk(&ground, &clock, prometheus, stages.clone(), feeding, Anonymiser::of(data.path())?)
+    });
+    if let (Some(service), Some(feeder)) = (&service, &feeder) {
+        start_visits(&config, &desk, &service.ranking, &feeder.end)?;
+    }
     listen_to_signals(&events)?;
     life.serve(desk.clone());
     announce(&format!("page: http://{address}/"))?;
 
     let (exit_when_drained, drains) = match role {
         Role::Everything(args) => (args.exit_when_drained, true),
-        Role::Stages(_) => (false, false),
+        Role::Stages(_) | Role::Serving => (false, false),
     };
     let (mut watch, store) = (Watch::new(&plan, generation), sides.store.clone());
     watch_generations(move || watch.look(&*store), sides.read_every, &shutdown, &events)?;
     let show = match role {
         Role::Everything(_) => Show::Job(read_on_demand(&desk, &events)?),
-        Role::Stages(_) => Show::Own(OwnMonitor::new(stages.clone())),
+        Role::Stages(_) | Role::Serving => Show::Own(OwnMonitor::new(stages.clone())),
     };
     let running = Running { exit_when_drained, drains, desk, life, show, feeder, shutdown };
     let (mut waiting, result) = running.wait(heard);
     let _ = end_web.send(true); // a server that has failed listens no more
     path.join();
+    service.into_iter().for_each(Service::join);
     waiting.show_end();
     let _ = web.join(); // its failure was heard as an event
     result?;
@@ -195,6 +236,7 @@ fn desk(
         stages,
         figures: FiguresCache::new(monitor, feeding, ground.sides.read_every, clock.clone()),
         names,
+        ranking: None,
         control: Mutex::default(),
     }
 }
@@ -230,6 +272,21 @@ fn start_feeder(
         })
         .context("cannot start the feeder")?;
     Ok(Some((feeder, feeding)))
+}
+
+/// Lets simulated shoppers visit their storefronts for as long as others feed their purchases in. A bounded run ends when all is worked off, and so
+/// has none.
+fn start_visits(config: &Config, desk: &Arc<Desk>, ranking: &Arc<Ranking>, end: &Shutdown) -> Result<()> {
+    if config.shoppers == 0 || config.market.is_some() || config.events.is_some() {
+        return Ok(());
+    }
+    let market = Arc::new(endcap_market::Market::generate(DEMO_SEED));
+    let rate = config.rate.unwrap_or(VISITS_PER_S);
+    let visitors = Visitors { market, seed: config.seed, shoppers: config.shoppers, rate };
+    let (desk, ranking, end) = (desk.clone(), ranking.clone(), end.clone());
+    let visit = move || visitors.run(&desk, &ranking, &end);
+    thread::Builder::new().name("visitors".to_owned()).spawn(visit).context("cannot start the visitors")?;
+    Ok(())
 }
 
 fn source(config: &Config, args: &UpArgs, pace: Pace, log: &dyn Broker, clock: &dyn Clock) -> Result<Option<Box<dyn Source>>> {

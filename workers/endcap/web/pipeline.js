@@ -9,6 +9,7 @@ const WORDS = {
   keywords: ['Keywords', 'Nearest terms, then a choice among them'],
   dedup: ['Dedup', 'Embeddings find near-repeats'],
   aiqa: ['Quality', 'A cross-encoder judges every product'],
+  learner: ['Learner', 'Learns from what is looked at and bought'],
 };
 
 const history = new Map(); // stage and lane → its passed counts, newest last

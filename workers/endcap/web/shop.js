@@ -2,6 +2,7 @@
 
 import { byId, clock, every, get, h, number, post, price, probability, seconds, sentence, svg, toast } from './dom.js';
 import { explain } from './explain.js';
+import { note, watch } from './feedback.js';
 import { hue, pictogram } from './pictograms.js';
 
 const STAGES = [['context', 'Context'], ['themes', 'Themes'], ['keywords', 'Keywords'], ['dedup', 'Dedup'], ['aiqa', 'Quality check']];
@@ -42,7 +43,9 @@ const refresh = every(1000, () => state.user !== null && !byId('view-shop').hidd
   try {
     if (state.purchase) await followPurchase(user);
     const page = await get(`/v1/pages/${encodeURIComponent(user)}`);
-    if (user === state.user && stampOf(page) !== state.stamp) show(page);
+    if (user !== state.user || stampOf(page) === state.stamp) return;
+    const front = await storefront(user, page);
+    if (user === state.user) show(page, front);
   } catch (error) {
     if (user === state.user && state.stamp === null) {
       byId('persona').textContent = error.status === 404 ? 'No page yet' : 'The page cannot be read';
@@ -55,29 +58,49 @@ const waitingNote = () => h('div.empty', {}, h('b', {}, 'No page yet'), 'A page 
 
 // ---- the page ----
 
-function show(page) {
+/** The page as it is ranked for this visit; null where this process ranks none, or another page than `page`. */
+async function storefront(user, page) {
+  const front = await get(`/v1/storefronts/${encodeURIComponent(user)}`).catch(() => null);
+  return front && !front.is_default && front.context_ms === page.context_ms && front.generation === page.generation ? front : null;
+}
+
+/** The placements in the order in which they are shown: ranked, or as the page was made. */
+function placementsOf(page, front) {
+  if (!front) return page.placements;
+  const because = new Map(page.placements.map((placement) => [placement.title, placement.because]));
+  return front.placements.map((placement) => ({
+    ...placement,
+    because: because.get(placement.title) ?? null,
+    products: placement.products.map((product) => ({ ...product, score: product.relevance, ranking: product })),
+  }));
+}
+
+function show(page, front) {
   const first = state.stamp === null;
   state.stamp = stampOf(page);
   const mine = state.purchase && page.accepted_ms >= state.purchase.acceptedMs;
   byId('who').textContent = state.user;
   byId('persona').textContent = sentence(page.persona || 'A new shopper');
-  byId('facts').replaceChildren(...facts(page));
+  const placements = placementsOf(page, front);
+  byId('facts').replaceChildren(...facts(page, placements, front));
   const column = byId('personal');
   const known = state.seen;
-  column.replaceChildren(...page.placements.map((placement, order) => placementRow(placement, order, first ? null : known)));
+  column.replaceChildren(...placements.map((placement, order) => placementRow(placement, order, first ? null : known)));
   column.classList.remove('waiting');
   column.setAttribute('aria-busy', 'false');
-  state.seen = new Set(page.placements.flatMap((placement) => [placement.title, ...placement.products.map((product) => product.id)]));
+  state.seen = new Set(placements.flatMap((placement) => [placement.title, ...placement.products.map((product) => product.id)]));
   if (!first) setTimeout(() => column.querySelectorAll('.arrived').forEach((row) => row.classList.remove('arrived')), HIGHLIGHT_MS);
   if (mine) finishPurchase();
 }
 
-function facts(page) {
-  const fallbacks = page.placements.filter((placement) => ORIGINS[placement.origin]).length;
+function facts(page, placements, front) {
+  const fallbacks = placements.filter((placement) => ORIGINS[placement.origin]).length;
   return [
     ...page.diets.map((diet) => h('li.chip.strong', {}, sentence(diet))),
-    h('li.chip', {}, `${page.placements.length} placements`),
-    h('li.chip', {}, `${number(page.placements.reduce((sum, placement) => sum + placement.products.length, 0))} products`),
+    h('li.chip', {}, `${placements.length} placements`),
+    h('li.chip', {}, `${number(placements.reduce((sum, placement) => sum + placement.products.length, 0))} products`),
+    front ? h('li.chip', { title: 'Placements and products in the order of the ranking policy; what is looked at and bought here teaches it' },
+      `${front.shuffled ? 'shuffled, ' : 'ranked by '}policy ${number(front.policy)}`) : null,
     fallbacks ? h('li.chip', {}, `${fallbacks} by the merchandiser`) : null,
     h('li.chip', { title: 'From the event being accepted to the page being readable' }, `made in ${seconds(page.freshness_ms / 1000)}, ${clock(page.published_ms)}`),
   ].filter(Boolean);
@@ -86,7 +109,7 @@ function facts(page) {
 function placementRow(placement, order, known) {
   const isNew = known !== null && !known.has(placement.title);
   const shelf = h('div.shelf', { tabindex: '0', role: 'group', 'aria-label': `Products: ${placement.title}` },
-    placement.products.map((product) => card(product, known !== null && !known.has(product.id))));
+    placement.products.map((product) => card(product, known !== null && !known.has(product.id), placement.slate)));
   return h(isNew ? 'section.placement.arrived' : 'section.placement', { '--order': order, 'data-title': placement.title },
     h('div.placement-head', {},
       h('div', {},
@@ -110,10 +133,11 @@ function keyword(word) {
     svg('svg', { viewBox: '0 0 12 12', 'aria-hidden': 'true' }, svg('path', { d: drawing })), word.text);
 }
 
-function card(product, fresh) {
+function card(product, fresh, slate) {
   const name = [product.brand, product.name, product.size].filter(Boolean).join(' ');
-  return h(fresh ? 'article.card.fresh' : 'article.card', { '--hue': hue(product.department), 'data-product': product.id },
-    h('div.tile', {}, pictogram(product)),
+  const looked = (event) => { if (!event.target.closest('.buy')) note(event.currentTarget, 'clicks'); };
+  const made = h(fresh ? 'article.card.fresh' : 'article.card', { '--hue': hue(product.department), 'data-product': product.id, onclick: slate ? looked : undefined },
+    h('div.tile', { title: product.ranking ? ranking(product.ranking) : null }, pictogram(product)),
     product.score === null ? null : h('span.score', { title: 'Probability that it belongs to the placement, by the cross-encoder' }, probability(product.score)),
     h('div.card-words', {},
       h('p.card-brand', {}, product.brand || sentence(product.category)),
@@ -122,7 +146,11 @@ function card(product, fresh) {
       h('div.card-foot', {},
         h('span.price', {}, price(product.price_cents)),
         h('button.buy', { type: 'button', 'aria-label': `Buy ${name}`, onclick: (event) => buy(product, event.currentTarget) }, 'Buy'))));
+  if (slate) watch(made, slate, product.id);
+  return made;
 }
+
+const ranking = ({ score, bonus, nominators }) => `Brought in by ${nominators.join(', ')} · expected reward ${score.toFixed(3)}, exploring it ${bonus.toFixed(3)}`;
 
 function arrows(shelf) {
   const turn = (direction) => shelf.scrollBy({ left: direction * shelf.clientWidth * 0.85, behavior: 'smooth' });
@@ -135,6 +163,7 @@ function arrows(shelf) {
 
 async function buy(product, button) {
   button.disabled = true;
+  note(button.closest('.card'), 'cart_adds');
   const [tenant, user] = state.user.includes('/') ? state.user.split(/\/(.*)/) : ['default', state.user];
   const event = { id: newId(), tenant, user, at_ms: Date.now(), kind: 'purchase', lines: [{ product: product.id, quantity: 1 }] };
   try {

@@ -41,7 +41,7 @@ impl Spot {
     pub(crate) fn of(id: &DeadLetterId) -> Option<Self> {
         let mut parts = id.as_str().rsplitn(3, '/');
         let (offset, partition, name) = (parts.next()?, parts.next()?, parts.next()?);
-        let topic = Topic::PATH.into_iter().find(|topic| topic.name() == name)?;
+        let topic = Topic::LIVE.into_iter().find(|topic| topic.name() == name)?;
         Some(Self { topic, partition: partition.parse().ok()?, offset: offset.parse().ok()? })
     }
 }
@@ -86,7 +86,7 @@ pub(crate) struct Letters {
 impl Letters {
     /// Follows the topics of dead letters to their ends.
     pub(crate) fn refresh(&self, reader: &Reader, names: &Names) -> Result<(), LogError> {
-        for topic in Topic::PATH {
+        for topic in Topic::LIVE {
             let name = names.dead_letters(topic);
             let ends = reader.asker.ends(&name)?;
             let from = lock(&self.index).unread(topic, &ends);

@@ -185,7 +185,7 @@ pub(crate) fn declared(names: &Names, settings: &TopicSettings) -> Vec<Declared>
         topic(name, 1, &own)
     };
     let mut all = Vec::new();
-    for each in Topic::PATH {
+    for each in Topic::LIVE {
         all.push(lane(names.topic(each), settings.retention_h));
         all.push(lane(names.topic(each.on(Lane::Backfill)), settings.backfill_retention_h));
         all.push(lane(names.dead_letters(each), settings.dead_letters_retention_h));
@@ -260,9 +260,9 @@ mod tests {
     #[test]
     fn the_path_has_equal_partitions_and_every_topic_its_lanes() {
         let all = declared(&names(), &TopicSettings::default());
-        assert_eq!(all.len(), 6 * 3 + 3);
+        assert_eq!(all.len(), 7 * 3 + 3);
         let lanes = all.iter().filter(|topic| topic.configs["cleanup.policy"] == "delete");
-        assert!(lanes.clone().all(|topic| topic.partitions == 12) && lanes.count() == 18);
+        assert!(lanes.clone().all(|topic| topic.partitions == 12) && lanes.count() == 21);
         let told: Vec<&str> = all.iter().take(3).map(|topic| topic.name.as_str()).collect();
         assert_eq!(told, ["t.endcap.shopper-events.v1", "t.endcap.shopper-events.v1.backfill", "t.endcap.shopper-events.v1.dlq"]);
     }
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn what_differs_is_told_in_words() {
         let all = declared(&names(), &TopicSettings::default());
-        let (events, redriven) = (&all[0], &all[20]);
+        let (events, redriven) = (&all[0], &all[23]);
         assert_eq!(steps(events, None)[0].to_string(), "create t.endcap.shopper-events.v1: 12 partitions, 3 copies of each");
         let mut same = found(redriven);
         same.configs.insert("cleanup.policy".into(), ("delete,compact".into(), true));

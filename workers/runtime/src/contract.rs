@@ -14,8 +14,8 @@ use endcap_schemas::{
 
 use crate::{
     Broker, Commit, DeadLetter, DeadLetterFilter, DeadLetterId, DropReason, Erasure, Headers, Log, LogError, Outgoing,
-    PAGE_MAX_BYTES, ROW_MAX_BYTES, Received, StageResult, Stamp, Store, StoreError, StoreOverview, StoredDeadLetter, StoredPage,
-    Write,
+    PAGE_MAX_BYTES, Policies, ROW_MAX_BYTES, Received, StageResult, Stamp, Store, StoreError, StoreOverview, StoredDeadLetter,
+    StoredPage, StoredPolicy, Write,
 };
 
 /// Longest that a check waits for a record that must come.
@@ -716,4 +716,24 @@ fn of_several_that_add_a_generation_at_once_one_succeeds(store: &impl StoreOverv
     let won: Vec<&str> = names.into_iter().zip(&told).filter(|(_, told)| told.is_none()).map(|(name, _)| name).collect();
     assert_eq!(won, [kept.as_str()], "one succeeds, and it is kept");
     assert!(told.iter().flatten().all(|told| *told == kept), "the others are told what is kept: {told:?}");
+}
+
+/// Checks the contract of [`Policies`] on a store without any.
+pub fn check_policies(store: &impl Policies) {
+    let policy = |version: i64, snapshot: &[u8]| StoredPolicy { version, snapshot: snapshot.to_vec(), ledger: vec![9; 3] };
+    let versions = || store.policy_versions().expect("a list is answered");
+    assert_eq!((versions(), store.policy(7).expect("a read is answered")), (Vec::new(), None));
+    for (version, snapshot) in [(7, b"seven"), (40, b"forty"), (9, b"nine!"), (7, b"seven")] {
+        store.put_policy(&policy(version, snapshot)).expect("a policy is taken, also again");
+    }
+    assert_eq!(versions(), [40, 9, 7], "versions are ordered as numbers, the newest first");
+    assert_eq!(store.policy(9).expect("a read is answered"), Some(policy(9, b"nine!")));
+    store.forget_policies(&[9, 8]).expect("policies are forgotten");
+    assert_eq!((versions(), store.policy(9).expect("a read is answered")), (vec![40, 7], None));
+    store.put_policy(&StoredPolicy { version: 41, snapshot: vec![1; ROW_MAX_BYTES], ledger: Vec::new() }).expect("the largest");
+    for (snapshot, ledger) in [(ROW_MAX_BYTES + 1, 0), (0, ROW_MAX_BYTES + 1)] {
+        let large = StoredPolicy { version: 42, snapshot: vec![1; snapshot], ledger: vec![1; ledger] };
+        assert!(matches!(store.put_policy(&large), Err(StoreError::TooLarge(_))), "what is too large is refused");
+    }
+    assert_eq!(versions(), [41, 40, 7]);
 }

@@ -1,4 +1,4 @@
-//! The stage contract, the loop, and the borders (Log, Broker, Store, StoreOverview) with their embedded twins.
+//! The stage contract, the loop, and the borders (Log, Broker, Store, Policies, StoreOverview) with their embedded twins.
 
 mod broker;
 mod clock;
@@ -8,6 +8,7 @@ mod limits;
 mod log;
 pub mod metric;
 mod overview;
+mod policies;
 pub mod real_servers;
 mod retry;
 mod run;
@@ -24,6 +25,7 @@ pub use embedded::{Embedded, EmbeddedConfig};
 pub use limits::outside;
 pub use log::{Backlog, CAME_UNDER, Commit, DeadLetter, Headers, Log, LogError, Outgoing, Received, in_place_of};
 pub use overview::{Remain, StoreOverview};
+pub use policies::{Policies, StoredPolicy};
 pub use retry::RetryConfig;
 pub use run::{BreakerConfig, LoopConfig, StageEnv, StageStopped, run_lanes, run_stage};
 pub use secret::Secret;

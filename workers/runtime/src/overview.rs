@@ -3,10 +3,10 @@
 
 use endcap_schemas::UserKey;
 
-use crate::{Stamp, Store, StoreError, StoredPage};
+use crate::{Policies, Stamp, Store, StoreError, StoredPage};
 
 /// A store with all its shoppers. Lists are bounded; `contract::check_overview` says what an implementation keeps.
-pub trait StoreOverview: Store {
+pub trait StoreOverview: Store + Policies {
     /// Users with a page and the page, in an order of the store's own, at most `limit` from `after` (exclusive) on. Who asks again after the
     /// last one sees every user once.
     ///

@@ -145,6 +145,8 @@ pub enum DropReason {
     Erased,
     /// Too little was left for a page; the older one stays or is withdrawn.
     BelowFloor,
+    /// The ranking policy knows it now.
+    Learnt,
 }
 
 impl DropReason {
@@ -157,6 +159,7 @@ impl DropReason {
             DropReason::NoConsent => "no_consent",
             DropReason::Erased => "erased",
             DropReason::BelowFloor => "below_floor",
+            DropReason::Learnt => "learnt",
         }
     }
 }

@@ -123,7 +123,7 @@ pub struct TooLarge {
 }
 
 impl TooLarge {
-    fn beyond(most: usize, got: usize, what: &'static str, remedy: &'static str) -> Result<(), Self> {
+    pub(crate) fn beyond(most: usize, got: usize, what: &'static str, remedy: &'static str) -> Result<(), Self> {
         if got <= most { Ok(()) } else { Err(Self { what, got, most, remedy }) }
     }
 }

@@ -25,6 +25,7 @@ mod config;
 mod connect;
 mod migrate;
 mod overview;
+mod policies;
 mod rows;
 mod schema;
 mod statements;

@@ -17,9 +17,10 @@ pub(crate) const RUNNER: Migration =
     Migration { version: 0, name: "0000_versions", text: include_str!("../../../schemas/cql/0000_versions.cql") };
 
 /// Every step, in order: the n-th leads to version n.
-pub(crate) const MIGRATIONS: [Migration; 2] = [
+pub(crate) const MIGRATIONS: [Migration; 3] = [
     Migration { version: 1, name: "0001_store", text: include_str!("../../../schemas/cql/0001_store.cql") },
     Migration { version: 2, name: "0002_generations", text: include_str!("../../../schemas/cql/0002_generations.cql") },
+    Migration { version: 3, name: "0003_policies", text: include_str!("../../../schemas/cql/0003_policies.cql") },
 ];
 
 /// The newest version that this release knows.

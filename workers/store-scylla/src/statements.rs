@@ -41,6 +41,11 @@ pub(crate) struct Statements {
     pub(crate) generation: PreparedStatement,
     /// The highest first.
     pub(crate) generations: PreparedStatement,
+    pub(crate) put_policy: PreparedStatement,
+    pub(crate) forget_policy: PreparedStatement,
+    pub(crate) policy: PreparedStatement,
+    /// The newest first.
+    pub(crate) policy_versions: PreparedStatement,
     pub(crate) prune_page: PreparedStatement,
     pub(crate) prune_state: PreparedStatement,
     pub(crate) prune_result: PreparedStatement,
@@ -133,6 +138,12 @@ impl Statements {
                 .make(decide, "SELECT generation, manifest FROM generations WHERE scope = ? AND generation = ?")
                 .await?,
             generations: maker.make(decide, "SELECT generation, manifest FROM generations WHERE scope = ? LIMIT ?").await?,
+            put_policy: maker
+                .make(write, "INSERT INTO policies (scope, version, snapshot, ledger) VALUES (?, ?, ?, ?) USING TIMESTAMP ?")
+                .await?,
+            forget_policy: maker.make(write, "DELETE FROM policies USING TIMESTAMP ? WHERE scope = ? AND version = ?").await?,
+            policy: maker.make(decide, "SELECT snapshot, ledger FROM policies WHERE scope = ? AND version = ?").await?,
+            policy_versions: maker.make(decide, "SELECT version FROM policies WHERE scope = ?").await?,
             prune_page: maker.make(write, &prune("pages", surface)).await?,
             prune_state: maker.make(write, &prune("states", "")).await?,
             prune_result: maker.make(write, &prune("results", stage)).await?,

@@ -81,12 +81,21 @@ pub struct TwoStage {
     ranker: LinUcb,
     nominators: Vec<LinUcb>,
     sync: Sync,
+    /// How much of the bonus counts in a choice.
+    exploration: f64,
 }
 
 impl TwoStage {
-    /// A system of these stages.
+    /// A system of these stages, which explores as the paper's does.
     pub fn new(ranker: LinUcb, nominators: Vec<LinUcb>, sync: Sync) -> Self {
-        Self { ranker, nominators, sync }
+        Self { ranker, nominators, sync, exploration: 1.0 }
+    }
+
+    /// The same system, which lets `exploration` times the bonus count when it chooses; 0 goes by what is expected alone. What it learns does
+    /// not depend on it.
+    #[must_use]
+    pub fn exploring(self, exploration: f64) -> Self {
+        Self { exploration, ..self }
     }
 
     /// Its ranker.
@@ -116,7 +125,7 @@ impl TwoStage {
             let features = self.of_nominator(item, nominator)?;
             scored.push((item.id, stage.score(features)));
         }
-        Ok(best(scored.iter().map(|(id, score)| (*id, score.ucb())), most, ties))
+        Ok(best(scored.iter().map(|(id, score)| (*id, score.bound(self.exploration))), most, ties))
     }
 
     /// The slate of the `most` candidates that the ranker thinks best, best first. `ties` is the request's seed, as above. It also decides
@@ -127,7 +136,8 @@ impl TwoStage {
     pub fn rank(&self, candidates: &[&Item], most: usize, shuffled: f64, ties: u64) -> Result<Slate, RankerError> {
         let scores = candidates.iter().map(|item| Ok(self.ranker.score(self.of_ranker(item)?)));
         let scores = scores.collect::<Result<Vec<Score>, RankerError>>()?;
-        let order = best(candidates.iter().zip(&scores).map(|(item, score)| (item.id, score.ucb())), most, ties);
+        let bounds = candidates.iter().zip(&scores).map(|(item, score)| (item.id, score.bound(self.exploration)));
+        let order = best(bounds, most, ties);
         let mut placed: Vec<Placed> = order.into_iter().map(|candidate| Placed { candidate, score: scores[candidate] }).collect();
         let mut propensity = None;
         if shuffled > 0.0 && placed.len() > 1 {
@@ -169,6 +179,19 @@ impl TwoStage {
         }
         if self.sync == Sync::AfterUpdate {
             self.synchronise(nominations);
+        }
+        Ok(())
+    }
+
+    /// Adds to the rewards of items that were learnt from before: a click that comes after its impression. `more` says by how much each grows.
+    ///
+    /// # Errors
+    /// When an item or reward is not what the policy takes; nothing is learnt then.
+    pub fn amend(&mut self, more: &[Shown<'_>]) -> Result<(), RankerError> {
+        more.iter().try_for_each(|shown| self.check(shown))?;
+        for Shown { item, reward } in more {
+            self.ranker.amend(&item.ranker, *reward);
+            self.nominators.iter_mut().zip(&item.nominators).for_each(|(nominator, x)| nominator.amend(x, *reward));
         }
         Ok(())
     }

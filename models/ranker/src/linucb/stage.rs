@@ -16,7 +16,12 @@ pub struct Score {
 impl Score {
     /// The upper confidence bound that items are chosen by (Eq. 3).
     pub fn ucb(&self) -> f64 {
-        self.mean + self.bonus
+        self.bound(1.0)
+    }
+
+    /// The bound with `exploration` times the bonus. Eq. 3's bonus is for noise of about 1; rewards that scatter less need so much less of it.
+    pub fn bound(&self, exploration: f64) -> f64 {
+        self.mean + exploration * self.bonus
     }
 }
 
@@ -79,6 +84,11 @@ impl LinUcb {
         self.posterior.observe(x, reward);
         self.observations += 1;
         self.width = sqrt_beta(self.lambda, self.dims(), self.observations);
+    }
+
+    /// Adds to the reward of an item that was observed before: what is known of it grows no surer.
+    pub fn amend(&mut self, x: &[f64], more: f64) {
+        self.posterior.absorb(x, 0.0, more);
     }
 
     /// Takes over what the ranker thinks of the item with features `x`, `[dims]`, where this stage is strictly more uncertain about it (Eq. 7);

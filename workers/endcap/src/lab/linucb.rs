@@ -11,8 +11,7 @@ use endcap_ranker::{
 };
 
 use super::{
-    LinucbArgs,
-    parallel::in_parallel,
+    LinucbArgs, in_parallel,
     plot::{Figure, Line, Panel},
     prepare, threads, write,
 };

@@ -1,4 +1,4 @@
-//! `endcap lab`: the ranking papers' experiments, run anew. Nothing here touches a log, a store or a market.
+//! `endcap lab`: the ranking papers' experiments, run anew, and the closed loop of this product's own ranking.
 
 use std::{
     fs,
@@ -10,15 +10,23 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
+pub mod closed;
+mod interval;
 mod linucb;
 mod parallel;
 mod plot;
+
+use parallel::in_parallel;
+
+use crate::{cli::Flags, config::Config};
 
 /// The experiments.
 #[derive(Debug, Clone, Subcommand)]
 pub enum LabCommand {
     /// Exploration in two stages: naive and synchronised LinUCB, and a single stage (figures 2 and 3 of Hron et al., 2020).
     Linucb(LinucbArgs),
+    /// The closed loop: simulated shoppers click on ranked storefronts, and the ranking learns, beside one that does not and one that does not explore.
+    Loop(closed::LoopArgs),
 }
 
 /// `endcap lab linucb`.
@@ -38,13 +46,17 @@ pub struct LinucbArgs {
     pub threads: Option<NonZeroUsize>,
 }
 
-/// Runs an experiment, writes its tables and figures, and prints what they come to.
+/// Runs an experiment, writes its tables and figures, and prints what they come to. `config` resolves the flags of a command.
 ///
 /// # Errors
-/// When the directory cannot be written.
-pub fn run(command: &LabCommand) -> Result<()> {
+/// When the configuration has faults, the directory cannot be written, or what the closed loop needs does not answer.
+pub fn run(command: &LabCommand, config: impl Fn(Flags) -> Result<Config>) -> Result<()> {
     match command {
-        LabCommand::Linucb(args) => linucb::linucb(args),
+        LabCommand::Linucb(args) => {
+            config(Flags::new())?; // logs as it says
+            linucb::linucb(args)
+        }
+        LabCommand::Loop(args) => closed::closed(args, &config(args.flags())?),
     }
 }
 

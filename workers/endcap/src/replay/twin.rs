@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use endcap_runtime::{Embedded, Erasure, Remain, StageResult, Store, StoreError, StoreOverview, StoredPage, Write};
+use endcap_runtime::{
+    Embedded, Erasure, Policies, Remain, StageResult, Store, StoreError, StoreOverview, StoredPage, StoredPolicy, Write,
+};
 use endcap_schemas::UserKey;
 
 /// The store.
@@ -50,6 +52,24 @@ impl Store for Counting {
 
     fn remember(&self, cache: &'static str, entries: &[([u8; 32], Vec<u8>)]) -> Result<(), StoreError> {
         self.file.remember(cache, entries)
+    }
+}
+
+impl Policies for Counting {
+    fn put_policy(&self, policy: &StoredPolicy) -> Result<(), StoreError> {
+        self.file.put_policy(policy)
+    }
+
+    fn forget_policies(&self, versions: &[i64]) -> Result<(), StoreError> {
+        self.file.forget_policies(versions)
+    }
+
+    fn policy_versions(&self) -> Result<Vec<i64>, StoreError> {
+        self.file.policy_versions()
+    }
+
+    fn policy(&self, version: i64) -> Result<Option<StoredPolicy>, StoreError> {
+        self.file.policy(version)
     }
 }
 

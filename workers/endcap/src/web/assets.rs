@@ -13,12 +13,13 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
 /// Path, type and text of every file.
-const FILES: [(&str, &str, &str); 9] = [
+const FILES: [(&str, &str, &str); 10] = [
     ("/", HTML, include_str!("../../web/index.html")),
     ("/app.css", CSS, include_str!("../../web/app.css")),
     ("/app.js", SCRIPT, include_str!("../../web/app.js")),
     ("/dom.js", SCRIPT, include_str!("../../web/dom.js")),
     ("/explain.js", SCRIPT, include_str!("../../web/explain.js")),
+    ("/feedback.js", SCRIPT, include_str!("../../web/feedback.js")),
     ("/pictograms.js", SCRIPT, include_str!("../../web/pictograms.js")),
     ("/pipeline.js", SCRIPT, include_str!("../../web/pipeline.js")),
     ("/shop.js", SCRIPT, include_str!("../../web/shop.js")),

@@ -2,23 +2,33 @@
 
 use axum::{
     Json,
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use endcap_runtime::LogError;
 use serde_json::json;
+
+/// When something that is down or full may be so no more, s.
+const AGAIN_S: u32 = 1;
 
 /// A failed request: a status and one sentence for the caller.
 #[derive(Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
     message: String,
+    /// After how many seconds it is worth asking again.
+    retry_after_s: Option<u32>,
 }
 
 impl ApiError {
     /// An error for the caller.
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), retry_after_s: None }
+    }
+
+    /// The same, with word of when it is worth asking again.
+    pub(super) fn again_after(self, seconds: u32) -> Self {
+        Self { retry_after_s: Some(seconds), ..self }
     }
 
     /// Whether the caller has not shown who it is.
@@ -36,15 +46,19 @@ impl ApiError {
 impl From<anyhow::Error> for ApiError {
     fn from(error: anyhow::Error) -> Self {
         if let Some(full @ LogError::Full { .. }) = error.downcast_ref() {
-            return Self::new(StatusCode::TOO_MANY_REQUESTS, full.to_string());
+            return Self::new(StatusCode::TOO_MANY_REQUESTS, full.to_string()).again_after(AGAIN_S);
         }
         tracing::error!(error = format!("{error:#}"), "request failed");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer: try again in a moment")
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer: try again in a moment").again_after(AGAIN_S)
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(json!({ "error": self.message }))).into_response()
+        let mut response = (self.status, Json(json!({ "error": self.message }))).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }

@@ -83,6 +83,11 @@ impl Refused {
         Self { status: StatusCode::BAD_REQUEST, kind, reason, kept: in_place_of(blake3::Hasher::new().update(body)) }
     }
 
+    /// What its sender hears where nothing is kept of it.
+    pub(super) fn plain(&self) -> ApiError {
+        ApiError::new(self.status, self.reason.clone())
+    }
+
     /// What its sender hears.
     pub(super) fn answer(&self) -> ApiError {
         ApiError::new(self.status, format!("{}; it is kept as one dead letter (`endcap dlq ls`)", self.reason))
@@ -166,7 +171,7 @@ impl Collected {
         Refused {
             status: StatusCode::PAYLOAD_TOO_LARGE,
             kind: "too_large",
-            reason: format!("the body is longer than {BODY_MAX_BYTES} bytes: send the events in several requests"),
+            reason: format!("the body is longer than {BODY_MAX_BYTES} bytes: send what it holds in several requests"),
             kept: if self.is_whole { in_place_of(&self.hasher) } else { format!("({} bytes and more)", self.length()) },
         }
     }

@@ -33,7 +33,7 @@ impl Life {
 
     /// The desk; while starting, a refusal with the reason.
     pub(super) fn desk(&self) -> Result<&Arc<Desk>, ApiError> {
-        self.desk.get().ok_or_else(|| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, starting()))
+        self.desk.get().ok_or_else(|| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, starting()).again_after(1))
     }
 
     /// Lets `take` take events, unless they would not be worked off before the end. May block.
@@ -43,7 +43,8 @@ impl Life {
             return Err(ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "ending: no more events are taken, send them again later",
-            ));
+            )
+            .again_after(1));
         }
         Ok(take()?)
     }

@@ -9,6 +9,7 @@ mod ingest;
 mod life;
 mod routes;
 mod sign_in;
+mod storefronts;
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +21,11 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 
 pub use access::Access;
 pub use ingest::{BOM, Entry, Place, Received, Refused};
@@ -31,6 +36,10 @@ use crate::desk::Desk;
 
 /// Requests that are worked on at once; more wait.
 const AT_ONCE: usize = 16;
+/// Bodies of feedback that are taken in at once; more are refused.
+const FEEDBACK_AT_ONCE: usize = 64;
+/// Connections that are open at once; more wait in the system's own queue, which has an end.
+const CONNECTIONS_MAX: usize = 2_048;
 /// How long the head of a request may take, with the pause before it.
 const HEAD_TIME: Duration = Duration::from_secs(30);
 /// How long requests that are open at the end may still take.
@@ -40,10 +49,20 @@ const GRACE: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub(crate) struct Web {
     life: Arc<Life>,
-    turns: Arc<tokio::sync::Semaphore>,
+    turns: Arc<Semaphore>,
+    feedback_turns: Arc<Semaphore>,
 }
 
 impl Web {
+    /// As [`Web::ask`], but without waiting for a turn: for what limits itself.
+    async fn ask_now<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Desk) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let desk = self.life.desk()?.clone();
+        tokio::task::spawn_blocking(move || work(&desk)).await.context("a request broke off")?
+    }
+
     /// Does `work`, which may block, on a thread for that.
     async fn ask<T, E>(&self, work: impl FnOnce(&Desk) -> Result<T, E> + Send + 'static) -> Result<T, ApiError>
     where
@@ -58,8 +77,13 @@ impl Web {
 
 /// Every route, guarded. The page's own files need nothing but this program, so they too are there from the first moment.
 pub fn router(life: Arc<Life>, access: Access) -> Router {
-    let web = Web { life, turns: Arc::new(tokio::sync::Semaphore::new(AT_ONCE)) };
-    assets::routes().merge(routes::routes()).layer(middleware::from_fn_with_state(access, access::guard)).with_state(web)
+    let turns = |most| Arc::new(Semaphore::new(most));
+    let web = Web { life, turns: turns(AT_ONCE), feedback_turns: turns(FEEDBACK_AT_ONCE) };
+    assets::routes()
+        .merge(routes::routes())
+        .merge(storefronts::routes())
+        .layer(middleware::from_fn_with_state(access, access::guard))
+        .with_state(web)
 }
 
 /// Serves until `ended` turns true; the runtime's end cuts off what is open after that and a short grace.
@@ -68,15 +92,22 @@ pub fn router(life: Arc<Life>, access: Access) -> Router {
 pub async fn serve(mut listener: TcpListener, router: Router, mut ended: watch::Receiver<bool>) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
-    let open = GracefulShutdown::new();
+    let (open, room) = (GracefulShutdown::new(), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+    let mut next = async || {
+        let place = room.clone().acquire_owned().await.expect("nobody closes this semaphore");
+        (place, Listener::accept(&mut listener).await.0)
+    };
     loop {
-        let (stream, _) = tokio::select! {
-            accepted = Listener::accept(&mut listener) => accepted,
+        let (place, stream) = tokio::select! {
+            accepted = next() => accepted,
             // A sender that is gone means the end as well.
             _ = ended.wait_for(|ended| *ended) => break,
         };
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
-        tokio::spawn(open.watch(connection)); // a connection that fails is its client's affair
+        let connection = open.watch(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone())));
+        tokio::spawn(async move {
+            let _ = connection.await; // one that fails is its client's affair
+            drop(place);
+        });
     }
     drop(listener);
     if timeout(GRACE, open.shutdown()).await.is_err() {

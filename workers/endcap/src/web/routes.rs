@@ -26,7 +26,7 @@ use crate::{
 /// Most rows of a list.
 const ROWS_MAX: usize = 500;
 /// How long a body may take to come in.
-const BODY_TIME: Duration = Duration::from_secs(30);
+pub(super) const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// Every route of the interface.
 pub(super) fn routes() -> Router<Web> {
@@ -146,7 +146,7 @@ fn absent(what: &str, user: &UserKey) -> ApiError {
 }
 
 /// `user` or `tenant/user`: what stands before the first slash is a tenant.
-fn user_of(text: &str) -> Result<UserKey, ApiError> {
+pub(super) fn user_of(text: &str) -> Result<UserKey, ApiError> {
     let user = UserKey::named(text);
     let fits = |part: &str| !part.is_empty() && part.len() <= ShopperEvent::TEXT_MAX_BYTES && !part.chars().any(char::is_control);
     if fits(&user.tenant) && fits(&user.user) {

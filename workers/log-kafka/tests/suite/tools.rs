@@ -73,7 +73,7 @@ fn confluents_consumer_reads_every_version_of_every_topic() {
     let Some(python) = python() else { return };
     let registry = Some(RegistrySettings { url: url.clone(), token: None });
     let server = Server::with(KafkaSettings { registry, ..settings(&broker) }, 2);
-    for topic in Topic::PATH {
+    for topic in Topic::LIVE {
         let samples = samples(topic);
         let records: Vec<_> = samples.iter().map(|(value, _)| outgoing(topic, value.clone())).collect();
         server.kafka.append(&records, None).expect("records are taken");

@@ -7,6 +7,7 @@ mod broker;
 mod consumer;
 mod dead_letters;
 mod inspect;
+mod policies;
 mod retention;
 mod schema;
 mod store;

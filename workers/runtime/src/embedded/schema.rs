@@ -12,7 +12,7 @@ const APPLICATION_ID: i32 = 0x456E_6463;
 
 /// One step per schema version: the n-th brings a file from version n to n + 1.
 pub(super) fn migrations() -> Vec<String> {
-    vec![first(), second(), third(), fourth()]
+    vec![first(), second(), third(), fourth(), fifth()]
 }
 
 /// Version 1: one table per topic, named like it, so that `sqlite3` shows what is where.
@@ -43,16 +43,17 @@ fn first() -> String {
     )
 }
 
-/// The topics of a lane.
+/// The path's topics on a lane.
 fn tables_on(lane: Lane) -> String {
-    let table = |topic: Topic| {
-        format!(
-            "CREATE TABLE \"{topic}\" (\"offset\" INTEGER PRIMARY KEY, appended_ms INTEGER NOT NULL, \"key\" TEXT NOT NULL,
-                 headers TEXT NOT NULL, value BLOB NOT NULL) STRICT;
-             INSERT INTO topics VALUES ('{topic}', 0);"
-        )
-    };
-    Topic::PATH.into_iter().map(|topic| table(topic.on(lane))).collect()
+    Topic::PATH.into_iter().map(|topic| table_of(topic.on(lane))).collect()
+}
+
+fn table_of(topic: Topic) -> String {
+    format!(
+        "CREATE TABLE \"{topic}\" (\"offset\" INTEGER PRIMARY KEY, appended_ms INTEGER NOT NULL, \"key\" TEXT NOT NULL,
+             headers TEXT NOT NULL, value BLOB NOT NULL) STRICT;
+         INSERT INTO topics VALUES ('{topic}', 0);"
+    )
 }
 
 /// Version 2: an erasure tells where in the log it was asked for; that of an older one is not known.
@@ -70,6 +71,15 @@ fn third() -> String {
 /// Version 4: the topics of the backfill lane.
 fn fourth() -> String {
     tables_on(Lane::Backfill)
+}
+
+/// Version 5: feedback to the ranking service, and its policies under their versions.
+fn fifth() -> String {
+    let topics: String = Lane::ALL.map(|lane| table_of(Topic::FEEDBACK.on(lane))).concat();
+    format!(
+        "CREATE TABLE policies (version INTEGER PRIMARY KEY, snapshot BLOB NOT NULL, ledger BLOB NOT NULL) STRICT;
+         {topics}"
+    )
 }
 
 /// Refuses a database of something else. Only reads, so that a stranger's file stays as it was.

@@ -10,8 +10,8 @@ use std::{
 use endcap_runtime::{
     Broker, Embedded, EmbeddedConfig, Log, ManualClock, Stamp, Write,
     contract::{
-        LogUnderTest, check_any_order, check_broker, check_full, check_log, check_overview, check_rivals, check_schedules,
-        check_store,
+        LogUnderTest, check_any_order, check_broker, check_full, check_log, check_overview, check_policies, check_rivals,
+        check_schedules, check_store,
     },
 };
 use endcap_schemas::{UserKey, topics::Topic};
@@ -50,6 +50,11 @@ impl LogUnderTest for Fresh {
 fn the_embedded_log_keeps_its_contract() {
     check_log(fresh);
     check_rivals(fresh);
+}
+
+#[test]
+fn the_embedded_file_keeps_policies() {
+    check_policies(&fresh().file);
 }
 
 #[test]

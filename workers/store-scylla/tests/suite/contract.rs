@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use endcap_runtime::{
     Stamp, Write,
-    contract::{check_any_order, check_store},
+    contract::{check_any_order, check_policies, check_store},
 };
 use endcap_schemas::UserKey;
 use endcap_store_scylla::ScyllaStore;
@@ -25,6 +25,12 @@ fn the_store_keeps_its_contract() {
     let Some((server, _guard)) = server() else { return };
     let keyspace = Keyspace::migrated(&server);
     check_store(stores(&keyspace.store()));
+}
+
+#[test]
+fn the_server_keeps_policies() {
+    let Some((server, _guard)) = server() else { return };
+    check_policies(&Keyspace::migrated(&server).store());
 }
 
 fn write(draw: &mut Draw) -> Write {

@@ -27,13 +27,13 @@ fn a_keyspace_is_made_by_a_migration_alone_and_a_second_one_does_nothing() {
     let keyspace = Keyspace::named(&server);
     let config = keyspace.config(json!({}));
     let planned = plan(&config).unwrap();
-    assert_eq!((planned.found, planned.statements.len()), (None, 10), "{planned}");
+    assert_eq!((planned.found, planned.statements.len()), (None, 11), "{planned}");
     assert!(planned.statements[0].starts_with("CREATE KEYSPACE"), "{planned}");
     let error = refused(&config);
     assert!(error.contains("is not there") && error.contains("run `endcap store migrate`"), "{error}");
 
     assert_eq!(migrated(&config).unwrap(), planned, "it does what it said");
-    assert_eq!(plan(&config).unwrap().to_string(), format!("keyspace `{}` has schema version 2, nothing to do", keyspace.name));
+    assert_eq!(plan(&config).unwrap().to_string(), format!("keyspace `{}` has schema version 3, nothing to do", keyspace.name));
     let store = opened(&config).unwrap();
     store.put_all(&[Write::State { user: UserKey::of("anna"), stamp: Stamp(1), state: vec![1] }], &[]).unwrap();
     assert!(migrated(&config).unwrap().statements.is_empty());
@@ -51,7 +51,7 @@ fn two_at_once_do_it_once() {
             one.join().unwrap().unwrap();
         });
     });
-    let names = ["0001_store", "0002_generations"].map(str::to_owned);
+    let names = ["0001_store", "0002_generations", "0003_policies"].map(str::to_owned);
     assert_eq!(keyspace.texts("SELECT name FROM $.schema_versions"), names.into());
     assert!(keyspace.texts("SELECT owner FROM $.schema_lock").is_empty(), "the lock is given back");
     opened(&config).unwrap();
@@ -78,7 +78,7 @@ fn a_newer_schema_is_refused_with_the_remedy() {
     keyspace.cql("INSERT INTO $.schema_versions (scope, version, name) VALUES ('endcap', 99, '0099_beyond')");
     let errors = [opened(&config).err(), plan(&config).err(), migrated(&config).err()];
     for error in errors.map(|error| error.expect("a newer schema is refused")) {
-        assert!(matches!(error, OpenError::Newer { found: 99, known: 2, .. }), "{error}");
+        assert!(matches!(error, OpenError::Newer { found: 99, known: 3, .. }), "{error}");
         assert!(error.to_string().contains("use the newer release, or another keyspace"), "{error}");
     }
 }

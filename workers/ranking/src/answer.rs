@@ -1,0 +1,88 @@
+//! What a storefront is answered as.
+
+use endcap_schemas::{Descriptor, Origin};
+use serde::Serialize;
+
+/// A shopper's page as it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Storefront {
+    /// Whose: `user`, or `tenant/user`.
+    pub user: String,
+    /// Id of the request.
+    pub request: String,
+    /// The shopper in a few words; empty on the default page.
+    pub persona: String,
+    /// Whether this is the page of whoever has none.
+    pub is_default: bool,
+    /// Diets that everything here keeps, in words.
+    pub diets: Vec<&'static str>,
+    /// The fold's clock, ms: which page of the shopper it is; none on the default page.
+    pub context_ms: Option<i64>,
+    /// Number of the manifest that the page was made under; none on the default page.
+    pub generation: Option<i32>,
+    /// Version of the policy that ranked it; 0 for the one that has learnt nothing.
+    pub policy: i64,
+    /// Whether the slates were re-ranked as a whole. No model does so yet: they are in the ranker's order.
+    pub reranked: bool,
+    /// Whether the slates of this request were shuffled, to learn what the policy would not show.
+    pub shuffled: bool,
+    /// Placements, the most promising first.
+    pub placements: Vec<StorefrontPlacement>,
+}
+
+/// A carousel as it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StorefrontPlacement {
+    /// Its title.
+    pub title: String,
+    /// The intent behind it.
+    pub intent: String,
+    /// Who wrote it.
+    pub origin: Origin,
+    /// What retrieved its products.
+    pub keywords: Vec<StorefrontKeyword>,
+    /// The expected reward of what is in sight first: what placements are ordered by.
+    pub expected: f64,
+    /// What feedback is sent back with.
+    pub slate: String,
+    /// Of a shuffled slate, the odds that a given product stands at a given place.
+    pub propensity: Option<f64>,
+    /// Its products in order.
+    pub products: Vec<StorefrontProduct>,
+}
+
+/// A keyword as it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StorefrontKeyword {
+    /// The term.
+    pub text: String,
+    /// Its kind.
+    pub descriptor: Descriptor,
+}
+
+/// A product as it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StorefrontProduct {
+    /// Its id.
+    pub id: String,
+    /// Name without brand and size.
+    pub name: String,
+    /// Brand; empty where there is none.
+    pub brand: String,
+    /// Package size; empty where unknown.
+    pub size: String,
+    /// Price, where known.
+    pub price_cents: Option<i64>,
+    /// Taxonomy leaf.
+    pub category: String,
+    /// Top of its taxonomy path.
+    pub department: String,
+    /// Probability that it belongs to the placement, 0…1.
+    pub relevance: f64,
+    /// Expected reward, by the policy.
+    pub score: f64,
+    /// What exploring it was worth beside that.
+    pub bonus: f64,
+    /// Who nominated it.
+    pub nominators: Vec<&'static str>,
+}

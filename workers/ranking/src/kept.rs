@@ -1,0 +1,131 @@
+//! Policies as a store keeps them: read, whole or not at all, and thinned out as they age.
+
+use endcap_ranker::{
+    SnapshotError,
+    linucb::{
+        TwoStage,
+        snapshot::{self, Versions},
+    },
+};
+use endcap_runtime::{Policies, StoreError, StoredPolicy};
+
+use crate::{
+    features::{VERSION, untaught},
+    ledger::Ledger,
+    metric,
+};
+
+/// Policies that are kept whatever their age: the newest.
+const NEWEST_KEPT: usize = 16;
+/// Of those that are older, so many are kept for each doubling of their number.
+const KEPT_PER_DOUBLING: usize = 2;
+
+/// A policy, and what it has learnt from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Kept {
+    /// Its version: the place in the log up to which it has learnt; 0 for the untaught one.
+    pub(crate) version: i64,
+    /// The policy.
+    pub(crate) policy: TwoStage,
+    /// What it has learnt from already.
+    pub(crate) ledger: Ledger,
+}
+
+impl Kept {
+    /// The policy that has learnt nothing.
+    pub(crate) fn untaught() -> Self {
+        Self { version: 0, policy: untaught(), ledger: Ledger::default() }
+    }
+
+    /// The form that a store keeps. What follows from the policy's beliefs is computed afresh first, as in [`snapshot::write`].
+    pub(crate) fn store(&mut self) -> StoredPolicy {
+        let policy = u64::try_from(self.version).unwrap_or_default();
+        let snapshot = snapshot::write(&mut self.policy, Versions { features: VERSION, policy });
+        StoredPolicy { version: self.version, snapshot, ledger: self.ledger.write() }
+    }
+}
+
+/// The policy that `stored` holds.
+///
+/// # Errors
+/// [`SnapshotError`] for anything but a whole, undamaged policy over today's features that is the one of its version.
+pub fn read(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError> {
+    let (policy, version) = snapshot::read(&stored.snapshot, VERSION)?;
+    if i64::try_from(version) != Ok(stored.version) {
+        return Err(SnapshotError::Content("it is that of another version"));
+    }
+    let untaught = untaught();
+    let dims = |policy: &TwoStage| {
+        std::iter::once(policy.ranker()).chain(policy.nominators()).map(endcap_ranker::linucb::LinUcb::dims).collect::<Vec<_>>()
+    };
+    if dims(&policy) != dims(&untaught) {
+        return Err(SnapshotError::Content("it has other stages than this release's"));
+    }
+    Ok(policy)
+}
+
+/// The newest policy beyond version `above` that can be read. Those that cannot are passed over, counted and told.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) fn newest_readable(store: &dyn Policies, above: i64) -> Result<Option<(StoredPolicy, TwoStage)>, StoreError> {
+    for version in store.policy_versions()?.into_iter().take_while(|version| *version > above) {
+        let Some(stored) = store.policy(version)? else { continue }; // forgotten meanwhile
+        match read(&stored) {
+            Ok(policy) => return Ok(Some((stored, policy))),
+            Err(error) => {
+                metric::policy_refused();
+                tracing::warn!(version, %error, "a kept policy cannot be used; going by an earlier one");
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Versions that may be forgotten of `versions`, which come newest first: the newest stay, and of the older ones fewer the older they are. So
+/// there is something to go back to for long, and never much of it.
+pub(crate) fn superfluous(versions: &[i64]) -> Vec<i64> {
+    let older = versions.get(NEWEST_KEPT..).unwrap_or_default();
+    let Some(newest) = versions.first() else { return Vec::new() };
+    let mut kept_at: Vec<(u32, usize)> = Vec::new();
+    let mut gone = Vec::new();
+    // From the oldest on, so that what is kept of an age stays kept as it grows older.
+    for version in older.iter().rev() {
+        let doubling = (newest - version).max(1).ilog2();
+        match kept_at.iter_mut().find(|(at, _)| *at == doubling) {
+            Some((_, kept)) if *kept >= KEPT_PER_DOUBLING => gone.push(*version),
+            Some((_, kept)) => *kept += 1,
+            None => kept_at.push((doubling, 1)),
+        }
+    }
+    gone
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_policies_are_thinned_out_and_something_old_stays() {
+        let mut versions: Vec<i64> = Vec::new();
+        for version in 1..=20_000 {
+            versions.insert(0, version * 3);
+            let gone = superfluous(&versions);
+            versions.retain(|version| !gone.contains(version));
+        }
+        assert!(versions.len() < NEWEST_KEPT + 2 * KEPT_PER_DOUBLING * 16, "{versions:?}");
+        assert!(versions[..NEWEST_KEPT].windows(2).all(|pair| pair[0] - pair[1] == 3));
+        let age = 60_000 - versions.last().unwrap();
+        assert!(age > 20_000, "the oldest is {age} old: {versions:?}");
+        assert!(superfluous(&[]).is_empty() && superfluous(&[7]).is_empty());
+    }
+
+    #[test]
+    fn a_policy_under_another_version_is_refused() {
+        let mut kept = Kept { version: 12, ..Kept::untaught() };
+        let stored = kept.store();
+        assert_eq!(read(&stored), Ok(kept.policy));
+        assert!(read(&StoredPolicy { version: 13, ..stored.clone() }).is_err());
+        assert!(read(&StoredPolicy { snapshot: stored.snapshot[..40].to_vec(), ..stored }).is_err());
+    }
+}

@@ -1,0 +1,35 @@
+//! The ranking service (paper 4.5): reads a shopper's page, ranks its placements and their products for this request, and learns from what
+//! shoppers do with them.
+//!
+//! [`Ranking::storefront`] serves: page and history are read, every placement's pool is at hand (`pool`, completed by [`Preparer`] beside the
+//! requests), nominators choose and the ranker orders (`rank`, over the features of [`features`]), and each slate goes out sealed ([`slate`]), so
+//! that whoever hears of it needs no memory of it. [`feedback::read`] takes it back in, [`Learner`] learns from it and keeps policies by
+//! version, and [`Ranking::refresh`] takes them up while requests go on.
+
+mod answer;
+mod cold;
+mod config;
+pub mod features;
+pub mod feedback;
+mod kept;
+mod learner;
+mod ledger;
+pub mod metric;
+mod pool;
+mod prepare;
+mod rank;
+mod serving;
+mod shopper;
+pub mod slate;
+mod storefront;
+
+pub use answer::{Storefront, StorefrontKeyword, StorefrontPlacement, StorefrontProduct};
+pub use cold::merchandised;
+pub use config::RankingConfig;
+pub use kept::read as read_policy;
+pub use learner::Learner;
+pub use prepare::{Checks, Preparer};
+pub use storefront::{Ground, History, Ranking, RankingError, Request, Rerank, Turn};
+
+/// The service's description for programs (OpenAPI 3.1, JSON).
+pub const OPENAPI: &str = include_str!("../openapi.json");

@@ -1,0 +1,124 @@
+//! From a pool to a slate: nominators choose, the ranker orders. Pure.
+
+use endcap_market::hash;
+use endcap_ranker::{
+    RankerError,
+    linucb::{Item, Score, TwoStage},
+};
+use endcap_schemas::{Origin, Placement};
+
+use crate::{
+    RankingConfig,
+    features::{Nominator, TRAITS, Traits, at},
+    pool::{Candidate, Pool},
+    shopper::Shopper,
+};
+
+/// Products of a slate that a placement is judged by: those that are in sight first.
+const IN_SIGHT: usize = 5;
+
+/// What was nominated for a placement, with what the policy sees of it.
+pub(crate) struct Nominated<'a> {
+    pub(crate) offers: Vec<NominatedOffer<'a>>,
+}
+
+/// One offer.
+pub(crate) struct NominatedOffer<'a> {
+    pub(crate) candidate: &'a Candidate,
+    pub(crate) traits: Traits,
+    pub(crate) nominators: u8,
+    item: Item,
+}
+
+/// A slate in display order.
+pub(crate) struct Ranked {
+    /// Places among the nominated offers, each with what the ranker thinks of it.
+    pub(crate) placed: Vec<(usize, Score)>,
+    /// Whether it was shuffled.
+    pub(crate) shuffled: bool,
+}
+
+impl Ranked {
+    /// What the placement is expected to bring: the mean expected reward of what is in sight first.
+    pub(crate) fn expected(&self) -> f64 {
+        let in_sight = self.placed.len().min(IN_SIGHT);
+        self.placed.iter().take(in_sight).map(|(_, score)| score.mean).sum::<f64>() / in_sight.max(1) as f64
+    }
+}
+
+/// Lets every nominator choose from `pool` for `shopper`; only what the shopper may have is looked at. `place` is that of the placement on the
+/// page, `ties` the request's seed.
+///
+/// # Errors
+/// When the policy takes other features than these.
+pub(crate) fn nominate<'a>(
+    policy: &TwoStage,
+    pool: &'a Pool,
+    shopper: &Shopper,
+    (place, placement): (usize, &Placement),
+    config: &RankingConfig,
+    ties: u64,
+) -> Result<Nominated<'a>, RankerError> {
+    let mut offers: Vec<NominatedOffer<'_>> = Vec::with_capacity(pool.candidates.len());
+    for candidate in &pool.candidates {
+        if shopper.may_have(&candidate.item.product, &candidate.item.words) {
+            let traits = traits(candidate, shopper, place, placement.theme.origin);
+            let item = traits.item(hash(&candidate.item.product.id));
+            offers.push(NominatedOffer { candidate, traits, nominators: 0, item });
+        }
+    }
+    for nominator in Nominator::ALL {
+        let own: Vec<usize> = (0..offers.len()).filter(|at| may_bring(nominator, &offers[*at])).collect();
+        let pool: Vec<&Item> = own.iter().map(|at| &offers[*at].item).collect();
+        for chosen in policy.nominate(nominator as usize, &pool, config.nominations_max, ties)? {
+            offers[own[chosen]].nominators |= nominator.bit();
+        }
+    }
+    offers.retain(|offer| offer.nominators != 0);
+    Ok(Nominated { offers })
+}
+
+/// Orders what was nominated.
+///
+/// # Errors
+/// When the policy takes other features than these.
+pub(crate) fn rank(
+    policy: &TwoStage,
+    nominated: &Nominated<'_>,
+    config: &RankingConfig,
+    ties: u64,
+) -> Result<Ranked, RankerError> {
+    let items: Vec<&Item> = nominated.offers.iter().map(|offer| &offer.item).collect();
+    let slate = policy.rank(&items, config.products_max, config.shuffled, ties)?;
+    let placed = slate.placed.iter().map(|placed| (placed.candidate, placed.score)).collect();
+    Ok(Ranked { placed, shuffled: slate.propensity.is_some() })
+}
+
+/// Whether an offer is in a nominator's pool. That of the history is the shopper's own: what was bought, and what stands on favourite shelves.
+fn may_bring(nominator: Nominator, offer: &NominatedOffer<'_>) -> bool {
+    match nominator {
+        Nominator::History => offer.traits.0[at::AFFINITY] > 0 || offer.traits.0[at::BOUGHT] > 0,
+        _ => offer.candidate.of & nominator.bit() != 0,
+    }
+}
+
+fn traits(candidate: &Candidate, shopper: &Shopper, place: usize, origin: Origin) -> Traits {
+    let product = &candidate.item.product;
+    let (bought, recency) = shopper.bought(product);
+    let mut values = [0.0; TRAITS];
+    values[at::AFFINITY] = shopper.affinity(product);
+    values[at::DEPARTMENT] = shopper.department(product);
+    values[at::BOUGHT] = bought;
+    values[at::RECENCY] = recency;
+    values[at::BUDGET] = shopper.suits(candidate.dearness);
+    values[at::POPULARITY] = f64::from(product.popularity);
+    values[at::DEARNESS] = candidate.dearness;
+    values[at::RELEVANCE] = candidate.relevance;
+    values[at::KEYWORD] = candidate.keyword;
+    values[at::EMBEDDING] = candidate.embedding;
+    values[at::ANCHOR] = candidate.anchor;
+    values[at::PLACE] = 1.0 / (1.0 + place as f64);
+    values[at::MERCHANDISED] = f64::from(u8::from(origin != Origin::Model));
+    values[at::PERSONAL] = f64::from(u8::from(shopper.is_known()));
+    Traits::of(values)
+}

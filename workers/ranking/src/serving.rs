@@ -1,0 +1,46 @@
+//! The policy that is served now, and how a newer one takes its place while requests go on.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use endcap_ranker::linucb::TwoStage;
+use endcap_runtime::{Policies, StoreError};
+
+use crate::{features::untaught, kept, metric};
+
+/// A policy that is served.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) version: i64,
+    pub(crate) policy: TwoStage,
+}
+
+/// The policy that is served now. Who asks gets one and keeps it for a request.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    current: ArcSwap<Served>,
+    exploration: f64,
+}
+
+impl Serving {
+    /// Serves the policy that has learnt nothing, until [`Serving::refresh`] finds another; `exploration` times the bonus counts.
+    pub(crate) fn new(exploration: f64) -> Self {
+        Self { current: ArcSwap::from_pointee(Served { version: 0, policy: untaught().exploring(exploration) }), exploration }
+    }
+
+    pub(crate) fn now(&self) -> Arc<Served> {
+        self.current.load_full()
+    }
+
+    /// Takes up the newest policy that can be read, if it is newer than the one that is served; says whether one was. One that cannot be read
+    /// takes nobody's place.
+    ///
+    /// # Errors
+    /// When the store does not answer; then nothing changes.
+    pub(crate) fn refresh(&self, store: &dyn Policies) -> Result<bool, StoreError> {
+        let Some((stored, policy)) = kept::newest_readable(store, self.now().version)? else { return Ok(false) };
+        metric::policy(stored.version);
+        self.current.store(Arc::new(Served { version: stored.version, policy: policy.exploring(self.exploration) }));
+        Ok(true)
+    }
+}
