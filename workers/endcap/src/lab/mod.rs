@@ -12,13 +12,18 @@ use clap::{Args, Subcommand};
 
 mod linucb;
 mod parallel;
+mod pier;
 mod plot;
+
+pub use pier::PierArgs;
 
 /// The experiments.
 #[derive(Debug, Clone, Subcommand)]
 pub enum LabCommand {
     /// Exploration in two stages: naive and synchronised LinUCB, and a single stage (figures 2 and 3 of Hron et al., 2020).
     Linucb(LinucbArgs),
+    /// Re-ranking by permutations: PIER, its baselines and its parts on a simulated shop (tables 2 to 5 of Shi et al., 2023). Goes on where it was stopped.
+    Pier(PierArgs),
 }
 
 /// `endcap lab linucb`.
@@ -45,6 +50,7 @@ pub struct LinucbArgs {
 pub fn run(command: &LabCommand) -> Result<()> {
     match command {
         LabCommand::Linucb(args) => linucb::linucb(args),
+        LabCommand::Pier(args) => pier::pier(args),
     }
 }
 

@@ -6,10 +6,12 @@
 
 mod catalogue;
 mod log;
+mod shop;
 mod truth;
 
 pub use catalogue::{Catalogue, CatalogueSize, FIELDS, Product, Slate};
 pub use log::{Page, arrange, odds, page};
+pub use shop::{Shop, ShopSize};
 pub use truth::{Shopper, Truth};
 
 /// Items of a slate; all of them are shown, in one of 120 orders.

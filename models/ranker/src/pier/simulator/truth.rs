@@ -88,8 +88,8 @@ impl Truth {
         Shopper { tastes, thrift, interest }
     }
 
-    /// Click probability of the item at each place of `order`.
-    pub fn clicks(&self, shopper: &Shopper, products: &[&Product; SLATE], order: &Order) -> [f64; SLATE] {
+    /// Click probability of the item at each place of `order`, which shows [`SLATE`] of the products.
+    pub fn clicks(&self, shopper: &Shopper, products: &[&Product], order: &Order) -> [f64; SLATE] {
         let page: [&Product; SLATE] = std::array::from_fn(|place| products[order[place]]);
         let arrangement = arrangement(shopper, &page);
         std::array::from_fn(|place| {
