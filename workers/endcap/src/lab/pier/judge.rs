@@ -1,7 +1,7 @@
 //! What a trained model is worth: on the test pages as they were shown, and on all orders of some of them.
 
 use anyhow::Result;
-use endcap_ranker::pier::{Model, Order, PLACES, auc, best, known, log_loss, of_page, value_ratio};
+use endcap_ranker::pier::{Kind, Model, Order, PLACES, auc, best, known, log_loss, of_page, value_ratio};
 
 use super::{Stop, keep::Outcome, world::World};
 
@@ -25,7 +25,24 @@ pub(super) fn accuracy(model: &Model, world: &World, point: &[f32], outcome: &mu
     if let Some(auc) = auc(&log_odds, &odds) {
         outcome.set("auc_expected", auc);
     }
+    if model.kind() == Kind::Dnn {
+        truth(world, &odds, outcome);
+    }
     Ok(())
+}
+
+/// What could be reached at most: the figures of the truth itself, whose odds of the test pages these are.
+fn truth(world: &World, odds: &[f64], outcome: &mut Outcome) {
+    let log_odds: Vec<f32> = odds.iter().map(|odds| (odds / (1.0 - odds)).ln() as f32).collect();
+    let (of_known, clicks) = known(&world.dataset, &world.dataset.test, &log_odds);
+    outcome.set("truth.log_loss", log_loss(&of_known, &clicks));
+    outcome.set("truth.log_loss_expected", log_loss(&log_odds, odds));
+    for (name, odds) in [("truth.auc", &clicks[..]), ("truth.auc_expected", odds)] {
+        if let Some(auc) = auc(&log_odds, odds) {
+            outcome.set(name, auc);
+        }
+    }
+    outcome.set("truth.ratio", 1.0);
 }
 
 /// V/V* of the order that a model likes best, over the slates; a point-wise model's has the best items first. Beside a point-wise one stands
@@ -50,7 +67,7 @@ pub(super) fn arranging(model: &Model, world: &World, point: &[f32], stop: Stop,
     }
     outcome.set("ratio", ratio / world.slates.len() as f64);
     if model.kind().is_pointwise() {
-        outcome.set("ratio_by_chance", chance / world.slates.len() as f64);
+        outcome.set("chance.ratio", chance / world.slates.len() as f64);
     }
     Ok(())
 }

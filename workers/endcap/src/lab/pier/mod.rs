@@ -36,7 +36,7 @@ use work::Job;
 use world::World;
 
 /// Version of what is trained and measured: results of another one are not gone on with.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 
 /// `endcap lab pier`.
 #[derive(Debug, Clone, Args)]

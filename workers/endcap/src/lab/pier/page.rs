@@ -99,7 +99,7 @@ fn gates(scale: &Scale, results: &Results) -> Vec<Check> {
     });
     checks.push(above(results, "α = 0.5 lowers AUC", (FROZEN, auc), (ALPHAS[5].0, auc)));
     checks.push(above(results, "V/V* of OCPM is above that of the best items first", (OCPM, "ratio"), (POINT, "ratio")));
-    checks.push(above(results, "V/V* of the best items first is above chance", (POINT, "ratio"), (POINT, "ratio_by_chance")));
+    checks.push(above(results, "V/V* of the best items first is above chance", (POINT, "ratio"), (POINT, "chance.ratio")));
     checks
 }
 

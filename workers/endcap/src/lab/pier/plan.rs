@@ -28,7 +28,7 @@ pub(super) struct Scale {
     pub(super) batch: usize,
     /// Epochs, at most, of a model by itself.
     pub(super) epochs: usize,
-    /// Epochs of the joint phase.
+    /// Epochs of a joint phase.
     pub(super) joint_epochs: usize,
     /// Pages of a step that the contrastive loss is estimated from.
     pub(super) contrast_pages: usize,
@@ -46,7 +46,7 @@ impl Scale {
         shop: ShopSize { shoppers: 10_000, sessions: 34, history_sessions: 4, test_sessions: 4 },
         batch: 1_024,
         epochs: 6,
-        joint_epochs: 1,
+        joint_epochs: 2,
         contrast_pages: 128,
         slates: 2_000,
         timed: 50,
@@ -54,7 +54,7 @@ impl Scale {
     };
     /// For a machine that checks every change.
     pub(super) const QUICK: Self = Self {
-        shop: ShopSize { shoppers: 800, sessions: 20, history_sessions: 4, test_sessions: 3 },
+        shop: ShopSize { shoppers: 1_500, sessions: 20, history_sessions: 4, test_sessions: 3 },
         batch: 128,
         epochs: 5,
         joint_epochs: 1,
