@@ -55,7 +55,7 @@ pub(super) fn read(files: &Path, share: f64) -> Result<Dataset> {
     };
     found.iter_mut().for_each(|(_, search)| kept(search));
     let wanted: HashSet<u64> = found.iter().flat_map(|(_, search)| search.shown.iter().map(|(_, ad, _)| *ad)).collect();
-    let (ads, items, categories) = ads(&files.join("AdsInfo.tsv"), &wanted)?;
+    let Ads { places: ads, items, categories } = ads(&files.join("AdsInfo.tsv"), &wanted)?;
     let pages = found.iter().filter_map(|(_, search)| page(search, &ads)).collect();
     let vocabulary = Vocabulary::new(&[ADS, categories, LOCATIONS, PRICES], shoppers.len() as u32);
     let [train_ms, valid_ms, test_ms, _] = DAYS.map(|(month, day)| midnight_ms(month, day));
@@ -108,9 +108,18 @@ fn streams(path: &Path, searches: &mut HashMap<u64, Search>) -> Result<()> {
     })
 }
 
-/// Places of the ads that are wanted among the items, the items' fields, and how many categories there are.
-fn ads(path: &Path, wanted: &HashSet<u64>) -> Result<(HashMap<u64, u32>, Vec<Vec<u32>>, u32)> {
-    let (mut ads, mut items, mut categories) = (HashMap::new(), Vec::new(), HashMap::new());
+/// The ads that are wanted.
+struct Ads {
+    /// Place of each among the items.
+    places: HashMap<u64, u32>,
+    /// Fields of each item.
+    items: Vec<Vec<u32>>,
+    /// How many categories there are.
+    categories: u32,
+}
+
+fn ads(path: &Path, wanted: &HashSet<u64>) -> Result<Ads> {
+    let (mut places, mut items, mut categories) = (HashMap::new(), Vec::new(), HashMap::new());
     lines(path, ["AdID", "LocationID", "CategoryID", "Price"], |[ad, location, category, price]| {
         let ad: u64 = ad.parse()?;
         if !wanted.contains(&ad) {
@@ -119,12 +128,11 @@ fn ads(path: &Path, wanted: &HashSet<u64>) -> Result<(HashMap<u64, u32>, Vec<Vec
         let next = categories.len() as u32;
         let category = *categories.entry(category.to_owned()).or_insert(next);
         let location = if location.is_empty() { 0 } else { location.parse()? };
-        ads.insert(ad, items.len() as u32);
+        places.insert(ad, items.len() as u32);
         items.push(vec![hashed(ad, ADS), category, hashed(location, LOCATIONS), price_level(price)?]);
         Ok(())
     })?;
-    let categories = categories.len() as u32;
-    Ok((ads, items, categories))
+    Ok(Ads { places, items, categories: categories.len() as u32 })
 }
 
 fn hashed(id: u64, values: u32) -> u32 {
