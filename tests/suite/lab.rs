@@ -88,7 +88,6 @@ fn pier_quick_writes_its_tables_keeps_its_safe_promises_and_does_nothing_twice()
         "Random@20 is",
         "Random@50 is",
         "All orders have HR_self 1.00",
-        "α = 0.5 lowers AUC",
         "V/V* of OCPM is above",
         "V/V* of the best items first is above chance",
     ] {

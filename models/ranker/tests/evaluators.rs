@@ -3,9 +3,9 @@
 use std::{collections::HashSet, ops::ControlFlow};
 
 use endcap_ranker::pier::{
-    Contrast, Dataset, Fpsm, FpsmSetting, Joint, Kind, Model, Ocpm, Order, PLACES, PierError, Progress, Schedule, Visit,
+    Dataset, Kind, Model, Ocpm, Order, PLACES, PierError, Progress, Schedule, Visit,
     fpsm::Places,
-    known, log_loss, of_page, orders,
+    known, log_loss, orders,
     simulator::{Shop, ShopSize},
     train,
 };
@@ -144,34 +144,6 @@ fn training_ends_when_it_is_told_to() {
     };
     assert!(matches!(train(&mut model, &dataset, &[], &SCHEDULE, None, &mut heard), Err(PierError::Stopped)));
     assert_eq!(steps, 3);
-}
-
-#[test]
-fn the_contrastive_loss_raises_what_the_evaluator_expects_of_selected_orders() {
-    let (_, dataset) = shop(150);
-    let (point, all) = (point(&dataset), orders(PLACES, PLACES));
-    let setting = FpsmSetting { places: Places::Plain, bits: 64, half_life_ms: None, ties_by_rank: false, seed: SEED };
-    let fpsm = Fpsm::new(setting);
-    let advantage = |alpha: f64| {
-        let mut model = trained(Kind::Ocpm(Ocpm::WHOLE), &dataset, &point, SEED);
-        let joint = Joint { alpha, most: 10, contrast: Contrast::Signed, pages_max: 32, pairs_max: 5, fpsm: &fpsm };
-        let schedule = Schedule { epochs: 1, ..SCHEDULE };
-        train(&mut model, &dataset, &point, &schedule, Some(&joint), &mut on).expect("training");
-        let reader = model.reader().expect("a reader");
-        let of_page = |page: &u32| {
-            let visit = dataset.visit(*page);
-            let values = reader.values(&dataset, &visit, of_page(&point, *page), &all).expect("values");
-            let selected: HashSet<usize> = fpsm.select(model.weights(), &dataset, &visit, &all, 10).into_iter().collect();
-            let mean = |of: Vec<f64>| of.iter().sum::<f64>() / of.len() as f64;
-            let part = |inside: bool| {
-                mean((0..all.len()).filter(|order| selected.contains(order) == inside).map(|order| values[order]).collect())
-            };
-            part(true) - part(false)
-        };
-        dataset.test.iter().map(of_page).sum::<f64>() / dataset.test.len() as f64
-    };
-    let (without, with) = (advantage(0.0), advantage(0.5));
-    assert!(with > without + 0.005, "seed {SEED}: {with} with the loss, {without} without");
 }
 
 #[test]

@@ -190,3 +190,51 @@ fn add_pairs(
     }
     (paired, pairs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pier::{
+        FpsmSetting, Kind, Ocpm,
+        fpsm::Places,
+        simulator::{Shop, ShopSize},
+    };
+
+    const SEED: u64 = 7;
+
+    /// Mean of what a model says of some orders of each page, less that of all others.
+    fn advantage(model: &Model, dataset: &Dataset, point: &[f32], pages: &[u32], selected: &[Vec<usize>]) -> f64 {
+        let (reader, all) = (model.reader().expect("a reader"), orders(PLACES, PLACES));
+        let of_page = |(page, selected): (&u32, &Vec<usize>)| {
+            let values = reader.values(dataset, &dataset.visit(*page), of_page(point, *page), &all).expect("values");
+            let sum: f64 = selected.iter().map(|order| values[*order]).sum();
+            let others = values.iter().sum::<f64>() - sum;
+            sum / selected.len() as f64 - others / (all.len() - selected.len()) as f64
+        };
+        pages.iter().zip(selected).map(of_page).sum::<f64>() / pages.len() as f64
+    }
+
+    #[test]
+    fn a_step_along_the_contrastive_loss_raises_selected_orders_above_the_others() {
+        let size = ShopSize { shoppers: 30, sessions: 16, history_sessions: 3, test_sessions: 2 };
+        let dataset = Shop::new(SEED, size).dataset().expect("a log");
+        let (all, pages, point) = (orders(PLACES, PLACES), &dataset.train[..8], vec![-1.0; dataset.pages.len() * PLACES]);
+        let setting = FpsmSetting { places: Places::Plain, bits: 64, half_life_ms: None, ties_by_rank: false, seed: SEED };
+        let fpsm = Fpsm::new(setting);
+        let mut model = Model::new(Kind::Ocpm(Ocpm::WHOLE), &dataset.vocabulary, SEED);
+        let of_page = |page: &u32| fpsm.select(&model.weights, &dataset, &dataset.visit(*page), &all, 60);
+        let selected: Vec<Vec<usize>> = pages.iter().map(of_page).collect();
+        let by = |model: &Model, alpha: Option<f64>| {
+            // Half of all orders, each of them in a pair: nothing is left to chance.
+            let joint = |alpha| Joint { alpha, most: 60, contrast: Contrast::Signed, pages_max: 8, pairs_max: 60, fpsm: &fpsm };
+            let joint = alpha.map(joint);
+            gradients(model, &dataset, &point, pages, joint.as_ref(), &mut stream(&[SEED])).expect("gradients")
+        };
+        assert_eq!(by(&model, Some(0.0)), by(&model, None), "a loss without weight has a gradient");
+        let before = advantage(&model, &dataset, &point, pages, &selected);
+        let step = by(&model, Some(1e4));
+        Adam::new(&model.weights).step(&mut model.weights, &step, 1e-4);
+        let after = advantage(&model, &dataset, &point, pages, &selected);
+        assert!(after > before + 1e-6, "seed {SEED}: {after} after the step, {before} before");
+    }
+}
