@@ -3,9 +3,7 @@
 use std::{collections::HashSet, ops::ControlFlow};
 
 use endcap_ranker::pier::{
-    Dataset, Kind, Model, Ocpm, Order, PLACES, PierError, Progress, Schedule, Visit,
-    fpsm::Places,
-    known, log_loss, orders,
+    Dataset, Kind, Model, Ocpm, Order, PLACES, PierError, Progress, Schedule, Visit, known, log_loss, orders,
     simulator::{Shop, ShopSize},
     train,
 };
