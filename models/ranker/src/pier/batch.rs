@@ -48,6 +48,11 @@ impl<'a> Batch<'a> {
         &self.dataset.vocabulary
     }
 
+    /// Fields of an item.
+    pub(crate) fn fields(&self) -> usize {
+        self.vocabulary().fields()
+    }
+
     /// Pages.
     pub(crate) fn len(&self) -> usize {
         self.targets.len()

@@ -5,6 +5,7 @@
 //! On candle, f32, CPU, one thread; the same seeds give the same weights on the same machine.
 
 mod batch;
+mod contrast;
 mod dataset;
 pub mod fpsm;
 mod generate;
@@ -18,6 +19,7 @@ pub mod simulator;
 mod train;
 
 pub use crate::error::PierError;
+pub use contrast::{Contrast, Joint};
 pub use dataset::{Cuts, Dataset, HISTORY, PLACES, PageView, Visit, Vocabulary};
 pub use generate::{EXACT_MAX, Found, arrange, beam, guided};
 pub use measure::{auc, best, hits, log_loss, random_choice, value_ratio, worth};
@@ -26,4 +28,4 @@ pub use net::Weights;
 pub use nets::{DIMS, Kind, Ocpm};
 pub use orders::{Order, count, orders};
 pub use selection::{Fpsm, FpsmSetting};
-pub use train::{Contrast, Joint, Progress, Schedule, known, train};
+pub use train::{Progress, Schedule, known, train};

@@ -9,5 +9,5 @@ mod weights;
 
 pub(crate) use adam::Adam;
 pub(crate) use layers::{Graph, Mlp};
-pub(crate) use ops::{cross_entropy, self_attention, sigmoid, standardise};
+pub(crate) use ops::{angle, cross_entropy, self_attention, sigmoid, standardise};
 pub use weights::Weights;

@@ -252,6 +252,33 @@ pub(crate) fn cross_entropy(logits: &Tensor, labels: Vec<Option<bool>>) -> Resul
     logits.contiguous()?.apply_op1(CrossEntropy(labels))
 }
 
+/// Cosines beyond this are taken for it, as the angle's gradient has no bound.
+const COSINE_MAX: f32 = 1.0 - 1e-5;
+
+struct Angle;
+
+impl CustomOp1 for Angle {
+    fn name(&self) -> &'static str {
+        "angle"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, at: &Layout) -> Result<(CpuStorage, Shape)> {
+        let angles = slice(x, at)?.iter().map(|x| x.clamp(-COSINE_MAX, COSINE_MAX).acos()).collect();
+        Ok((CpuStorage::F32(angles), at.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let to_x = |(x, grad): (&f32, &f32)| -grad / (1.0 - x.clamp(-COSINE_MAX, COSINE_MAX).powi(2)).sqrt();
+        let values = read(x, |x| read(grad, |grad| x.iter().zip(grad).map(to_x).collect()))??;
+        tensor(values, x.shape()).map(Some)
+    }
+}
+
+/// The angles of cosines, 0…π.
+pub(crate) fn angle(cosines: &Tensor) -> Result<Tensor> {
+    cosines.contiguous()?.apply_op1(Angle)
+}
+
 /// σ(x), without overflow anywhere.
 pub(crate) fn sigmoid(x: &Tensor) -> Result<Tensor> {
     (x * 0.5)?.tanh()?.affine(0.5, 0.5)
@@ -319,6 +346,7 @@ mod tests {
         let labels = vec![Some(true), None, Some(false), Some(true)];
         check("cross entropy", &[(vec![0.3, 2.0, -1.0, -0.6], &[2, 2][..])], |t| cross_entropy(&t[0], labels.clone()));
         check("standardise", &[(values(12, 0.5), &[3, 4][..])], |t| standardise(&t[0]));
+        check("angle", &[(vec![0.1, -0.6, 0.7], &[3][..])], |t| angle(&t[0]));
         check("sigmoid", &[(values(5, 0.6), &[5][..])], |t| sigmoid(&t[0]));
     }
 

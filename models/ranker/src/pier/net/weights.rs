@@ -32,6 +32,14 @@ impl Weights {
         self.0.iter().map(|weight| (&weight.name[..], &weight.shape[..], &weight.values[..]))
     }
 
+    /// Adds numbers of the same shapes, times a factor.
+    #[cfg(test)]
+    pub(crate) fn shift(&mut self, by: &[Vec<f32>], times: f32) {
+        for (weight, by) in self.0.iter_mut().zip(by) {
+            weight.values.iter_mut().zip(by).for_each(|(value, by)| *value += times * by);
+        }
+    }
+
     /// The weights in the safetensors format.
     pub fn to_bytes(&self) -> Vec<u8> {
         let bytes: Vec<Vec<u8>> =

@@ -1,6 +1,6 @@
 //! A shop's log as data to train on, and the truth beside it to be judged by.
 
-use super::{Catalogue, CatalogueSize, Product, SESSION_MS, SLATE, Truth, page};
+use super::{Catalogue, CatalogueSize, LOOKS, Product, SESSION_MS, SLATE, Shopper, Truth, page, truth::looks};
 use crate::{
     pier::{Cuts, Dataset, Order, PLACES, PageView, PierError, Vocabulary},
     seed,
@@ -33,6 +33,11 @@ impl Shop {
         let catalogue = Catalogue::new(shop_seed, CatalogueSize::default());
         let truth = Truth::new(seed(&[shop_seed, 1]), &catalogue);
         Self { catalogue, truth, size, seed: shop_seed }
+    }
+
+    /// The same shop, but that the interest in arrangements counts so many times as much.
+    pub fn with_interest(self, times: f64) -> Self {
+        Self { truth: self.truth.with_interest(times), ..self }
     }
 
     /// The log: what a shop can know.
@@ -70,15 +75,47 @@ impl Shop {
 
     /// True click probabilities of orders of candidates, `[orders · PLACES]`.
     pub fn clicks(&self, shopper: u32, at_ms: i64, items: &[u32], orders: &[Order]) -> Vec<f64> {
-        let products: Vec<&Product> = items.iter().map(|item| &self.catalogue.products[*item as usize]).collect();
-        let shopper = self.truth.shopper(u64::from(shopper), session(at_ms));
-        orders.iter().flat_map(|order| self.truth.clicks(&shopper, &products, order)).collect()
+        self.clicks_of(&self.shopper(shopper, at_ms), items, orders)
     }
 
     /// True values of orders of candidates: the clicks to be expected of each.
     pub fn values(&self, shopper: u32, at_ms: i64, items: &[u32], orders: &[Order]) -> Vec<f64> {
-        self.clicks(shopper, at_ms, items, orders).chunks_exact(PLACES).map(|clicks| clicks.iter().sum()).collect()
+        values(&self.clicks(shopper, at_ms, items, orders))
     }
+
+    /// What the values would be if the shopper had no interest in arrangements.
+    pub fn values_without_interest(&self, shopper: u32, at_ms: i64, items: &[u32], orders: &[Order]) -> Vec<f64> {
+        values(&self.clicks_of(&self.shopper(shopper, at_ms).without_interest(), items, orders))
+    }
+
+    /// The shopper's true interest in each look of an arrangement at that time.
+    pub fn interest(&self, shopper: u32, at_ms: i64) -> [f64; LOOKS] {
+        self.shopper(shopper, at_ms).interest
+    }
+
+    /// How much orders of candidates truly have of each look.
+    pub fn looks(&self, items: &[u32], orders: &[Order]) -> Vec<[f64; LOOKS]> {
+        let products = self.products(items);
+        orders.iter().map(|order| looks(&std::array::from_fn(|place| products[order[place]]))).collect()
+    }
+
+    fn shopper(&self, shopper: u32, at_ms: i64) -> Shopper {
+        self.truth.shopper(u64::from(shopper), session(at_ms))
+    }
+
+    fn products(&self, items: &[u32]) -> Vec<&Product> {
+        items.iter().map(|item| &self.catalogue.products[*item as usize]).collect()
+    }
+
+    fn clicks_of(&self, shopper: &Shopper, items: &[u32], orders: &[Order]) -> Vec<f64> {
+        let products = self.products(items);
+        orders.iter().flat_map(|order| self.truth.clicks(shopper, &products, order)).collect()
+    }
+}
+
+/// Clicks to be expected of whole pages.
+fn values(clicks: &[f64]) -> Vec<f64> {
+    clicks.chunks_exact(PLACES).map(|clicks| clicks.iter().sum()).collect()
 }
 
 /// A page shows what a slate has.

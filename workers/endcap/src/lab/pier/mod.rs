@@ -1,5 +1,5 @@
 //! `endcap lab pier`: PIER and its baselines on a simulated shop, or on Avito's files, as the paper's Tables 2 to 5 have them
-//! (Shi et al., 2023), and searches among more orders than can be evaluated. `docs/ranking.md` compares the outcome with the paper.
+//! (Shi et al., 2023), searches among more orders than can be evaluated, and what a history can tell at most. `docs/ranking.md` compares the outcome with the paper.
 //!
 //! The work is a list of units for each seed (`plan.rs`). A unit that is finished has left a file in the directory, and is not done again.
 
@@ -7,6 +7,7 @@ mod avito;
 mod candidates;
 mod judge;
 mod keep;
+mod oracle;
 mod page;
 mod paper;
 mod plan;
@@ -36,7 +37,7 @@ use work::Job;
 use world::World;
 
 /// Version of what is trained and measured: results of another one are not gone on with.
-const FORM: u32 = 2;
+const FORM: u32 = 3;
 
 /// `endcap lab pier`.
 #[derive(Debug, Clone, Args)]
@@ -71,7 +72,7 @@ impl Stop<'_> {
     }
 }
 
-/// Does what is not done yet, then writes `table2.csv` to `table5.csv`, `search.csv` and `pier.md`.
+/// Does what is not done yet, then writes `table2.csv` to `table5.csv`, `readings.csv`, `search.csv`, `oracle.csv` and `pier.md`.
 ///
 /// # Errors
 /// When the directory cannot be written or holds results of other settings, or Avito's files cannot be read.
@@ -118,7 +119,7 @@ impl Lab<'_> {
         let weight = |unit: &Unit| match unit.work {
             Work::Alone(_) => self.scale.epochs,
             Work::Joint(_) => self.scale.joint_epochs,
-            Work::Search => 0,
+            Work::Search | Work::Oracle(_) => 0,
         };
         let epoch = OnceLock::new();
         let epochs: usize = left.iter().flatten().map(|(_, unit)| weight(unit)).sum();

@@ -128,6 +128,12 @@ fn claims(results: &Results) -> Vec<Check> {
         checks.push(above(results, &format!("{what}: PIER is above chance"), (PIER, &fpsm), (PIER, &random)));
         checks.push(above(results, &format!("{what}: the contrastive loss raises it"), (PIER, &fpsm), (FROZEN, &fpsm)));
         checks.push(above(results, &format!("{what}: time-aware weights raise it"), (PIER, &fpsm), ("untimed", &fpsm)));
+        checks.push(above(
+            results,
+            &format!("Ours: {what}: a gradient through the distances raises it more"),
+            ("distance", &fpsm),
+            (PIER, &fpsm),
+        ));
     }
     for unit in ["dcn", "prm", "extr", "edge-rerank"] {
         checks.push(above(results, &format!("AUC: OCPM is above {unit}"), (OCPM, auc), (unit, auc)));

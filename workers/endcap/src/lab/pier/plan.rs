@@ -18,6 +18,8 @@ pub(super) const OCPM: &str = "ocpm";
 pub(super) const FROZEN: &str = ALPHAS[0].0;
 pub(super) const PIER: &str = ALPHAS[3].0;
 pub(super) const SEARCH: &str = "search";
+/// How many times as much the interest in arrangements counts, where it is told what a history can tell of it.
+pub(super) const INTERESTS: [(&str, f64); 3] = [("interest-1", 1.0), ("interest-3", 3.0), ("interest-10", 10.0)];
 
 /// How much of everything.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,7 +45,7 @@ pub(super) struct Scale {
 impl Scale {
     /// The paper's batch, and pages enough for it.
     pub(super) const WHOLE: Self = Self {
-        shop: ShopSize { shoppers: 10_000, sessions: 34, history_sessions: 4, test_sessions: 4 },
+        shop: ShopSize { shoppers: 5_000, sessions: 34, history_sessions: 4, test_sessions: 4 },
         batch: 1_024,
         epochs: 6,
         joint_epochs: 2,
@@ -89,6 +91,8 @@ pub(super) enum Work {
     Joint(JointSetting),
     /// Searches among more orders than can be evaluated.
     Search,
+    /// What a history can tell where the interest in arrangements counts so many times as much.
+    Oracle(f64),
 }
 
 /// A piece of work under its name.
@@ -109,6 +113,7 @@ pub(super) fn steps(simulated: bool) -> Vec<Vec<Unit>> {
         joint("untimed", JointSetting { timed: false, ..PAPER }),
         joint("centred", JointSetting { places: Places::Centred, ..PAPER }),
         joint("squared", JointSetting { contrast: Contrast::Squared, ..PAPER }),
+        joint("distance", JointSetting { contrast: Contrast::Distance, ..PAPER }),
     ];
     // The longest first, so that the threads end together.
     let models = vec![
@@ -121,12 +126,14 @@ pub(super) fn steps(simulated: bool) -> Vec<Vec<Unit>> {
         alone("extr", Kind::Extr),
         alone("dcn", Kind::Dcn),
     ];
-    let search = simulated.then_some(Unit { name: SEARCH, work: Work::Search });
+    let search = Unit { name: SEARCH, work: Work::Search };
+    let oracles = INTERESTS.map(|(name, times)| Unit { name, work: Work::Oracle(times) });
+    let of_truth = if simulated { [&[search][..], &oracles].concat() } else { Vec::new() };
     vec![
         vec![alone(POINT, Kind::Dnn)],
         models,
         alphas[..1].to_vec(),
         alphas[1..].iter().chain(&mosts).chain(&variants).copied().collect(),
-        search.into_iter().collect(),
+        of_truth,
     ]
 }

@@ -6,8 +6,9 @@ use endcap_evaluation::markdown;
 
 use super::{
     keep::Outcome,
+    oracle::ORACLES,
     paper,
-    plan::{ALL, ALPHAS, FROZEN, OCPM, PAPER_MOST, PIER, POINT, SEARCH},
+    plan::{ALL, ALPHAS, FROZEN, INTERESTS, OCPM, PAPER_MOST, PIER, POINT, SEARCH},
     search::{CALLS, WAYS},
 };
 
@@ -224,6 +225,7 @@ fn readings() -> Table {
         row("α = 0.1, places less their mean", "centred", "fpsm"),
         row("α = 0.1, ties by rank", PIER, "by_rank"),
         row("α = 0.1, Eq. 14 with its square", "squared", "fpsm"),
+        row("α = 0.1, through the distances (ours)", "distance", "fpsm"),
     ];
     let accuracy = [column("AUC", "auc", 4), column("expected AUC", "auc_expected", 4)];
     let columns = accuracy.into_iter().chain(hit_columns()).collect();
@@ -240,6 +242,18 @@ fn search() -> Table {
     Table { file: "search.csv", title: "Five of ten: 30,240 orders", columns, papers: &[], rows: ways.collect() }
 }
 
+fn oracle() -> Table {
+    let of_interest = |(unit, times): (&'static str, f64)| {
+        let row = move |(name, label): &(&'static str, &str)| {
+            generated(&format!("interest × {times}: {label}"), unit, name, PAPER_MOST, &[])
+        };
+        ORACLES.iter().map(row)
+    };
+    let columns = vec![column("HR_true", "*.hr_true@", 3), column("V/V* of the best selected", "*.ratio@", 4)];
+    let title = "What a history can tell, at K = 10";
+    Table { file: "oracle.csv", title, columns, papers: &[], rows: INTERESTS.into_iter().flat_map(of_interest).collect() }
+}
+
 impl Row {
     /// The same at another K.
     fn of(self, most: usize) -> Self {
@@ -247,9 +261,11 @@ impl Row {
     }
 }
 
-/// All tables; `simulated` data have one more.
+/// All tables; `simulated` data have two more.
 pub(super) fn tables(simulated: bool) -> Vec<Table> {
     let mut tables = vec![table2(), table3(), table4(), table5(), readings()];
-    tables.extend(simulated.then(search));
+    if simulated {
+        tables.extend([search(), oracle()]);
+    }
     tables
 }

@@ -17,6 +17,7 @@ use super::{
     candidates::{Bench, Generator},
     judge::{accuracy, arranging},
     keep::{Keep, Outcome},
+    oracle::oracle,
     plan::{FROZEN, JointSetting, OCPM, PIER, Scale, Unit, Work},
     search::search,
     world::World,
@@ -29,7 +30,7 @@ const FPSM_SEED: u64 = 5;
 /// Adam's rate (section 5.1.3).
 const RATE: f32 = 1e-3;
 /// Age in which a behaviour loses half its weight: three days.
-const HALF_LIFE_MS: f64 = 3.0 * 86_400_000.0;
+pub(super) const HALF_LIFE_MS: f64 = 3.0 * 86_400_000.0;
 
 /// What is to be done, with what.
 pub(super) struct Job<'a> {
@@ -64,6 +65,7 @@ impl Job<'_> {
                     &mut outcome,
                 )?;
             }
+            Work::Oracle(times) => oracle(self.world, *times, self.scale, self.stop, &mut outcome)?,
         }
         self.keep.put(self.unit.name, self.world.seed, &outcome)
     }

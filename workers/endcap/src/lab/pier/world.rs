@@ -13,7 +13,7 @@ use super::{
     plan::{POINT, Scale},
 };
 
-const SHOP_SEED: u64 = 1;
+pub(super) const SHOP_SEED: u64 = 1;
 
 /// Data, and the truth where it is known.
 pub(super) struct World {
