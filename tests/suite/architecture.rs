@@ -60,7 +60,9 @@ fn crates_do_not_know_what_the_invariants_forbid() {
     for (member, forbidden) in stages
         .iter()
         .map(|stage| (*stage, outside_stages))
-        .chain(["schemas", "models/market", "models/ranker"].map(|member| (member, pure)))
+        .chain(["schemas", "models/market"].map(|member| (member, pure)))
+        // It computes on candle's tensors, in memory alone.
+        .chain([("models/ranker", &pure[1..])])
     {
         let dependencies = dependencies(member);
         let broken: Vec<_> = forbidden.iter().filter(|name| dependencies.contains(**name)).collect();

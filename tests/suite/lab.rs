@@ -52,3 +52,59 @@ fn a_directory_that_cannot_be_written_is_refused_before_anything_is_computed() {
     let few = Run::new(PROGRAM, dir.path()).plain(&["lab", "linucb", "--runs", "1", "--out", "x"]).expect("a run of the program");
     assert!(String::from_utf8_lossy(&few.stderr).contains("1 is not in 2..=1000000"), "{few:?}");
 }
+
+/// The figures of one row of a table.
+fn row<'a>(csv: &'a str, name: &str) -> Vec<Option<&'a str>> {
+    let line = csv.lines().find(|line| line.starts_with(&format!("{name},"))).unwrap_or_else(|| panic!("no row {name} in {csv}"));
+    line.split(',').skip(1).map(|cell| Some(cell).filter(|cell| !cell.is_empty())).collect()
+}
+
+#[test]
+fn pier_quick_writes_its_tables_keeps_its_safe_promises_and_does_nothing_twice() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (program, out) = (Run::new(PROGRAM, dir.path()), dir.path().join("pier"));
+    let args = ["lab", "pier", "--quick", "--out", out.to_str().expect("a plain path")];
+    let output = program.plain(&args).expect("a run of the program");
+    let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}");
+    let read = |name: &str| fs::read_to_string(out.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert_eq!(read("pier.md").trim(), said.split("\ntables and this page").next().unwrap_or_default().trim());
+    for (table, rows) in [
+        ("table2.csv", &["DNN", "DCN", "PRM", "EXTR", "Edge-Rerank", "OCPM"][..]),
+        ("table3.csv", &["OCPM", "- OAU", "- TAU"]),
+        ("table4.csv", &["Random & OCPM", "PIER (FPSM & OCPM)", "- contrastive loss"]),
+        ("table5.csv", &["α = 0", "α = 0.5", "K = 5", "K = 50"]),
+        ("search.csv", &["guided 1000", "fpsm 50"]),
+    ] {
+        let csv = read(table);
+        rows.iter().for_each(|name| assert!(row(&csv, name)[0].is_some(), "{name} of {table} has no figure:\n{csv}"));
+    }
+    assert_eq!(row(&read("table2.csv"), "OCPM").last(), Some(&Some("0.189100")), "the paper's own numbers stand last");
+    for promise in [
+        "DNN's AUC is below PRM's",
+        "DNN's AUC is below EXTR's",
+        "Random@5 is",
+        "Random@10 is",
+        "Random@20 is",
+        "Random@50 is",
+        "All orders have HR_self 1.00",
+        "V/V* of OCPM is above",
+        "V/V* of the best items first is above chance",
+    ] {
+        let line =
+            said.lines().find(|line| line.starts_with(&format!("- {promise}"))).unwrap_or_else(|| panic!("no {promise}: {said}"));
+        assert!(line.ends_with(": holds"), "{line}");
+    }
+
+    // What is done stays done; what is removed is made again, to the same figures.
+    let (kept, redone) = (out.join("units/prm-1.json"), out.join("units/dcn-1.json"));
+    let (old, figures) = (fs::metadata(&kept).and_then(|file| file.modified()).expect("a kept unit"), read("units/dcn-1.json"));
+    fs::remove_file(&redone).expect("a unit to remove");
+    assert!(program.plain(&args).expect("a second run").status.success());
+    assert_eq!(fs::metadata(&kept).and_then(|file| file.modified()).expect("a kept unit"), old);
+    assert_eq!(read("units/dcn-1.json"), figures);
+
+    let other = ["lab", "pier", "--out", out.to_str().expect("a plain path")];
+    let refused = program.plain(&other).expect("a run with other settings");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("results of other settings"), "{refused:?}");
+}

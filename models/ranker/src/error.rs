@@ -96,3 +96,32 @@ pub enum SnapshotError {
     #[error("snapshot holds no policy: {0}")]
     Content(&'static str),
 }
+
+/// Why a re-ranking model could not be made, trained or asked.
+#[derive(Debug, Error)]
+pub enum PierError {
+    /// An item does not fit the vocabulary.
+    #[error("item {item} has fields that the vocabulary does not have: count the values of each field before")]
+    Item {
+        /// Its number.
+        item: usize,
+    },
+    /// A page names an item or a shopper that is not there.
+    #[error("page {page} names an item or a shopper that is not there")]
+    Page {
+        /// Which of the pages as they were given, from 0.
+        page: usize,
+    },
+    /// A part of the data is empty.
+    #[error("there is no page {0}: give pages of a longer time")]
+    NoPages(&'static str),
+    /// Bytes that are no weights of this model.
+    #[error("cannot read weights: {0}; they were made for another model or are damaged: train it anew")]
+    Weights(String),
+    /// Whoever listened wanted no more.
+    #[error("training was stopped")]
+    Stopped,
+    /// The tensors' own error: a broken promise of this crate.
+    #[error("cannot compute")]
+    Tensor(#[from] candle_core::Error),
+}

@@ -62,19 +62,20 @@ pub fn represent(order: &Order, pooled: &[Vec<f32>], places: &[f32]) -> Vec<f32>
 /// Hash functions, one for each slot of a history: signs of projections on random directions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SimHash {
-    dims: usize,
-    /// Directions, `[slots][bits, dims]`.
+    bits: usize,
+    /// Directions, `[slots][dims, bits]`.
     directions: Vec<Vec<f32>>,
 }
 
 impl SimHash {
     /// `slots` different hash functions of `bits` bits, at most [`BITS_MAX`], for vectors of `dims` numbers.
     pub fn new(slots: usize, bits: usize, dims: usize, seed: u64) -> Self {
+        let bits = bits.min(BITS_MAX);
         let directions = |slot: usize| {
             let mut rng = stream(&[HASH_STREAM, seed, slot as u64]);
-            (0..bits.min(BITS_MAX) * dims).map(|_| normal(&mut rng) as f32).collect()
+            (0..bits * dims).map(|_| normal(&mut rng) as f32).collect()
         };
-        Self { dims, directions: (0..slots).map(directions).collect() }
+        Self { bits, directions: (0..slots).map(directions).collect() }
     }
 
     /// Number of hash functions.
@@ -84,9 +85,11 @@ impl SimHash {
 
     /// The hash of `h`, `[dims]`, by the function of `slot`: bit b is set where `h` lies on the side of direction b.
     pub fn hash(&self, slot: usize, h: &[f32]) -> u64 {
-        let side = |direction: &[f32]| direction.iter().zip(h).map(|(a, b)| a * b).sum::<f32>() > 0.0;
-        let sides = self.directions[slot].chunks_exact(self.dims).map(side);
-        sides.enumerate().fold(0, |hash, (bit, side)| hash | u64::from(side) << bit)
+        let mut sums = [0.0_f32; BITS_MAX];
+        for (h, along) in h.iter().zip(self.directions[slot].chunks_exact(self.bits)) {
+            sums.iter_mut().zip(along).for_each(|(sum, direction)| *sum += h * direction);
+        }
+        sums.iter().enumerate().fold(0, |hash, (bit, sum)| hash | u64::from(*sum > 0.0) << bit)
     }
 }
 

@@ -17,6 +17,11 @@ pub fn orders(items: usize, shown: usize) -> Vec<Order> {
     all
 }
 
+/// How many [`orders`] there are.
+pub fn count(items: usize, shown: usize) -> usize {
+    (0..shown.min(items)).map(|place| items - place).product()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -27,7 +32,7 @@ mod tests {
     fn there_are_as_many_orders_as_there_should_be_and_no_two_alike() {
         for (items, shown, count) in [(5, 5, 120), (10, 3, 720), (4, 2, 12), (3, 9, 6), (1, 1, 1)] {
             let all = orders(items, shown);
-            assert_eq!(all.len(), count, "{shown} of {items}");
+            assert_eq!((all.len(), super::count(items, shown)), (count, count), "{shown} of {items}");
             assert_eq!(all.iter().collect::<HashSet<_>>().len(), count);
             assert!(all.is_sorted());
             assert_eq!(all[0], (0..shown.min(items)).collect::<Vec<_>>());

@@ -14,9 +14,11 @@ pub mod closed;
 mod interval;
 mod linucb;
 mod parallel;
+mod pier;
 mod plot;
 
 use parallel::in_parallel;
+pub use pier::PierArgs;
 
 use crate::{cli::Flags, config::Config};
 
@@ -27,6 +29,8 @@ pub enum LabCommand {
     Linucb(LinucbArgs),
     /// The closed loop: simulated shoppers click on ranked storefronts, and the ranking learns, beside one that does not and one that does not explore.
     Loop(closed::LoopArgs),
+    /// Re-ranking by permutations: PIER, its baselines and its parts on a simulated shop (tables 2 to 5 of Shi et al., 2023). Goes on where it was stopped.
+    Pier(PierArgs),
 }
 
 /// `endcap lab linucb`.
@@ -57,6 +61,10 @@ pub fn run(command: &LabCommand, config: impl Fn(Flags) -> Result<Config>) -> Re
             linucb::linucb(args)
         }
         LabCommand::Loop(args) => closed::closed(args, &config(args.flags())?),
+        LabCommand::Pier(args) => {
+            config(Flags::new())?;
+            pier::pier(args)
+        }
     }
 }
 

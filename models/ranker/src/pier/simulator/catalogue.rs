@@ -1,12 +1,14 @@
 //! What everybody can see: products, and which slates come up for a shopper.
 
 use rand::{RngExt, seq::index};
+use rand_chacha::ChaCha8Rng;
 
 use super::{SESSION_MS, SLATE};
 use crate::random::stream;
 
 const PRODUCT_STREAM: u64 = 51;
 const SLATE_STREAM: u64 = 52;
+const CANDIDATE_STREAM: u64 = 53;
 
 /// Fields of a product that a model embeds: id, category, brand, price level.
 pub const FIELDS: usize = 4;
@@ -95,16 +97,24 @@ impl Catalogue {
         Self { seed, size, products: (0..size.products).map(&mut product).collect() }
     }
 
-    /// The candidates of a visit. Most come from two categories that the visit is about, so that products compete.
+    /// The slate of a visit. Most products come from two categories that the visit is about, so that they compete.
     pub fn slate(&self, shopper: u64, session: u64) -> Slate {
         let mut rng = stream(&[SLATE_STREAM, self.seed, shopper, session]);
-        let about: [usize; 2] = [rng.random_range(0..self.size.categories), rng.random_range(0..self.size.categories)];
-        let weight = |product: usize| if about.contains(&self.products[product].category) { 12.0 } else { 1.0 };
-        let drawn = index::sample_weighted(&mut rng, self.products.len(), weight, SLATE).expect("weights are above zero");
         let mut products = [0; SLATE];
-        products.iter_mut().zip(drawn).for_each(|(place, product)| *place = product);
+        products.iter_mut().zip(self.draw(SLATE, &mut rng)).for_each(|(place, product)| *place = product);
         let at_ms = session as i64 * SESSION_MS + rng.random_range(0..SESSION_MS / 2);
         Slate { shopper, session, at_ms, products }
+    }
+
+    /// `most` candidates of a visit of which not all can be shown, all different, drawn like those of a slate.
+    pub fn candidates(&self, shopper: u64, session: u64, most: usize) -> Vec<usize> {
+        self.draw(most, &mut stream(&[CANDIDATE_STREAM, self.seed, shopper, session]))
+    }
+
+    fn draw(&self, most: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+        let about: [usize; 2] = [rng.random_range(0..self.size.categories), rng.random_range(0..self.size.categories)];
+        let weight = |product: usize| if about.contains(&self.products[product].category) { 12.0 } else { 1.0 };
+        index::sample_weighted(rng, self.products.len(), weight, most).expect("weights are above zero").into_vec()
     }
 
     /// The products of a slate.

@@ -6,11 +6,13 @@
 
 mod catalogue;
 mod log;
+mod shop;
 mod truth;
 
 pub use catalogue::{Catalogue, CatalogueSize, FIELDS, Product, Slate};
 pub use log::{Page, arrange, odds, page};
-pub use truth::{Shopper, Truth};
+pub use shop::{Shop, ShopSize};
+pub use truth::{LOOKS, Shopper, Truth};
 
 /// Items of a slate; all of them are shown, in one of 120 orders.
 pub const SLATE: usize = 5;

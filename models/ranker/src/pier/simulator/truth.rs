@@ -32,11 +32,11 @@ const ANCHOR: f64 = 0.25;
 const CROWD: f64 = 0.12;
 /// A price that is so much higher makes an anchor.
 const ANCHOR_GAP: f64 = 0.4;
-/// Strength of the interest in arrangements, and how much of it stays from one visit to the next.
+/// Strength of the interest in arrangements, if nothing else is said, and how much of it stays from one visit to the next.
 const ARRANGEMENT: f64 = 0.3;
 const STAYS: f64 = 0.95;
 /// Ways in which an arrangement is looked at: cheap to dear, popular first, categories together.
-const LOOKS: usize = 3;
+pub const LOOKS: usize = 3;
 /// Kinds of product within a category; products of one kind replace each other.
 const KINDS: usize = 3;
 
@@ -48,7 +48,14 @@ pub struct Shopper {
     /// How much prices count.
     thrift: f64,
     /// Interest in each look of an arrangement, on this visit.
-    interest: [f64; LOOKS],
+    pub interest: [f64; LOOKS],
+}
+
+impl Shopper {
+    /// The same, but to whom all arrangements are alike.
+    pub fn without_interest(self) -> Self {
+        Self { interest: [0.0; LOOKS], ..self }
+    }
 }
 
 /// The truth about products and shoppers.
@@ -56,6 +63,8 @@ pub struct Shopper {
 pub struct Truth {
     seed: u64,
     categories: usize,
+    /// Strength of the interest in arrangements.
+    arrangement: f64,
     /// What each product is worth by itself, by number.
     quality: Vec<f64>,
     /// The kind of each product within its category.
@@ -71,7 +80,12 @@ impl Truth {
             (quality, rng.random_range(0..KINDS))
         });
         let (quality, kind) = drawn.unzip();
-        Self { seed, categories: catalogue.size.categories, quality, kind }
+        Self { seed, categories: catalogue.size.categories, arrangement: ARRANGEMENT, quality, kind }
+    }
+
+    /// The same, but that the interest in arrangements counts so many times as much.
+    pub fn with_interest(self, times: f64) -> Self {
+        Self { arrangement: times * ARRANGEMENT, ..self }
     }
 
     /// A shopper on their visit `session`, from 0.
@@ -88,16 +102,16 @@ impl Truth {
         Shopper { tastes, thrift, interest }
     }
 
-    /// Click probability of the item at each place of `order`.
-    pub fn clicks(&self, shopper: &Shopper, products: &[&Product; SLATE], order: &Order) -> [f64; SLATE] {
+    /// Click probability of the item at each place of `order`, which shows [`SLATE`] of the products.
+    pub fn clicks(&self, shopper: &Shopper, products: &[&Product], order: &Order) -> [f64; SLATE] {
         let page: [&Product; SLATE] = std::array::from_fn(|place| products[order[place]]);
-        let arrangement = arrangement(shopper, &page);
+        let liked = shopper.interest.iter().zip(looks(&page)).map(|(interest, look)| interest * look).sum::<f64>();
         std::array::from_fn(|place| {
             let log_odds = BASE + self.alone(shopper, page[place]) - PLACE * (1.0 + place as f64).ln()
                 + prices(shopper, &page, place)
                 + self.neighbours(&page, place)
                 + in_company(&page, place)
-                + arrangement;
+                + self.arrangement * liked;
             1.0 / (1.0 + (-log_odds).exp())
         })
     }
@@ -140,11 +154,10 @@ fn in_company(page: &[&Product; SLATE], place: usize) -> f64 {
     anchor - CROWD * crowd as f64
 }
 
-/// How the shopper likes the page's arrangement.
-fn arrangement(shopper: &Shopper, page: &[&Product; SLATE]) -> f64 {
+/// How much a page has of each look.
+pub(super) fn looks(page: &[&Product; SLATE]) -> [f64; LOOKS] {
     let together = page.windows(2).filter(|pair| pair[0].category == pair[1].category).count() as f64 / (SLATE - 1) as f64;
-    let looks = [slope(page.map(|product| product.price)), -slope(page.map(|product| product.popularity)), together];
-    ARRANGEMENT * shopper.interest.iter().zip(looks).map(|(interest, look)| interest * look).sum::<f64>()
+    [slope(page.map(|product| product.price)), -slope(page.map(|product| product.popularity)), together]
 }
 
 /// How much values rise along the places: about −1…1.
@@ -164,7 +177,7 @@ mod tests {
 
     /// A truth in which products are worth the same and are of one kind, and a shopper without any taste or interest.
     fn plain(thrift: f64, interest: [f64; LOOKS]) -> (Truth, Shopper) {
-        let truth = Truth { seed: 0, categories: 5, quality: vec![0.0; 9], kind: vec![0; 9] };
+        let truth = Truth { seed: 0, categories: 5, arrangement: ARRANGEMENT, quality: vec![0.0; 9], kind: vec![0; 9] };
         (truth, Shopper { tastes: vec![0.0; 5], thrift, interest })
     }
 
