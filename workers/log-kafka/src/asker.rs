@@ -40,6 +40,8 @@ const ALL: Isolation = "read_uncommitted";
 /// First offset that is there and the one behind the last, per partition.
 pub(crate) type Ends = BTreeMap<i32, (i64, i64)>;
 
+type ByGroup = BTreeMap<(String, Isolation), Arc<BaseConsumer<Watch>>>;
+
 /// Asks.
 pub(crate) struct Asker {
     config: KafkaConfig,
@@ -50,7 +52,7 @@ pub(crate) struct Asker {
     /// Sees what is not committed yet, too.
     raw: Arc<BaseConsumer<Watch>>,
     /// Clients that ask for the positions of a group, by its name and what they see; they never join it.
-    groups: Mutex<BTreeMap<(String, Isolation), Arc<BaseConsumer<Watch>>>>,
+    groups: Mutex<ByGroup>,
 }
 
 impl Asker {
