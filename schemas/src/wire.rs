@@ -35,7 +35,9 @@ const HEADER_BYTES: usize = 10;
 #[derive(Debug, Error)]
 pub enum WireError {
     /// The value is in Confluent's framing.
-    #[error("value is framed for a schema registry (id {0}) and none is configured: write it in Avro single-object encoding")]
+    #[error(
+        "value is framed for a schema registry under id {0}, which no registry that is configured knows: configure the one that does, or write the value in Avro single-object encoding"
+    )]
     NeedsRegistry(u32),
     /// The first bytes are those of no framing that is known.
     #[error("value starts with {0}, which is no known framing (C3 01 is Avro single-object encoding)")]

@@ -8,7 +8,9 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum MarketError {
     /// There is no market in the directory.
-    #[error("no market in {0}: make one with `endcap import` or let `endcap up` generate the demo market")]
+    #[error(
+        "no market in {0}: make one with `endcap import` or let `endcap up` generate the demo market; beside processes that run, name the data directory of one of them"
+    )]
     Absent(PathBuf),
     /// The directory was written by a newer version.
     #[error(

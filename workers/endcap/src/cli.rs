@@ -366,10 +366,13 @@ pub enum DlqCommand {
         #[command(flatten)]
         data: DataArgs,
     },
-    /// Shows one with its original bytes.
+    /// Shows one, its value as text.
     Show {
         /// Its id in the list.
         id: DeadLetterId,
+        /// Writes its value alone, byte for byte.
+        #[arg(long)]
+        raw: bool,
         /// Where the data lies.
         #[command(flatten)]
         data: DataArgs,

@@ -25,7 +25,7 @@ pub fn command(command: &DlqCommand, config: impl Fn(&DataArgs) -> Result<Config
     let log = |data| Ok::<_, anyhow::Error>(Sides::open_existing(&config(data)?)?.log);
     match command {
         DlqCommand::Ls { filter, json, data } => list(&*log(data)?, &filter_of(filter), *json),
-        DlqCommand::Show { id, data } => show(&*log(data)?, id),
+        DlqCommand::Show { id, raw, data } => show(&*log(data)?, id, *raw),
         DlqCommand::Redrive { ids, filter, data } => redrive(&*log(data)?, ids, filter),
     }
 }
@@ -40,11 +40,14 @@ fn list(log: &dyn Broker, filter: &DeadLetterFilter, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn show(log: &dyn Broker, id: &DeadLetterId) -> Result<()> {
+fn show(log: &dyn Broker, id: &DeadLetterId, raw: bool) -> Result<()> {
     let mut out = io::stdout().lock();
     let Some(letter) = log.dead_letter(id).context(CANNOT_READ)? else {
         bail!("no dead letter {id}: `endcap dlq ls` lists them");
     };
+    if raw {
+        return Ok(out.write_all(&letter.value)?);
+    }
     writeln!(out, "{}", DeadLetterRow::of(&letter))?;
     writeln!(out, "topic {} partition {} offset {} group {}", letter.topic, letter.partition, letter.offset, letter.group)?;
     writeln!(out, "headers {}", printable(&serde_json::to_string(&letter.headers)?))?;

@@ -196,6 +196,9 @@ where
         KafkaError::ClientCreation(cause) if cause.contains("ssl.key.location") => {
             LogError::Refused(format!("the private key cannot be read: check `key` and `key_password` ({cause})"))
         }
+        KafkaError::ClientCreation(cause) if cause.contains("ssl.ca.location") => {
+            LogError::Refused(format!("the authorities' certificates cannot be read: check `ca` ({cause})"))
+        }
         error => LogError::Refused(format!("no client can be made: {error}")),
     })
 }

@@ -1,7 +1,7 @@
 //! Four exactly-once hops without a model, beside Kafka Streams doing the same on the same broker: what the runtime costs by itself.
 //!
 //! `cargo run --release -p endcap-tests --bin hops -- --report FILE`. The broker's address comes from `ENDCAP_TEST_KAFKA`, the class path
-//! of Kafka Streams from `ENDCAP_TEST_STREAMS` (`tests/services/services` prints both); javac and java stand on the PATH. Each round fills
+//! of Kafka Streams from `ENDCAP_TEST_STREAMS` (`tests/services/services env` and `… classpath streams` print them); javac and java stand on the PATH. Each round fills
 //! the first topic, starts the process that is measured, and counts what comes out of the last one, from the first record to the last;
 //! then single records go through the idle path. Rounds of both sides alternate. Kafka Streams runs with its defaults (it commits every
 //! 100 ms, which decides how long a single record takes), with the codec of ours (zstd at level 1, unless `--compression` names another),
@@ -131,8 +131,11 @@ fn main() -> Result<()> {
 }
 
 fn bench(args: &Args) -> Result<()> {
-    let from_env = |name: &str| env::var(name).with_context(|| format!("{name} is not set: `tests/services/services` prints it"));
-    let (broker, streams) = (from_env("ENDCAP_TEST_KAFKA")?, from_env("ENDCAP_TEST_STREAMS")?);
+    let from_env = |name: &str, how: &str| {
+        env::var(name).with_context(|| format!("{name} is not set: `tests/services/services {how}` prints it"))
+    };
+    let broker = from_env("ENDCAP_TEST_KAFKA", "env")?;
+    let streams = from_env("ENDCAP_TEST_STREAMS", "classpath streams")?;
     let dir = tempfile::tempdir()?;
     let classes = compile(&streams, dir.path())?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());

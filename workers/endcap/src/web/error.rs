@@ -49,7 +49,7 @@ impl From<anyhow::Error> for ApiError {
             return Self::new(StatusCode::TOO_MANY_REQUESTS, full.to_string()).again_after(AGAIN_S);
         }
         tracing::error!(error = format!("{error:#}"), "request failed");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer: try again in a moment").again_after(AGAIN_S)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "log or store do not answer: try again in a moment").again_after(AGAIN_S)
     }
 }
 
