@@ -114,6 +114,7 @@ pub(super) fn steps(simulated: bool) -> Vec<Vec<Unit>> {
         joint("centred", JointSetting { places: Places::Centred, ..PAPER }),
         joint("squared", JointSetting { contrast: Contrast::Squared, ..PAPER }),
         joint("distance", JointSetting { contrast: Contrast::Distance, ..PAPER }),
+        joint("distance-0.5", JointSetting { contrast: Contrast::Distance, alpha: 0.5, ..PAPER }),
     ];
     // The longest first, so that the threads end together.
     let models = vec![
