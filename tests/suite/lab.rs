@@ -74,7 +74,9 @@ fn pier_quick_writes_its_tables_keeps_its_safe_promises_and_does_nothing_twice()
         ("table3.csv", &["OCPM", "- OAU", "- TAU"]),
         ("table4.csv", &["Random & OCPM", "PIER (FPSM & OCPM)", "- contrastive loss"]),
         ("table5.csv", &["α = 0", "α = 0.5", "K = 5", "K = 50"]),
+        ("readings.csv", &["α = 0.1; through the distances (ours)"]),
         ("search.csv", &["guided 1000", "fpsm 50"]),
+        ("oracle.csv", &["interest × 1: chance", "interest × 10: what the shopper likes in truth; by looks alone"]),
     ] {
         let csv = read(table);
         rows.iter().for_each(|name| assert!(row(&csv, name)[0].is_some(), "{name} of {table} has no figure:\n{csv}"));
@@ -88,7 +90,8 @@ fn pier_quick_writes_its_tables_keeps_its_safe_promises_and_does_nothing_twice()
         "Random@20 is",
         "Random@50 is",
         "All orders have HR_self 1.00",
-        "V/V* of OCPM is above",
+        "OCPM has a lower LogLoss than dnn",
+        "OCPM has a lower LogLoss than dcn",
         "V/V* of the best items first is above chance",
     ] {
         let line =

@@ -3,7 +3,7 @@
 use endcap_ranker::{
     pier::{
         Order, best, hits, orders, random_choice,
-        simulator::{Catalogue, CatalogueSize, SLATE, Truth, arrange, odds, page},
+        simulator::{Catalogue, CatalogueSize, SLATE, Shop, ShopSize, Truth, arrange, odds, page},
         value_ratio,
     },
     seed,
@@ -137,5 +137,27 @@ fn a_random_choice_of_k_hits_in_k_of_120_and_all_orders_hit_always() {
     for values in &values {
         assert!(hits(&all, values));
         assert_eq!(value_ratio(best(values).expect("there are orders"), values), 1.0);
+    }
+}
+
+#[test]
+fn interest_counts_as_many_times_as_is_said_and_is_all_that_looks_are_about() {
+    let size = ShopSize { shoppers: 20, sessions: 8, history_sessions: 2, test_sessions: 2 };
+    let of_times = |times: f64| Shop::new(SEED, size).with_interest(times);
+    let (shop, none, much, all) = (Shop::new(SEED, size), of_times(0.0), of_times(1e4), orders(SLATE, SLATE));
+    let dataset = shop.dataset().expect("a log");
+    for page in &dataset.test {
+        let visit = dataset.visit(*page);
+        let values = |shop: &Shop| shop.values(visit.shopper, visit.at_ms, visit.items, &all);
+        let without = shop.values_without_interest(visit.shopper, visit.at_ms, visit.items, &all);
+        assert_eq!(without, values(&none));
+        assert_ne!(without, values(&shop));
+        // Where nothing else counts, orders are clicked on by everybody or by nobody, as the shopper likes their looks.
+        let interest = shop.interest(visit.shopper, visit.at_ms);
+        for (value, looks) in values(&much).iter().zip(shop.looks(visit.items, &all)) {
+            let liked: f64 = interest.iter().zip(looks).map(|(interest, look)| interest * look).sum();
+            let wanted = if liked > 0.0 { SLATE as f64 } else { 0.0 };
+            assert!(liked.abs() < 0.01 || (value - wanted).abs() < 1e-3, "seed {SEED}, page {page}: {value}, liked {liked}");
+        }
     }
 }

@@ -75,6 +75,18 @@ impl<'a> Bench<'a> {
         }
     }
 
+    /// Candidates of a slate for each K. FPSM's nearest are the same for all, so that they are selected once.
+    fn candidates_for_each(&self, generator: &Generator, page: u32) -> Vec<Vec<usize>> {
+        let mosts = generator.mosts();
+        match (generator, mosts) {
+            (Generator::Fpsm(..), [.., highest]) => {
+                let nearest = self.candidates(generator, page, *highest);
+                mosts.iter().map(|most| nearest[..*most].to_vec()).collect()
+            }
+            _ => mosts.iter().map(|most| self.candidates(generator, page, *most)).collect(),
+        }
+    }
+
     /// Hit ratios of the generators over all slates, and V/V* of what the evaluator chooses of their candidates. `frozen` has the best order of
     /// each slate under the evaluator without contrastive loss.
     pub(super) fn hit_ratios(&self, generators: &[Generator], frozen: &[usize], stop: Stop, outcome: &mut Outcome) -> Result<()> {
@@ -83,8 +95,7 @@ impl<'a> Bench<'a> {
             stop.heed()?;
             let (values, truth) = (self.values(*page)?, self.world.truth(*page));
             for generator in generators {
-                for most in generator.mosts() {
-                    let candidates = self.candidates(generator, *page, *most);
+                for (most, candidates) in generator.mosts().iter().zip(self.candidates_for_each(generator, *page)) {
                     let mut add = |what: &str, figure: f64| {
                         *outcome.figures.entry(format!("{}.{what}@{most}", generator.name())).or_default() += figure * share;
                     };

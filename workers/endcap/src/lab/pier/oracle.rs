@@ -1,5 +1,5 @@
 //! What a history can tell of the best order: selections by whoever knows the truth about looks, or about the shopper's interest in them, with
-//! nothing trained. FPSM's own rule is among them, over true looks in the place of embeddings: no embeddings could say more of an arrangement.
+//! nothing trained. FPSM's own rule is among them, over true looks in the place of what embeddings tell of them.
 
 use anyhow::Result;
 use endcap_ranker::{
@@ -22,9 +22,10 @@ use super::{
 };
 
 /// Selections, from those that know nothing to those that know much, and what they are called.
-pub(super) const ORACLES: [(&str, &str); 5] = [
+pub(super) const ORACLES: [(&str, &str); 6] = [
     ("chance", "chance"),
     ("nearest", "nearest to clicked pages, by their true looks"),
+    ("nearest_centred", "nearest to clicked pages, by true looks less the usual ones"),
     ("alike", "most of what clicked pages had more of than others, in true looks"),
     ("interest", "what the shopper likes in truth, by looks alone"),
     ("items", "best in truth, but for the interest in looks"),
@@ -57,20 +58,25 @@ pub(super) fn oracle(world: &World, times: f64, scale: &Scale, stop: Stop, outco
 }
 
 /// The selections of [`ORACLES`] for a page; `usual` are the looks of pages on the whole.
-fn selections(world: &World, shop: &Shop, page: u32, usual: &Looks) -> [Vec<usize>; 5] {
+fn selections(world: &World, shop: &Shop, page: u32, usual: &Looks) -> [Vec<usize>; 6] {
     let (data, visit) = (&world.dataset, world.dataset.visit(page));
     let looks = shop.looks(visit.items, &world.orders);
-    let clicked = visit.history.iter().map(|page| {
-        let at_ms = data.pages[*page as usize].at_ms;
-        Behaviour { h: numbers(&shown(data, shop, *page)), at_ms }
-    });
-    let slots = history(clicked, HISTORY);
-    let weights = time_weights(&slots, HALF_LIFE_MS);
+    let clicked: Vec<(i64, Looks)> =
+        visit.history.iter().map(|page| (data.pages[*page as usize].at_ms, shown(data, shop, *page))).collect();
     let hash = SimHash::new(HISTORY, BITS_MAX, LOOKS, world.seed);
-    let nearest = distances(&hash, &looks.iter().map(numbers).collect::<Vec<_>>(), &slots, &weights);
-    let of_clicked =
-        mean(visit.history.iter().zip(&weights).map(|(page, weight)| (shown(data, shop, *page), f64::from(*weight))));
-    let more: Looks = std::array::from_fn(|look| of_clicked[look] - usual[look]);
+    let slots = |less: &Looks| {
+        let behaviour = |(at_ms, looks): &(i64, Looks)| Behaviour { h: numbers(looks, less), at_ms: *at_ms };
+        history(clicked.iter().map(behaviour), HISTORY)
+    };
+    let weights = time_weights(&slots(usual), HALF_LIFE_MS);
+    let nearest = |less: &Looks| {
+        let of_orders: Vec<Vec<f32>> = looks.iter().map(|looks| numbers(looks, less)).collect();
+        distances(&hash, &of_orders, &slots(less), &weights)
+    };
+    // Of nobody who has clicked on nothing is anything known.
+    let known = f64::from(weights.iter().sum::<f32>());
+    let of_clicked = mean(clicked.iter().zip(&weights).map(|((_, looks), weight)| (*looks, f64::from(*weight))));
+    let more: Looks = std::array::from_fn(|look| of_clicked[look] - known * usual[look]);
     let by_looks = |liked: Looks| -> Vec<f32> {
         let of_order = |looks: &Looks| -looks.iter().zip(liked).map(|(look, liked)| look * liked).sum::<f64>() as f32;
         looks.iter().map(of_order).collect()
@@ -80,7 +86,8 @@ fn selections(world: &World, shop: &Shop, page: u32, usual: &Looks) -> [Vec<usiz
     let first = |distances: &[f32]| select(distances, PAPER_MOST, Ties::Drawn(drawn));
     [
         random_choice(ALL, PAPER_MOST, drawn),
-        first(&nearest),
+        first(&nearest(&[0.0; LOOKS])),
+        first(&nearest(usual)),
         first(&by_looks(more)),
         first(&by_looks(shop.interest(visit.shopper, visit.at_ms))),
         first(&by_items.iter().map(|value| -value as f32).collect::<Vec<_>>()),
@@ -95,8 +102,9 @@ fn shown(data: &Dataset, shop: &Shop, page: u32) -> Looks {
     shop.looks(&data.pages[page as usize].items, &[order])[0]
 }
 
-fn numbers(looks: &Looks) -> Vec<f32> {
-    looks.iter().map(|look| *look as f32).collect()
+/// Looks less others.
+fn numbers(looks: &Looks, less: &Looks) -> Vec<f32> {
+    looks.iter().zip(less).map(|(look, less)| (look - less) as f32).collect()
 }
 
 /// Sum of looks times their weights.

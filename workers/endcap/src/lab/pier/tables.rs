@@ -226,6 +226,7 @@ fn readings() -> Table {
         row("α = 0.1, ties by rank", PIER, "by_rank"),
         row("α = 0.1, Eq. 14 with its square", "squared", "fpsm"),
         row("α = 0.1, through the distances (ours)", "distance", "fpsm"),
+        row("α = 0.5, through the distances (ours)", "distance-0.5", "fpsm"),
     ];
     let accuracy = [column("AUC", "auc", 4), column("expected AUC", "auc_expected", 4)];
     let columns = accuracy.into_iter().chain(hit_columns()).collect();
