@@ -351,7 +351,8 @@ fn shoppers_are_pleased_more_by_a_policy_that_learns_than_by_a_frozen_one() {
     let [frozen, learning, greedy] = Arm::ALL.map(|arm| run(&world, arm, 40, &models).unwrap());
     let [before, after, greedy] = [&frozen, &learning, &greedy].map(|rounds| end_of(rounds));
     println!("clicks of a visit: frozen {before:.3}, learning {after:.3}, without exploration {greedy:.3}");
-    assert_eq!(frozen[0].clicks, frozen[39].clicks, "whoever learns nothing and draws nothing shows the same");
+    let drift = (frozen[39].clicks / frozen[0].clicks - 1.0).abs();
+    assert!(drift < 0.01, "seed {SEED}: whoever learns nothing shows the same, but for ties: {drift}");
     assert!(after > 1.02 * before && greedy > before, "seed {SEED}: {before}, {after}, {greedy}");
     let shop = world.shop("Learning", Arm::Greedy.config(), &models, None).unwrap();
     let known = shop.worth("again").unwrap().clicks;
