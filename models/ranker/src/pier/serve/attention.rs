@@ -128,7 +128,7 @@ impl Field {
         times(&kernel.within[number], classes, x, Out { lanes: &mut self.projected, stride: QKV, from: 0 });
         self.scores.clear();
         for query in self.projected.chunks_exact(QKV) {
-            self.scores.extend(self.projected.chunks_exact(QKV).map(|key| dot(&query[0], &key[1])));
+            self.scores.extend(self.projected.chunks_exact(QKV).map(|key| dot::<false>(&query[0], &key[1])));
         }
     }
 
@@ -230,9 +230,9 @@ fn highest<'a>(numbers: impl Iterator<Item = &'a f32>) -> f32 {
 }
 
 #[inline(always)]
-fn dot(a: &Lane, b: &Lane) -> f32 {
+fn dot<const WIDE: bool>(a: &Lane, b: &Lane) -> f32 {
     let mut products = Lane::default();
-    products.add_products::<false>(a, b);
+    products.add_products::<WIDE>(a, b);
     products.sum()
 }
 
@@ -248,7 +248,7 @@ on_this_processor! {
 }
 
 #[inline(always)]
-fn add_places_with<const FUSED: bool>(field: &Field, bias: &[Lane], sequences: &[u8], sums: &mut [Lane], out: &mut [Lane]) {
+fn add_places_with<const WIDE: bool>(field: &Field, bias: &[Lane], sequences: &[u8], sums: &mut [Lane], out: &mut [Lane]) {
     let (places, classes) = (sums.len() / FIRST_LANES, field.classes());
     sums[..FIRST_LANES].copy_from_slice(bias);
     let mut before: &[u8] = &[];
@@ -258,11 +258,15 @@ fn add_places_with<const FUSED: bool>(field: &Field, bias: &[Lane], sequences: &
         for place in same..places - 1 {
             let of_place = row(&field.tables, place * classes + usize::from(sequence[place]));
             let (known, next) = sums[place * FIRST_LANES..].split_at_mut(FIRST_LANES);
-            next.iter_mut().zip(known).zip(of_place).for_each(|((next, known), added)| *next = known.plus(added));
+            for ((next, known), added) in next.iter_mut().zip(known).zip(of_place) {
+                *next = known.plus::<WIDE>(added);
+            }
         }
         let last = row(&field.tables, (places - 1) * classes + usize::from(sequence[places - 1]));
         let known = row(sums, places - 1);
-        out.iter_mut().zip(known).zip(last).for_each(|((out, known), added)| *out = known.plus(added).above(0.0));
+        for ((out, known), added) in out.iter_mut().zip(known).zip(last) {
+            *out = known.plus::<WIDE>(added).above::<WIDE>(0.0);
+        }
         before = sequence;
     }
 }
@@ -273,7 +277,7 @@ on_this_processor! {
 }
 
 #[inline(always)]
-fn add_shares_with<const FUSED: bool>(field: &Field, bias: &[Lane], sequences: &[u8], places: usize, out: &mut [Lane]) {
+fn add_shares_with<const WIDE: bool>(field: &Field, bias: &[Lane], sequences: &[u8], places: usize, out: &mut [Lane]) {
     const PART: usize = 4;
     let (classes, mut shares) = (field.classes(), [0.0; PLACES * PLACES]);
     for (sequence, out) in sequences.chunks_exact(places).zip(out.chunks_exact_mut(FIRST_LANES)) {
@@ -285,10 +289,14 @@ fn add_shares_with<const FUSED: bool>(field: &Field, bias: &[Lane], sequences: &
                 let table = &field.tables[place * classes * FIRST_LANES..];
                 for (class, share) in sequence.iter().zip(&shares[place * places..]) {
                     let added = &row(table, usize::from(*class))[part * PART..][..PART];
-                    sums.iter_mut().zip(added).for_each(|(sum, added)| sum.add_product::<FUSED>(*share, added));
+                    for (sum, added) in sums.iter_mut().zip(added) {
+                        sum.add_product::<WIDE>(*share, added);
+                    }
                 }
             }
-            out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = sum.above(0.0));
+            for (out, sum) in out.iter_mut().zip(&sums) {
+                *out = sum.above::<WIDE>(0.0);
+            }
         }
     }
 }
@@ -320,7 +328,7 @@ on_this_processor! {
 }
 
 #[inline(always)]
-fn cross_with<const FUSED: bool>(fields: &[Field], orders: Range<usize>, out: &mut [Lane]) {
+fn cross_with<const WIDE: bool>(fields: &[Field], orders: Range<usize>, out: &mut [Lane]) {
     const MOST: usize = super::FIELDS_MAX.div_ceil(LANES);
     for (order, out) in orders.zip(out.chunks_exact_mut(fields.len())) {
         let queries = |field: &Field| field.row_of[order] as usize * QKV;
@@ -329,20 +337,20 @@ fn cross_with<const FUSED: bool>(fields: &[Field], orders: Range<usize>, out: &m
             let mut shares = [Lane::all(f32::NEG_INFINITY); MOST];
             let mut highest = f32::NEG_INFINITY;
             for (number, key) in fields.iter().enumerate() {
-                let score = dot(query, &key.queries[queries(key) + 1]);
+                let score = dot::<WIDE>(query, &key.queries[queries(key) + 1]);
                 shares[number / LANES].0[number % LANES] = score;
                 highest = if score > highest { score } else { highest };
             }
             let (mut sum, mut whole) = (Lane::default(), Lane::default());
             for (part, fields) in shares.iter().zip(fields.chunks(LANES)) {
-                let powers = exp::<FUSED>(Lane(part.0.map(|score| score - highest)));
-                whole = whole.plus(&powers);
+                let powers = exp::<WIDE>(part.minus::<WIDE>(&Lane::all(highest)));
+                whole = whole.plus::<WIDE>(&powers);
                 for (field, power) in fields.iter().zip(&powers.0) {
-                    sum.add_product::<FUSED>(*power, &field.queries[queries(field) + 2]);
+                    sum.add_product::<WIDE>(*power, &field.queries[queries(field) + 2]);
                 }
             }
-            let scale = 1.0 / whole.sum();
-            *out = Lane(sum.0.map(|sum| sum * scale));
+            *out = Lane::default();
+            out.add_product::<WIDE>(1.0 / whole.sum(), &sum);
         }
     }
 }

@@ -203,7 +203,7 @@ impl Scratch {
         self.placed.clear();
         for of_item in self.of_items.chunks_exact(width) {
             for of_place in predict.places.chunks_exact(width) {
-                self.placed.extend((0..width).map(|at| of_item[at].plus(&of_place[at]).plus(&of_shopper[at])));
+                self.placed.extend((0..width).map(|at| of_item[at].plus::<false>(&of_place[at]).plus::<false>(&of_shopper[at])));
             }
         }
     }
@@ -260,9 +260,11 @@ impl Block {
 }
 
 #[inline(always)]
-fn answer<const FUSED: bool>(head: &Head, row: &[Lane]) -> f32 {
+fn answer<const WIDE: bool>(head: &Head, row: &[Lane]) -> f32 {
     let mut sum = Lane::default();
-    head.weights.iter().zip(row).for_each(|(weights, row)| sum.add_products::<FUSED>(weights, row));
+    for (weights, row) in head.weights.iter().zip(row) {
+        sum.add_products::<WIDE>(weights, row);
+    }
     sum.sum() + head.bias
 }
 
@@ -272,10 +274,12 @@ on_this_processor! {
 }
 
 #[inline(always)]
-fn add_interest_with<const FUSED: bool>(head: &Head, hidden: &[Lane], page: &[Lane; PAGE_LANES], pages: &mut [Lane]) {
+fn add_interest_with<const WIDE: bool>(head: &Head, hidden: &[Lane], page: &[Lane; PAGE_LANES], pages: &mut [Lane]) {
     for (hidden, pages) in hidden.chunks_exact(HEAD_LANES[1]).zip(pages.chunks_exact_mut(UW)) {
-        let weight = answer::<FUSED>(head, hidden);
-        pages[PAGE_LANES..].iter_mut().zip(page).for_each(|(sum, page)| sum.add_product::<FUSED>(weight, page));
+        let weight = answer::<WIDE>(head, hidden);
+        for (sum, page) in pages[PAGE_LANES..].iter_mut().zip(page) {
+            sum.add_product::<WIDE>(weight, page);
+        }
     }
 }
 
@@ -285,7 +289,7 @@ on_this_processor! {
 }
 
 #[inline(always)]
-fn add_places_with<const FUSED: bool>(of_pages: &[Lane], placed: &[Lane], orders: &Orders, from: usize, out: &mut [Lane]) {
+fn add_places_with<const WIDE: bool>(of_pages: &[Lane], placed: &[Lane], orders: &Orders, from: usize, out: &mut [Lane]) {
     const WIDTH: usize = HEAD_LANES[0];
     let places = orders.shown();
     for (at, (page, out)) in of_pages.chunks_exact(WIDTH).zip(out.chunks_exact_mut(places * WIDTH)).enumerate() {
@@ -293,7 +297,7 @@ fn add_places_with<const FUSED: bool>(of_pages: &[Lane], placed: &[Lane], orders
         for ((place, item), out) in items.zip(out.chunks_exact_mut(WIDTH)) {
             let placed = &placed[(usize::from(*item) * places + place) * WIDTH..][..WIDTH];
             for ((out, page), placed) in out.iter_mut().zip(page).zip(placed) {
-                *out = page.plus(placed).above(0.0);
+                *out = page.plus::<WIDE>(placed).above::<WIDE>(0.0);
             }
         }
     }
@@ -305,13 +309,15 @@ on_this_processor! {
 }
 
 #[inline(always)]
-fn click_with<const FUSED: bool>(head: &Head, hidden: &[Lane], log_odds: &mut [Lane], clicks: &mut [f32]) {
+fn click_with<const WIDE: bool>(head: &Head, hidden: &[Lane], log_odds: &mut [Lane], clicks: &mut [f32]) {
     for (at, hidden) in hidden.chunks_exact(HEAD_LANES[1]).enumerate() {
-        log_odds[at / LANES].0[at % LANES] = answer::<FUSED>(head, hidden);
+        log_odds[at / LANES].0[at % LANES] = answer::<WIDE>(head, hidden);
     }
     for (clicks, log_odds) in clicks.chunks_mut(LANES).zip(log_odds) {
-        let negative = Lane(log_odds.0.map(|x| -x)).above(-LOG_ODDS_MAX);
-        let odds_against = exp::<FUSED>(Lane(negative.0.map(|x| if x < LOG_ODDS_MAX { x } else { LOG_ODDS_MAX })));
-        clicks.iter_mut().zip(&odds_against.0).for_each(|(click, against)| *click = 1.0 / (1.0 + against));
+        let held = log_odds.above::<WIDE>(-LOG_ODDS_MAX).below::<WIDE>(LOG_ODDS_MAX);
+        let odds_against = exp::<WIDE>(Lane::default().minus::<WIDE>(&held));
+        for (click, against) in clicks.iter_mut().zip(&odds_against.0) {
+            *click = 1.0 / (1.0 + against);
+        }
     }
 }

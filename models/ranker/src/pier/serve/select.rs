@@ -6,7 +6,7 @@
 use super::{
     super::{
         FpsmSetting, HISTORY,
-        fpsm::{BITS_MAX, Behaviour, SimHash, Ties, encode_places, history, represent, shuffle_ties, time_weights},
+        fpsm::{BITS_MAX, Behaviour, SimHash, Ties, distance, encode_places, history, represent, shuffle_ties, time_weights},
     },
     kernel::Kernel,
     lanes::{LANES, Lane, on_this_processor, padded},
@@ -37,8 +37,7 @@ pub struct Interest {
 
 #[derive(Debug, Clone, PartialEq)]
 struct Slot {
-    /// 1 for each bit that is set.
-    bits: [[u32; LANES]; BIT_LANES],
+    hash: u64,
     weight: f32,
 }
 
@@ -78,11 +77,9 @@ impl Selector {
         });
         let history = history(behaviours, HISTORY);
         let weights = time_weights(&history, self.setting.half_life_ms.unwrap_or(f64::INFINITY));
-        let slot = |(number, behaviour): (usize, Behaviour)| {
-            let hash = self.hash.hash(number, &behaviour.h);
-            let bit = |lane: usize, at: usize| (hash >> (lane * LANES + at)) as u32 & 1;
-            let bits = std::array::from_fn(|lane| std::array::from_fn(|at| bit(lane, at)));
-            Slot { bits, weight: weights[number] }
+        let slot = |(number, behaviour): (usize, Behaviour)| Slot {
+            hash: self.hash.hash(number, &behaviour.h),
+            weight: weights[number],
         };
         Ok(Interest { print: kernel.print, slots: history.into_iter().flatten().enumerate().map(slot).collect() })
     }
@@ -156,7 +153,7 @@ fn pooled(kernel: &Kernel, items: &[u32]) -> impl Iterator<Item = Lane> {
     let fields = kernel.vocabulary.fields();
     items.chunks_exact(fields).map(move |values| {
         let rows = values.iter().enumerate().map(|(field, value)| kernel.vocabulary.field(field, *value) as usize);
-        let sum = rows.fold(Lane::default(), |sum, row| sum.plus(&kernel.table[row]));
+        let sum = rows.fold(Lane::default(), |sum, row| sum.plus::<false>(&kernel.table[row]));
         Lane(sum.0.map(|sum| sum / fields as f32))
     })
 }
@@ -167,7 +164,7 @@ on_this_processor! {
 }
 
 #[inline(always)]
-fn distances_with<const FUSED: bool>(
+fn distances_with<const WIDE: bool>(
     directions: &[Vec<Lane>],
     interest: &Interest,
     added: &[Lane],
@@ -179,29 +176,29 @@ fn distances_with<const FUSED: bool>(
     for (order, out) in orders.iter().zip(out) {
         let same = order.iter().zip(before).take_while(|(item, before)| item == before).count();
         for place in same..order.len() {
-            sums[place + 1] = sums[place].plus(&added[place * orders.items() + usize::from(order[place])]);
+            sums[place + 1] = sums[place].plus::<WIDE>(&added[place * orders.items() + usize::from(order[place])]);
         }
         before = order;
         let h = &sums[order.len()];
         for (slot, directions) in interest.slots.iter().zip(directions) {
-            *out += slot.weight * differing(h, directions, &slot.bits) as f32;
+            *out += slot.weight * distance(hash::<WIDE>(h, directions), slot.hash) as f32;
         }
     }
 }
 
-/// Bits in which the hash of `h` differs from another (Eq. 4).
+/// The hash of `h`, as [`SimHash::hash`] has it.
 #[inline(always)]
-fn differing(h: &Lane, directions: &[Lane], bits: &[[u32; LANES]; BIT_LANES]) -> u32 {
+fn hash<const WIDE: bool>(h: &Lane, directions: &[Lane]) -> u64 {
     let mut sums = [Lane::default(); BIT_LANES];
     for (h, along) in h.0.iter().zip(directions.chunks_exact(BIT_LANES)) {
-        // Not fused, as where the models are: a sum near zero must fall on the same side.
-        sums.iter_mut().zip(along).for_each(|(sum, along)| sum.add_product::<false>(*h, along));
-    }
-    let mut counts = [0_u32; LANES];
-    for (sum, bits) in sums.iter().zip(bits) {
-        for ((count, sum), bit) in counts.iter_mut().zip(&sum.0).zip(bits) {
-            *count += u32::from(*sum > 0.0) ^ bit;
+        for (sum, along) in sums.iter_mut().zip(along) {
+            // Not fused, as where the models are: a sum near zero must fall on the same side.
+            sum.add_then_product::<WIDE>(*h, along);
         }
     }
-    counts.iter().sum()
+    let mut hash = [0; BIT_LANES];
+    for (bits, sum) in hash.iter_mut().zip(&sums) {
+        *bits = sum.positive::<WIDE>();
+    }
+    u64::from_le_bytes(hash)
 }
