@@ -8,5 +8,5 @@ pub mod linucb;
 pub mod pier;
 mod random;
 
-pub use error::{RankerError, SnapshotError};
+pub use error::{RankerError, SlateError, SnapshotError, WeightsError};
 pub use random::seed;

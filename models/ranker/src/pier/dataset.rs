@@ -39,12 +39,19 @@ impl PageView {
 pub struct Vocabulary {
     fields: Vec<u32>,
     shoppers: u32,
+    places: usize,
 }
 
 impl Vocabulary {
-    /// Of fields with so many values each, and so many shoppers.
+    /// Of fields with so many values each, and so many shoppers; for pages of [`PLACES`] items.
     pub fn new(fields: &[u32], shoppers: u32) -> Self {
-        Self { fields: fields.to_vec(), shoppers }
+        Self { fields: fields.to_vec(), shoppers, places: PLACES }
+    }
+
+    /// The same for pages of `places` items, one at least and [`PLACES`] at most (the paper's second data show 3 of 10). Of a page in the data
+    /// the first so many count.
+    pub fn of_places(self, places: usize) -> Self {
+        Self { places: places.clamp(1, PLACES), ..self }
     }
 
     /// Number of fields of an item.
@@ -52,12 +59,27 @@ impl Vocabulary {
         self.fields.len()
     }
 
-    /// Rows of the table.
-    pub fn rows(&self) -> usize {
-        self.place(PLACES) as usize
+    /// Items of a page.
+    pub fn places(&self) -> usize {
+        self.places
     }
 
-    fn field(&self, field: usize, value: u32) -> u32 {
+    /// How many values each field has.
+    pub fn values(&self) -> &[u32] {
+        &self.fields
+    }
+
+    /// How many shoppers there are.
+    pub fn shoppers(&self) -> u32 {
+        self.shoppers
+    }
+
+    /// Rows of the table.
+    pub fn rows(&self) -> usize {
+        self.place(self.places) as usize
+    }
+
+    pub(crate) fn field(&self, field: usize, value: u32) -> u32 {
         self.fields[..field].iter().sum::<u32>() + value
     }
 
@@ -137,6 +159,12 @@ impl Dataset {
         &slots[..slots.iter().position(|page| *page == NONE).unwrap_or(HISTORY)]
     }
 
+    /// Values of the fields of items, `[items, fields]`.
+    pub fn values(&self, items: &[u32]) -> Vec<u32> {
+        let of_item = |item: &u32| self.rows(*item).iter().enumerate().map(|(field, row)| row - self.vocabulary.field(field, 0));
+        items.iter().flat_map(of_item).collect()
+    }
+
     /// Rows of an item's fields.
     pub(crate) fn rows(&self, item: u32) -> &[u32] {
         &self.items[item as usize * self.vocabulary.fields()..][..self.vocabulary.fields()]
@@ -152,7 +180,7 @@ pub struct Visit<'a> {
     pub at_ms: i64,
     /// Numbers of the pages of the history, newest first.
     pub history: &'a [u32],
-    /// Numbers of the candidates, at least [`PLACES`].
+    /// Numbers of the candidates, at least as many as a page has places.
     pub items: &'a [u32],
 }
 

@@ -83,6 +83,16 @@ impl SimHash {
         self.directions.len()
     }
 
+    /// Bits of a hash.
+    pub fn bits(&self) -> usize {
+        self.bits
+    }
+
+    /// Directions of the function of `slot`, `[dims, bits]`.
+    pub(crate) fn directions(&self, slot: usize) -> &[f32] {
+        &self.directions[slot]
+    }
+
     /// The hash of `h`, `[dims]`, by the function of `slot`: bit b is set where `h` lies on the side of direction b.
     pub fn hash(&self, slot: usize, h: &[f32]) -> u64 {
         let mut sums = [0.0_f32; BITS_MAX];
@@ -146,12 +156,17 @@ pub enum Ties {
     InitialRank,
 }
 
-/// Places of the `most` orders of the smallest distances, nearest first.
-pub fn select(distances: &[f32], most: usize, ties: Ties) -> Vec<usize> {
-    let mut places: Vec<usize> = (0..distances.len()).collect();
+/// Puts places in the order in which those of equal distance are to come.
+pub(crate) fn shuffle_ties<T>(places: &mut [T], ties: Ties) {
     if let Ties::Drawn(seed) = ties {
         places.shuffle(&mut stream(&[TIES_STREAM, seed]));
     }
+}
+
+/// Places of the `most` orders of the smallest distances, nearest first.
+pub fn select(distances: &[f32], most: usize, ties: Ties) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..distances.len()).collect();
+    shuffle_ties(&mut places, ties);
     places.sort_by(|a, b| distances[*a].total_cmp(&distances[*b]));
     places.truncate(most);
     places

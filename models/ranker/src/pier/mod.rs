@@ -15,6 +15,7 @@ mod net;
 mod nets;
 mod orders;
 mod selection;
+pub mod serve;
 pub mod simulator;
 mod train;
 

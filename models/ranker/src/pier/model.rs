@@ -90,12 +90,12 @@ impl Reader<'_> {
         Ok(out)
     }
 
-    /// Click probabilities of orders of a visit's candidates, `[orders · PLACES]`, given the candidates' point-wise log-odds.
+    /// Click probabilities of orders of a visit's candidates, `[orders · places]`, given the candidates' point-wise log-odds.
     ///
     /// # Errors
     /// When tensors do not fit: a broken promise.
     pub fn clicks(&self, dataset: &Dataset, visit: &Visit, point: &[f32], orders: &[Order]) -> Result<Vec<f64>, PierError> {
-        let mut out = Vec::with_capacity(orders.len() * PLACES);
+        let mut out = Vec::with_capacity(orders.len() * dataset.vocabulary.places());
         for orders in orders.chunks(PAGES_MAX) {
             let mut batch = Batch::new(dataset);
             batch.add(visit, point, orders.iter().map(|order| &order[..]));
@@ -109,7 +109,8 @@ impl Reader<'_> {
     /// # Errors
     /// When tensors do not fit: a broken promise.
     pub fn values(&self, dataset: &Dataset, visit: &Visit, point: &[f32], orders: &[Order]) -> Result<Vec<f64>, PierError> {
-        Ok(self.clicks(dataset, visit, point, orders)?.chunks_exact(PLACES).map(|clicks| clicks.iter().sum()).collect())
+        let clicks = self.clicks(dataset, visit, point, orders)?;
+        Ok(clicks.chunks_exact(dataset.vocabulary.places()).map(|clicks| clicks.iter().sum()).collect())
     }
 
     /// Point-wise log-odds of a visit's candidates, of a model to which order is nothing.
@@ -118,10 +119,11 @@ impl Reader<'_> {
     /// When tensors do not fit: a broken promise.
     pub fn point(&self, dataset: &Dataset, visit: &Visit) -> Result<Vec<f32>, PierError> {
         let mut out = Vec::with_capacity(visit.items.len());
-        for from in (0..visit.items.len()).step_by(PLACES) {
+        let places = dataset.vocabulary.places();
+        for from in (0..visit.items.len()).step_by(places) {
             // The last page is filled up with candidates that have had their turn.
-            let from = from.min(visit.items.len() - PLACES);
-            let order: Order = (from..from + PLACES).collect();
+            let from = from.min(visit.items.len() - places);
+            let order: Order = (from..from + places).collect();
             let mut batch = Batch::new(dataset);
             batch.add(visit, &vec![0.0; visit.items.len()], [&order[..]]);
             out.truncate(from);

@@ -51,6 +51,24 @@ impl Weights {
         safetensors::serialize(views, None).expect("tensors of known shapes can be written")
     }
 
+    /// All tensors of what [`Weights::to_bytes`] gave, of whatever model.
+    ///
+    /// # Errors
+    /// When the bytes are no tensors, or others than of f32.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, PierError> {
+        let unfit = |what: String| PierError::Weights(what);
+        let file = SafeTensors::deserialize(bytes).map_err(|error| unfit(error.to_string()))?;
+        let mut weights = Self::default();
+        for (name, tensor) in file.tensors() {
+            if tensor.dtype() != Dtype::F32 {
+                return Err(unfit(format!("`{name}` is {:?}, not F32", tensor.dtype())));
+            }
+            let values = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            weights.push(name, tensor.shape(), values);
+        }
+        Ok(weights)
+    }
+
     /// Fills the weights with what [`Weights::to_bytes`] gave.
     ///
     /// # Errors

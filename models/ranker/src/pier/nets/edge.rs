@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{super::dataset::PLACES, Batch, DIMS, Graph, HEAD, HIDDEN, Mlp, Net, PAGE, target_attention};
+use super::{Batch, DIMS, Graph, HEAD, HIDDEN, Mlp, Net, PAGE, target_attention};
 
 /// Size of an item that stands before.
 const BEFORE: usize = 16;
@@ -40,23 +40,24 @@ impl Net for EdgeRerank {
         let point = batch.point()?;
         let placed = Tensor::cat(&[&batch.items(graph, true)?, &point], 1)?;
         let bare = Tensor::cat(&[&batch.items(graph, false)?, &point], 1)?;
-        let items = self.before.apply(graph, &bare)?.reshape((batch.len(), PLACES * BEFORE))?;
-        let before = items.matmul(&looking_back()?)?.reshape((batch.len() * PLACES, 2 * BEFORE))?;
+        let places = batch.places();
+        let items = self.before.apply(graph, &bare)?.reshape((batch.len(), places * BEFORE))?;
+        let before = items.matmul(&looking_back(places)?)?.reshape((batch.len() * places, 2 * BEFORE))?;
         let pages = batch.history_items(graph)?;
         let width = pages.dim(1)?;
-        let pages = pages.reshape((batch.history_len(), PLACES, width))?.mean(1)?;
+        let pages = pages.reshape((batch.history_len(), places, width))?.mean(1)?;
         let behaviours = batch.spread_histories(&self.page.apply(graph, &pages)?, true)?;
         let interest = target_attention(&self.attend, graph, &self.query.apply(graph, &bare)?, &behaviours)?;
         self.out.apply(graph, &Tensor::cat(&[&placed, &before, &interest], 1)?)
     }
 }
 
-/// The matrix that makes of a page's items `[PLACES · BEFORE]` for each place the mean of those before it and the one right before it,
-/// `[PLACES · 2 · BEFORE]`; zeros at the first.
-fn looking_back() -> Result<Tensor> {
-    let (from, to) = (PLACES * BEFORE, PLACES * 2 * BEFORE);
+/// The matrix that makes of a page's items `[places · BEFORE]` for each place the mean of those before it and the one right before it,
+/// `[places · 2 · BEFORE]`; zeros at the first.
+fn looking_back(places: usize) -> Result<Tensor> {
+    let (from, to) = (places * BEFORE, places * 2 * BEFORE);
     let mut matrix = vec![0.0_f32; from * to];
-    for place in 1..PLACES {
+    for place in 1..places {
         for dim in 0..BEFORE {
             for earlier in 0..place {
                 matrix[(earlier * BEFORE + dim) * to + place * 2 * BEFORE + dim] = 1.0 / place as f32;

@@ -3,10 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::{
-    super::{
-        dataset::PLACES,
-        net::{self_attention, standardise},
-    },
+    super::net::{self_attention, standardise},
     Batch, DIMS, Graph, HIDDEN, Mlp, Net,
 };
 
@@ -45,7 +42,7 @@ impl Net for Prm {
     fn logits(&self, graph: &Graph, batch: &Batch) -> Result<Tensor> {
         let tokens = self.token.apply(graph, &Tensor::cat(&[&batch.items(graph, true)?, &batch.point()?], 1)?)?;
         let tokens = self.blocks.iter().try_fold(tokens, |x, [attend, feed]| {
-            let x = standardise(&(self_attention(&attend.apply(graph, &x)?, PLACES, false)? + x)?)?;
+            let x = standardise(&(self_attention(&attend.apply(graph, &x)?, batch.places(), false)? + x)?)?;
             standardise(&(feed.apply(graph, &x)? + x)?)
         })?;
         self.out.apply(graph, &tokens)
@@ -82,7 +79,7 @@ impl Net for Extr {
         let placed = Tensor::cat(&[&batch.items(graph, true)?, &point], 1)?;
         let bare = Tensor::cat(&[&batch.items(graph, false)?, &point], 1)?;
         let all = Tensor::cat(&[&self.query.apply(graph, &placed)?, &self.external.apply(graph, &bare)?], 1)?;
-        let others = self_attention(&all, PLACES, true)?;
+        let others = self_attention(&all, batch.places(), true)?;
         self.out.apply(graph, &Tensor::cat(&[&placed, &others], 1)?)
     }
 }

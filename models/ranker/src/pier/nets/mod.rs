@@ -18,17 +18,18 @@ use super::{
 };
 use edge::EdgeRerank;
 use listwise::{Extr, Prm};
+pub(crate) use ocpm::MLP2;
 pub use ocpm::Ocpm;
 use pointwise::{Dcn, Dnn};
 
 /// Size of an embedding (D; section 5.1.3: 8).
 pub const DIMS: usize = 8;
 /// Hidden layers of a model that is one perceptron: MLP_1 of section 5.1.3.
-const HIDDEN: [usize; 3] = [128, 64, 32];
+pub(crate) const HIDDEN: [usize; 3] = [128, 64, 32];
 /// Of the perceptron behind an attention: MLP_3 of section 5.1.3. The paper gives none for MLP_Att of Eq. 11.
-const HEAD: [usize; 2] = [50, 20];
+pub(crate) const HEAD: [usize; 2] = [50, 20];
 /// Size of a page's representation: MLP_2 of section 5.1.3 ends with it.
-const PAGE: usize = 20;
+pub(crate) const PAGE: usize = 20;
 
 /// An evaluation model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +62,7 @@ impl Kind {
             Self::Prm => Box::new(Prm::new(fields)),
             Self::Extr => Box::new(Extr::new(fields)),
             Self::EdgeRerank => Box::new(EdgeRerank::new(fields)),
-            Self::Ocpm(parts) => Box::new(ocpm::Net::new(parts, fields)),
+            Self::Ocpm(parts) => Box::new(ocpm::Net::new(parts, vocabulary)),
         }
     }
 }
@@ -71,7 +72,7 @@ pub(crate) trait Net: Send + Sync {
     /// Its perceptrons, in the order in which their weights are drawn.
     fn layers(&self) -> Vec<&Mlp>;
 
-    /// Log-odds of a click on each item of each page, `[N · PLACES, 1]`.
+    /// Log-odds of a click on each item of each page, `[N · places, 1]`.
     ///
     /// # Errors
     /// When tensors do not fit: a broken promise.

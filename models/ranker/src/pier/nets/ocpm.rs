@@ -17,12 +17,12 @@
 use candle_core::{Result, Tensor};
 
 use super::{
-    super::{dataset::PLACES, net::self_attention},
+    super::{dataset::Vocabulary, net::self_attention},
     Batch, DIMS, Graph, HEAD, HIDDEN, Mlp, PAGE, target_attention,
 };
 
 /// MLP_2 of section 5.1.3.
-const MLP2: [usize; 3] = [60, 32, PAGE];
+pub(crate) const MLP2: [usize; 3] = [60, 32, PAGE];
 
 /// Which parts of OCPM there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,14 +54,15 @@ pub(super) struct Net {
 }
 
 impl Net {
-    pub(super) fn new(parts: Ocpm, fields: usize) -> Self {
+    pub(super) fn new(parts: Ocpm, vocabulary: &Vocabulary) -> Self {
+        let fields = vocabulary.fields();
         let item = (fields + 1 + usize::from(parts.place)) * DIMS + 1;
         let pages = if parts.interest { 2 * PAGE } else { PAGE };
         Self {
             parts,
             fields,
             within: (0..fields).map(|field| Mlp::linear(format!("ocpm.within{field}"), DIMS, 3 * DIMS)).collect(),
-            mlp1: Mlp::to_output("ocpm.mlp1", PLACES * DIMS, &HIDDEN, DIMS),
+            mlp1: Mlp::to_output("ocpm.mlp1", vocabulary.places() * DIMS, &HIDDEN, DIMS),
             across: Mlp::linear("ocpm.across", DIMS, 3 * DIMS),
             mlp2: Mlp::hidden("ocpm.mlp2", fields * DIMS, &MLP2),
             attend: Mlp::to_output("ocpm.attend", 4 * PAGE, &HEAD, 1),
@@ -71,14 +72,14 @@ impl Net {
 
     /// u of the pages and of their histories' pages (Eq. 6 to Eq. 10), `[N + H, PAGE]`; without TAU the pages alone.
     fn pages(&self, graph: &Graph, batch: &Batch) -> Result<Tensor> {
-        let count = batch.len() + if self.parts.interest { batch.history_len() } else { 0 };
+        let (places, count) = (batch.places(), batch.len() + if self.parts.interest { batch.history_len() } else { 0 });
         let fields = (0..self.fields).map(|field| {
             let items = batch.field(graph, field, self.parts.interest)?;
             if !self.parts.attention {
-                return items.reshape((count, PLACES, DIMS))?.mean(1);
+                return items.reshape((count, places, DIMS))?.mean(1);
             }
-            let attended = self_attention(&self.within[field].apply(graph, &items)?, PLACES, false)?;
-            attended.reshape((count, PLACES * DIMS))
+            let attended = self_attention(&self.within[field].apply(graph, &items)?, places, false)?;
+            attended.reshape((count, places * DIMS))
         });
         let fields: Vec<Tensor> = fields.collect::<Result<_>>()?;
         if !self.parts.attention {
@@ -110,7 +111,7 @@ impl super::Net for Net {
         } else {
             pages
         };
-        let pages = super::repeat_rows(&pages, PLACES)?;
+        let pages = super::repeat_rows(&pages, batch.places())?;
         let items = batch.items(graph, self.parts.place)?;
         self.mlp3.apply(graph, &Tensor::cat(&[&pages, &items, &batch.point()?], 1)?)
     }

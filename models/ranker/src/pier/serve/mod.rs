@@ -1,0 +1,37 @@
+//! OCPM and FPSM for serving: the arithmetic of the models in `nets`, without tensors, for one slate at a time.
+//!
+//! A [`Kernel`] holds packed weights. A [`History`] is what they make of a shopper's clicked pages: whoever asks keeps it, as it is good for
+//! every slate of that shopper. A [`Scratch`] takes the numbers of one thread; with one that has seen a slate of that size, scoring allocates
+//! nothing. All orders of a slate are scored with exact sharing: what two orders have in common is worked out once (`attention.rs` says how).
+//!
+//! Log-odds and probabilities are those of the candle model to 10⁻⁵; a test holds them together, over random weights and slates of both sizes
+//! of the paper.
+
+mod attention;
+mod file;
+mod kernel;
+mod lanes;
+mod request;
+mod reranker;
+mod score;
+mod select;
+
+pub use file::{read, write};
+pub use kernel::Kernel;
+pub use request::{ClickedPage, History, Orders, Slate};
+pub use reranker::{Arranged, Reranker};
+pub use score::{Prepared, Scores, Scratch};
+pub use select::{Interest, Selector};
+
+/// Most items of a slate.
+pub const ITEMS_MAX: usize = 64;
+/// Most orders that are listed.
+pub const ORDERS_MAX: usize = 100_000;
+/// Most fields of an item.
+pub const FIELDS_MAX: usize = 32;
+/// Point-wise log-odds beyond these are a mistake: they would mean that nobody knows of a click since there are shops.
+pub const POINT_MAX: f32 = 100.0;
+/// Most that a click can be worth, in whatever it is counted.
+pub const WORTH_MAX: f32 = 1e6;
+/// A weight beyond this is a mistake.
+pub const WEIGHT_MAX: f32 = 1e4;
