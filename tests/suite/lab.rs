@@ -4,7 +4,7 @@ use std::fs;
 
 use endcap_tests::Run;
 
-use crate::program::PROGRAM;
+use crate::program::{PROGRAM, place};
 
 #[test]
 fn linucb_writes_its_tables_and_figures_and_says_what_they_come_to() {
@@ -110,4 +110,20 @@ fn pier_quick_writes_its_tables_keeps_its_safe_promises_and_does_nothing_twice()
     let other = ["lab", "pier", "--out", out.to_str().expect("a plain path")];
     let refused = program.plain(&other).expect("a run with other settings");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("results of other settings"), "{refused:?}");
+}
+
+#[test]
+fn the_loop_writes_what_every_policy_and_every_way_to_arrange_came_to() {
+    let place = place();
+    let out = place.dir.path().join("loop");
+    let args =
+        ["--seeds", "2", "--households", "3", "--rounds", "10", "--logged", "14", "--out", out.to_str().expect("a plain path")];
+    let said = place.program().succeed(&["lab", "loop"], &[&args[..], &["--models", &place.models]].concat()).expect("a run");
+    for label in ["| frozen |", "| learning |", "| learning, no exploration |", "| ranker's order |", "| all orders, OCPM |"] {
+        assert!(said.contains(label), "{label} is not in {said}");
+    }
+    let rows = |name: &str| fs::read_to_string(out.join(name)).expect(name).lines().count();
+    assert_eq!((rows("loop.csv"), rows("ways.csv")), (1 + 3 * 2 * 10, 1 + 5 * 2));
+    assert!(fs::read_to_string(out.join("loop.svg")).expect("a figure").starts_with("<svg"));
+    assert!(said.starts_with("# The closed loop") && out.join("loop.md").exists(), "{said}");
 }

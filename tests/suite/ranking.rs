@@ -11,7 +11,7 @@ use endcap::{
 };
 use endcap_market::{DEMO_SEED, Expected, Market};
 use endcap_ranking::{
-    Checks, Ground, Preparer, Ranking, RankingConfig, Request, Storefront, feedback,
+    ARRANGED, Checks, Ground, Preparer, Ranking, RankingConfig, Request, Row, Storefront, feedback,
     slate::{Key, Slate},
 };
 use endcap_runtime::{Embedded, EmbeddedConfig, ManualClock, Stamp, Store, Write};
@@ -146,7 +146,7 @@ fn history(user: &UserKey, diets: &[Diet], dislikes: &[&str], favourite: &str, b
 }
 
 fn ask(ranking: &Ranking, user: &UserKey, id: &str) -> Storefront {
-    ranking.storefront(&Request { user: user.clone(), id: id.to_owned() }).expect("a storefront")
+    ranking.storefront(&Request { user: user.clone(), id: id.to_owned(), rerank: None }).expect("a storefront")
 }
 
 fn ids(storefront: &Storefront, row: usize) -> Vec<&str> {
@@ -294,15 +294,35 @@ fn a_re_ranking_changes_the_order_and_nothing_else_and_one_that_is_none_is_left_
     let config = RankingConfig { shuffled: 0.0, ..RankingConfig::default() };
     let (plain, _) = place.service(config.clone(), Known::new());
     let plain = ask(&plain, &ada, "one");
-    let (reversed, _) =
-        place.service_with(config.clone(), Known::new(), Some(Box::new(|offers| Some((0..offers.len()).rev().collect()))));
-    let reversed = ask(&reversed, &ada, "one");
-    let mut back = ids(&reversed, 0);
-    back.reverse();
-    assert_eq!((reversed.reranked, back), (true, ids(&plain, 0)));
-    for wrong in [vec![0; 8], vec![0, 1], (1..9).collect()] {
+    let reverse: fn(&Row<'_>) -> Option<Vec<usize>> = |row| Some((0..row.products.len()).rev().collect());
+    let (reversed, _) = place.service_with(config.clone(), Known::new(), Some(Box::new(reverse)));
+    let front = ask(&reversed, &ada, "one");
+    let (mut first, rest) = (ids(&front, 0), ids(&plain, 0)[ARRANGED..].to_vec());
+    assert_eq!(first.split_off(ARRANGED), rest, "only what is in sight first is arranged");
+    first.reverse();
+    assert_eq!((front.reranked, front.placements[0].reranked, first), (true, true, ids(&plain, 0)[..ARRANGED].to_vec()));
+    let slate = Slate::read(&front.placements[0].slate, reversed.key()).unwrap();
+    assert_eq!(slate.offers[0].product, ids(&front, 0)[0], "what is told of is what was shown");
+    let none = Request { user: ada.clone(), id: "one".to_owned(), rerank: Some(0) };
+    assert_eq!(reversed.storefront(&none).unwrap().placements, plain.placements, "whoever asks may do without");
+    for wrong in [vec![0; ARRANGED], vec![0, 1], (1..=ARRANGED).collect()] {
         let (ranking, _) = place.service_with(config.clone(), Known::new(), Some(Box::new(move |_| Some(wrong.clone()))));
         assert_eq!(ask(&ranking, &ada, "one").placements, plain.placements);
+    }
+}
+
+#[test]
+fn the_first_rows_are_arranged_and_others_where_they_are_asked_for() {
+    let place = place();
+    let ada = UserKey::of("ada");
+    place.put(&ada, place.leaves().iter().take(7).map(|leaf| place.placement(&leaf.name, 8)).collect());
+    let config = RankingConfig { shuffled: 0.0, ..RankingConfig::default() };
+    let same: fn(&Row<'_>) -> Option<Vec<usize>> = |row| Some((0..row.products.len()).collect());
+    let (ranking, _) = place.service_with(config, Known::new(), Some(Box::new(same)));
+    for (rerank, expected) in [(None, 4), (Some(0), 0), (Some(6), 6), (Some(50), 7)] {
+        let front = ranking.storefront(&Request { user: ada.clone(), id: "one".to_owned(), rerank }).unwrap();
+        let arranged: Vec<bool> = front.placements.iter().map(|placement| placement.reranked).collect();
+        assert_eq!(arranged, (0..7).map(|row| row < expected).collect::<Vec<_>>(), "{rerank:?}");
     }
 }
 
@@ -348,13 +368,14 @@ fn shoppers_are_pleased_more_by_a_policy_that_learns_than_by_a_frozen_one() {
     let (judge, threshold) = fleet.judge.unwrap();
     let models = Models { encoder: fleet.encoder, judge, threshold };
     let world = World::new(MARKET.2.clone(), MARKET.1.clone(), SEED, 30, dir.path().to_owned()).unwrap();
-    let [frozen, learning, greedy] = Arm::ALL.map(|arm| run(&world, arm, 40, &models).unwrap());
+    let usual = RankingConfig::default();
+    let [frozen, learning, greedy] = Arm::ALL.map(|arm| run(&world, arm, &usual, 40, &models).unwrap());
     let [before, after, greedy] = [&frozen, &learning, &greedy].map(|rounds| end_of(rounds));
     println!("clicks of a visit: frozen {before:.3}, learning {after:.3}, without exploration {greedy:.3}");
     let drift = (frozen[39].clicks / frozen[0].clicks - 1.0).abs();
     assert!(drift < 0.01, "seed {SEED}: whoever learns nothing shows the same, but for ties: {drift}");
     assert!(after > 1.02 * before && greedy > before, "seed {SEED}: {before}, {after}, {greedy}");
-    let shop = world.shop("Learning", Arm::Greedy.config(), &models, None).unwrap();
+    let shop = world.shop(world.policies(Arm::Learning).unwrap(), Arm::Greedy.config(&usual), &models, None).unwrap();
     let known = shop.worth("again").unwrap().clicks;
     assert!(known > 1.02 * before, "seed {SEED}: another process serves the same policy: {known}");
 }

@@ -92,6 +92,10 @@ fn what_cannot_be_feedback_or_a_request_is_refused_with_the_reason() {
     }
     let (status, answer) = up.get("/v1/storefronts/%00").unwrap();
     assert!(status == 400 && answer["error"].as_str().unwrap().contains("cannot be a shopper's id"), "{answer}");
+    for wish in ["51", "-1", "x", ""] {
+        let (status, answer) = up.get(&format!("/v1/storefronts/ada?rerank={wish}")).unwrap();
+        assert!(status == 400 && answer["error"].as_str().unwrap().contains("`rerank` must be"), "{wish}: {answer}");
+    }
     let listed = place.program().succeed(&["dlq", "ls"], &[]).unwrap();
     assert_eq!(listed, "", "nothing of it is kept");
 }

@@ -615,6 +615,9 @@ pub struct TrainArgs {
     /// Values inside the decoder's feed-forward block, where it begins afresh.
     #[arg(long, default_value_t = 768)]
     pub inner: usize,
+    /// Where the data lies: the demo market of the re-ranking model is there, or made there.
+    #[command(flatten)]
+    pub data: DataArgs,
 }
 
 /// What can be trained.
@@ -630,6 +633,8 @@ pub enum Trainable {
     Themes,
     /// The decoder's adapter for keywords.
     Keywords,
+    /// What arranges rows as a whole: trained on simulated shoppers of the demo market, which has a truth.
+    Reranker,
 }
 
 impl Trainable {
@@ -641,6 +646,7 @@ impl Trainable {
             Trainable::Decoder => "decoder",
             Trainable::Themes => "themes",
             Trainable::Keywords => "keywords",
+            Trainable::Reranker => "reranker",
         }
     }
 }

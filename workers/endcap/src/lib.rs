@@ -34,6 +34,7 @@ mod printable;
 pub mod progress;
 pub mod replay;
 pub mod report;
+pub mod reranker;
 pub mod rollback;
 pub mod running;
 pub mod schooling;
@@ -118,7 +119,7 @@ fn run(cli: &Cli) -> Result<()> {
             let market = args.market.iter().map(|market| ("market", market.clone()));
             explain::command(args, &config(args.data.flags().into_iter().chain(market).collect())?)
         }
-        Command::Train(args) => train::train(args, &config(models(&args.from))?),
+        Command::Train(args) => train::train(args, &config([args.data.flags(), models(&args.from)].concat())?),
         Command::Eval(args) => {
             let config = config([args.data.flags(), models(&args.models)].concat())?;
             eval::demo(&config, args.households, args.report.as_deref())

@@ -211,6 +211,16 @@ pub fn directory(config: &Config, laid_out: &Path) -> Result<PathBuf> {
     config.models.clone().map_or_else(|| lay_out(BUILT_IN, laid_out), Ok)
 }
 
+/// The folder of the re-ranking model: in the models' directory that `config` names, else beside those that were trained for the market, else among
+/// the binary's own, which are laid out below `laid_out` by then.
+///
+/// # Errors
+/// When the binary's own are wanted and there are none.
+pub fn reranker(config: &Config, laid_out: &Path) -> Result<PathBuf> {
+    let whole = config.models.clone().or_else(|| config.market.as_deref().map(grounds::trained_in));
+    Ok(whole.map_or_else(|| own_folder().map(|own| laid_out.join(own)), Ok)?.join("reranker"))
+}
+
 /// The folder that `files` are laid out in: named by their contents.
 ///
 /// # Errors

@@ -1,6 +1,8 @@
 //! Storefronts in a process: the ranking service, what completes its pools, and what takes up new policies, wired to the sides and the market.
 
 use std::{
+    fs, io,
+    path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -9,7 +11,9 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use endcap_context::{ContextConfig, FoldState};
 use endcap_inference::{Embed, Embedding, Handle, Model, Pair, Relevance};
-use endcap_ranking::{Checks, Ground as RankingGround, History, Ranking, RankingConfig, feedback::FeedbackTaken, slate::Key};
+use endcap_ranking::{
+    Checks, Ground as RankingGround, History, Pier, Ranking, RankingConfig, Rerank, feedback::FeedbackTaken, slate::Key,
+};
 use endcap_runtime::{Headers, Outgoing, Shutdown, Store, StoreError};
 use endcap_schemas::{Feedback, topics::Topic, wire};
 
@@ -17,6 +21,7 @@ use crate::{
     config::Config,
     desk::Desk,
     path::{Ground, PathConfig},
+    reranker,
 };
 
 /// How often a newer policy is looked for.
@@ -44,7 +49,8 @@ where
 }
 
 impl Service {
-    /// Starts the service; it ends with the shutdown of `ground`. Nominations are held to what `path` holds pages to.
+    /// Starts the service; it ends with the shutdown of `ground`. Nominations are held to what `path` holds pages to, and rows are arranged by `rerank`,
+    /// where there is something that does.
     ///
     /// # Errors
     /// When there is no thread to be had.
@@ -54,6 +60,7 @@ impl Service {
         path: &PathConfig,
         ground: &Ground,
         models: Models<E, X>,
+        rerank: Option<Rerank>,
     ) -> Result<Self>
     where
         E: Model<Request = Embed, Answer = Embedding>,
@@ -69,7 +76,7 @@ impl Service {
             history: history(ground.sides.store.clone(), ground.generation, path.context.clone()),
             clock: ground.clocks.wall.clone(),
             key: Key::of(config.token.as_ref().map(|token| token.secret())),
-            rerank: None,
+            rerank,
         };
         let (ranking, preparer) = Ranking::new(of, models.encoder, models.judge);
         let ranking = Arc::new(ranking);
@@ -93,6 +100,31 @@ impl Service {
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     thread::Builder::new().name(name.to_owned()).spawn(work).with_context(|| format!("cannot start the thread of {name}"))
+}
+
+/// What arranges rows as a whole: the model whose weights lie in `folder`. Where there is none, or none that can be used, rows stay in the ranker's
+/// order: that is no reason not to serve.
+pub fn reranker(folder: &Path) -> Option<Rerank> {
+    let path = folder.join(reranker::WEIGHTS);
+    let told = path.display().to_string();
+    match fs::read(&path).map(|bytes| Pier::read(&bytes)) {
+        Ok(Ok(pier)) => {
+            tracing::info!(version = pier.version(), "rows are arranged as a whole");
+            Some(pier.into_rerank())
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(weights = told, %error, "rows stay in the ranker's order: the re-ranking model cannot be used");
+            None
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            tracing::info!(weights = told, "rows stay in the ranker's order: there is no re-ranking model");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(weights = told, %error, "rows stay in the ranker's order: the re-ranking model cannot be read");
+            None
+        }
+    }
 }
 
 /// Takes up newer policies until `shutdown`. While the store does not answer, the last one serves.

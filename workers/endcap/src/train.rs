@@ -18,11 +18,11 @@ use endcap_training::{
 use crate::{
     cli::{TrainArgs, Trainable},
     config::Config,
-    grounds, models, places, schooling,
+    grounds, models, places, reranker, schooling,
 };
 
 /// Where the demo models lie.
-const DEMO: &str = "models/demo";
+pub const DEMO: &str = "models/demo";
 /// Size of an adapter.
 const LORA: LoraShape = LoraShape { rank: 8, alpha: 16.0 };
 /// How far a term's vector is led from the teacher's towards its category's name.
@@ -46,6 +46,9 @@ const ADAPTER_RATE: f32 = 1.5e-3;
 /// # Errors
 /// When files cannot be read or written, or training fails.
 pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
+    if args.what == Some(Trainable::Reranker) {
+        return reranker::train(args, config);
+    }
     let goes_on = args.market.is_some() || matches!(args.what, Some(Trainable::CrossEncoder | Trainable::Decoder));
     if args.from.is_some() && !goes_on {
         bail!("without --market only the cross-encoder and the decoder go on from finished models: leave --from out");
@@ -160,6 +163,7 @@ impl School {
                 let run = AdapterRun { settings, task, encoder: folder("encoder"), decoder: folder("decoder"), lora: LORA };
                 train_adapter(&run, source, tokenizer, around)?
             }
+            Trainable::Reranker => unreachable!("the re-ranking model has a training of its own"),
         };
         Ok(())
     }

@@ -35,7 +35,7 @@ use crate::{
     logging::Anonymiser,
     monitor::{Monitor, OwnMonitor, Stages},
     path::{Ended, Fleet, Ground, Path, StageName},
-    places::Places,
+    places::{self, Places},
     progress,
     report::{self, Began},
     running::{Event, Feeder, Running, Show, listen_to_signals, read_on_demand, watch_generations},
@@ -156,7 +156,8 @@ where
     let service = match (role.serves(), &fleet.judge) {
         (true, Some((judge, threshold))) => {
             let models = serve::Models { encoder: fleet.encoder.clone(), judge: judge.clone(), threshold: *threshold };
-            Some(Service::start(&config, &ranking, &plan.path, &ground, models)?)
+            let rerank = serve::reranker(&places::reranker(&config, &data.models())?);
+            Some(Service::start(&config, &ranking, &plan.path, &ground, models, rerank)?)
         }
         _ => None,
     };

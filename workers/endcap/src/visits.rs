@@ -41,7 +41,7 @@ impl Visitors {
     /// The `n`-th visit: of whom, and what is done, follows from it and the seed.
     fn visit(&self, desk: &Desk, ranking: &Ranking, id: &str, n: u64) -> Result<()> {
         let household = self.market.household(self.seed, endcap_market::fnv1a([self.seed, n]) % u64::from(self.shoppers.max(1)));
-        let request = Request { user: household.user.clone(), id: id.to_owned() };
+        let request = Request { user: household.user.clone(), id: id.to_owned(), rerank: None };
         let storefront = ranking.storefront(&request).context("cannot show a storefront")?;
         let rows = rows(&storefront, &self.market);
         let deeds = self.market.visit(&household, &rows, n);

@@ -22,7 +22,7 @@ pub struct Storefront {
     pub generation: Option<i32>,
     /// Version of the policy that ranked it; 0 for the one that has learnt nothing.
     pub policy: i64,
-    /// Whether the slates were re-ranked as a whole. No model does so yet: they are in the ranker's order.
+    /// Whether any placement was arranged as a whole; else all are in the ranker's order.
     pub reranked: bool,
     /// Whether the slates of this request were shuffled, to learn what the policy would not show.
     pub shuffled: bool,
@@ -43,6 +43,8 @@ pub struct StorefrontPlacement {
     pub keywords: Vec<StorefrontKeyword>,
     /// The expected reward of what is in sight first: what placements are ordered by.
     pub expected: f64,
+    /// Whether its products in sight first are in the order of the model of whole rows; else all are in the ranker's.
+    pub reranked: bool,
     /// What feedback is sent back with.
     pub slate: String,
     /// Of a shuffled slate, the odds that a given product stands at a given place.

@@ -16,6 +16,8 @@ pub struct RankingConfig {
     pub products_min: usize,
     /// Placements of a storefront.
     pub placements_max: usize,
+    /// Placements, from the first on, whose products in sight first are arranged as a whole.
+    pub reranked_max: usize,
     /// Products that each nominator brings in for a placement.
     pub nominations_max: usize,
     /// Products that nominators choose from, per placement.
@@ -48,6 +50,7 @@ impl Default for RankingConfig {
             products_max: 20,
             products_min: 4,
             placements_max: 12,
+            reranked_max: 4,
             nominations_max: 10,
             pool_max: 80,
             per_keyword_max: 30,
@@ -72,6 +75,7 @@ impl RankingConfig {
             outside("products_max", self.products_max, 1..=Feedback::SHOWN_MAX),
             outside("products_min", self.products_min, 1..=self.products_max.max(1)),
             outside("placements_max", self.placements_max, 1..=50),
+            outside("reranked_max", self.reranked_max, 0..=50),
             outside("nominations_max", self.nominations_max, 1..=nominated_max),
             outside("pool_max", self.pool_max, self.products_max..=1_000),
             outside("per_keyword_max", self.per_keyword_max, 1..=500),

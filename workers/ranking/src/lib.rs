@@ -2,12 +2,14 @@
 //! shoppers do with them.
 //!
 //! [`Ranking::storefront`] serves: page and history are read, every placement's pool is at hand (`pool`, completed by [`Preparer`] beside the
-//! requests), nominators choose and the ranker orders (`rank`, over the features of [`features`]), and each slate goes out sealed ([`slate`]), so
+//! requests), nominators choose and the ranker orders (`rank`, over the features of [`features`]), the first rows are arranged as a whole ([`Rerank`], by [`Pier`]),
+//! and each slate goes out sealed ([`slate`]), so
 //! that whoever hears of it needs no memory of it. [`feedback::read`] takes it back in, [`Learner`] learns from it and keeps policies by
 //! version, and [`Ranking::refresh`] takes them up while requests go on.
 
 mod answer;
 mod cold;
+mod compose;
 mod config;
 pub mod features;
 pub mod feedback;
@@ -15,9 +17,11 @@ mod kept;
 mod learner;
 mod ledger;
 pub mod metric;
+mod pier;
 mod pool;
 mod prepare;
 mod rank;
+mod rerank;
 mod serving;
 mod shopper;
 pub mod slate;
@@ -28,8 +32,10 @@ pub use cold::merchandised;
 pub use config::RankingConfig;
 pub use kept::read as read_policy;
 pub use learner::Learner;
+pub use pier::{Pier, RowInput, vocabulary};
 pub use prepare::{Checks, Preparer};
-pub use storefront::{Ground, History, Ranking, RankingError, Request, Rerank, Turn};
+pub use rerank::{ARRANGED, Rerank, Row, Seen};
+pub use storefront::{Ground, History, Ranking, RankingError, Request, Turn};
 
 /// The service's description for programs (OpenAPI 3.1, JSON).
 pub const OPENAPI: &str = include_str!("../openapi.json");

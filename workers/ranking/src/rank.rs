@@ -11,11 +11,9 @@ use crate::{
     RankingConfig,
     features::{Nominator, TRAITS, Traits, at},
     pool::{Candidate, Pool},
+    rerank::ARRANGED,
     shopper::Shopper,
 };
-
-/// Products of a slate that a placement is judged by: those that are in sight first.
-const IN_SIGHT: usize = 5;
 
 /// What was nominated for a placement, with what the policy sees of it.
 pub(crate) struct Nominated<'a> {
@@ -41,7 +39,7 @@ pub(crate) struct Ranked {
 impl Ranked {
     /// What the placement is expected to bring: the mean expected reward of what is in sight first.
     pub(crate) fn expected(&self) -> f64 {
-        let in_sight = self.placed.len().min(IN_SIGHT);
+        let in_sight = self.placed.len().min(ARRANGED);
         self.placed.iter().take(in_sight).map(|(_, score)| score.mean).sum::<f64>() / in_sight.max(1) as f64
     }
 }

@@ -59,6 +59,11 @@ impl Shopper {
         self.filter.diets
     }
 
+    /// What the household spends.
+    pub(crate) fn budget(&self) -> Budget {
+        self.budget
+    }
+
     /// Whether there is a history.
     pub(crate) fn is_known(&self) -> bool {
         !self.shelves.is_empty() || !self.bought.is_empty()

@@ -6,30 +6,26 @@ use std::sync::{
 };
 
 use endcap_inference::{Embed, Embedding, Handle, Model, ModelError, Pair, Relevance};
-use endcap_ranker::{RankerError, linucb::Score};
+use endcap_ranker::RankerError;
 use endcap_retrieval::{Market, MarketError, PerVersion, Snapshot};
 use endcap_runtime::{Clock, Policies, Store, StoreError};
-use endcap_schemas::{ContextChanged, Keyword, Page, PagePublished, Placement, Season, UserKey, wire};
+use endcap_schemas::{ContextChanged, Page, PagePublished, Placement, Season, UserKey, wire};
 use thiserror::Error;
 
 use crate::{
-    Checks, Preparer, RankingConfig, Storefront, StorefrontKeyword, StorefrontPlacement, StorefrontProduct, cold,
-    features::Nominator,
+    Checks, Preparer, RankingConfig, Rerank, Storefront, cold,
+    compose::Composer,
     metric::{self, Parts},
     pool::{Pool, Pools, Wanted, key_of},
     prepare::{Door, door},
     rank::{self, Nominated, Ranked},
-    serving::{Served, Serving},
+    serving::Serving,
     shopper::Shopper,
-    slate::{Key, Offered, Slate},
+    slate::Key,
 };
 
 /// What is known of a shopper beyond the page, read anew for each request; `None` for whoever has no history.
 pub type History = Box<dyn Fn(&UserKey) -> Result<Option<ContextChanged>, StoreError> + Send + Sync>;
-
-/// Re-ranks the offers of a slate, which come in the ranker's order, each with its traits: answers the places in the order in which they are to
-/// be shown, or `None` to leave them. The border at which a model of whole slates comes in.
-pub type Rerank = Box<dyn Fn(&[Offered]) -> Option<Vec<usize>> + Send + Sync>;
 
 /// Why there is no storefront.
 #[derive(Debug, Error)]
@@ -61,6 +57,8 @@ pub struct Request {
     pub user: UserKey,
     /// Its id, unlike that of any other request; chances follow from it, and the slates' ids.
     pub id: String,
+    /// Placements, from the first on, that are to be arranged as a whole; `None` for as many as the settings say.
+    pub rerank: Option<usize>,
 }
 
 /// What the service is made of.
@@ -81,7 +79,7 @@ pub struct Ground {
     pub clock: Arc<dyn Clock>,
     /// What slates are sealed with.
     pub key: Key,
-    /// What re-ranks slates, where something does.
+    /// What arranges rows as a whole, where something does.
     pub rerank: Option<Rerank>,
 }
 
@@ -106,16 +104,17 @@ impl Drop for Turn {
 }
 
 /// A page that is to be shown.
-struct Shown {
-    page: Arc<Page>,
-    published: Option<(i64, i32)>,
+pub(crate) struct Shown {
+    pub(crate) page: Arc<Page>,
+    /// Context time, ms, and generation; none of the default page.
+    pub(crate) published: Option<(i64, i32)>,
 }
 
 /// A placement on its way.
-struct Carousel<'a> {
-    placement: &'a Placement,
-    nominated: Nominated<'a>,
-    ranked: Ranked,
+pub(crate) struct Carousel<'a> {
+    pub(crate) placement: &'a Placement,
+    pub(crate) nominated: Nominated<'a>,
+    pub(crate) ranked: Ranked,
 }
 
 impl Ranking {
@@ -176,30 +175,30 @@ impl Ranking {
         let (shown, history) = self.read(&request.user, &market)?;
         let shopper = Shopper::of(history.as_ref(), shown.page.diets, &market, self.ground.clock.now_ms());
         parts.read = clock.monotonic().saturating_sub(start);
-        let pools = self.pools(&shown.page, &market, &mut parts)?;
-        let carousels = self.carousels(request, &shown.page, &pools, &shopper, &served, &mut parts)?;
-        let mut storefront = self.answer(request, &shown, &shopper, &served, carousels, &mut parts);
+        let composer =
+            Composer { ground: &self.ground, request, served: &served, shopper: &shopper, now_ms: self.ground.clock.now_ms() };
+        let mut storefront = self.ranked(&composer, &shown, &market, &mut parts)?;
         if storefront.placements.is_empty() && !storefront.is_default {
             // Nothing of the page is left that may be shown: what everybody sees is better than nothing.
-            storefront = self.default_storefront(request, &shopper, &served, &market, &mut parts)?;
+            let shown = Shown { page: self.cold(&market)?, published: None };
+            storefront = self.ranked(&composer, &shown, &market, &mut parts)?;
         }
         parts.whole = clock.monotonic().saturating_sub(start);
         metric::served(if storefront.is_default { "default" } else { "page" }, &parts);
         Ok(storefront)
     }
 
-    fn default_storefront(
+    /// A page, ranked for the request of `composer`.
+    fn ranked(
         &self,
-        request: &Request,
-        shopper: &Shopper,
-        served: &Served,
+        composer: &Composer<'_>,
+        shown: &Shown,
         market: &Snapshot,
         parts: &mut Parts,
     ) -> Result<Storefront, RankingError> {
-        let shown = Shown { page: self.cold(market)?, published: None };
         let pools = self.pools(&shown.page, market, parts)?;
-        let carousels = self.carousels(request, &shown.page, &pools, shopper, served, parts)?;
-        Ok(self.answer(request, &shown, shopper, served, carousels, parts))
+        let carousels = self.carousels(composer, &shown.page, &pools, parts)?;
+        Ok(composer.storefront(shown, carousels, parts))
     }
 
     /// The shopper's page, in one read of the store, or the default one; and what else is known.
@@ -259,18 +258,16 @@ impl Ranking {
     /// Nominates and ranks; placements with too few products are left out, and the most promising comes first.
     fn carousels<'a>(
         &self,
-        request: &Request,
+        composer: &Composer<'_>,
         page: &'a Page,
         pools: &'a [Arc<Pool>],
-        shopper: &Shopper,
-        served: &Served,
         parts: &mut Parts,
     ) -> Result<Vec<Carousel<'a>>, RankingError> {
-        let (config, clock, policy) = (&self.ground.config, &*self.ground.clock, &served.policy);
-        let (ties, mut carousels) = (seed_of(&request.id), Vec::with_capacity(pools.len()));
+        let (config, clock, policy) = (&self.ground.config, &*self.ground.clock, &composer.served.policy);
+        let (ties, mut carousels) = (seed_of(&composer.request.id), Vec::with_capacity(pools.len()));
         for (place, (placement, pool)) in page.placements.iter().zip(pools).enumerate() {
             let start = clock.monotonic();
-            let nominated = rank::nominate(policy, pool, shopper, (place, placement), config, ties)?;
+            let nominated = rank::nominate(policy, pool, composer.shopper, (place, placement), config, ties)?;
             let ranking = clock.monotonic();
             let ranked = rank::rank(policy, &nominated, config, ties)?;
             parts.nominate += ranking.saturating_sub(start);
@@ -283,138 +280,10 @@ impl Ranking {
         carousels.sort_by(|a, b| b.ranked.expected().total_cmp(&a.ranked.expected()));
         Ok(carousels)
     }
-
-    fn answer(
-        &self,
-        request: &Request,
-        shown: &Shown,
-        shopper: &Shopper,
-        served: &Served,
-        carousels: Vec<Carousel<'_>>,
-        parts: &mut Parts,
-    ) -> Storefront {
-        let (now_ms, mut reranked) = (self.ground.clock.now_ms(), false);
-        let shuffled = carousels.iter().any(|carousel| carousel.ranked.shuffled);
-        let placements = (0_u64..)
-            .zip(carousels)
-            .map(|(number, carousel)| {
-                let id = slate_id(&request.id, number);
-                let (placement, is_reranked) = self.placement(carousel, id, now_ms, served.version, parts);
-                reranked |= is_reranked;
-                placement
-            })
-            .collect();
-        Storefront {
-            user: short(&request.user),
-            request: request.id.clone(),
-            persona: shown.page.persona.clone(),
-            is_default: shown.published.is_none(),
-            diets: shopper.diets().iter().map(endcap_schemas::Diet::words).collect(),
-            context_ms: shown.published.map(|(context_ms, _)| context_ms),
-            generation: shown.published.map(|(_, generation)| generation),
-            policy: served.version,
-            reranked,
-            shuffled,
-            placements,
-        }
-    }
-
-    /// A placement as it is shown, and whether it was re-ranked. A shuffled one never is: its odds would be others then.
-    fn placement(
-        &self,
-        carousel: Carousel<'_>,
-        id: [u8; 16],
-        served_ms: i64,
-        policy: i64,
-        parts: &mut Parts,
-    ) -> (StorefrontPlacement, bool) {
-        let Carousel { placement, nominated, ranked } = carousel;
-        let expected = ranked.expected();
-        let Ranked { mut placed, shuffled } = ranked;
-        let start = self.ground.clock.monotonic();
-        let reranked = !shuffled && self.rerank(&nominated, &mut placed);
-        parts.rerank += self.ground.clock.monotonic().saturating_sub(start);
-        let shown = placed.len();
-        let is_shown: Vec<bool> = {
-            let mut is_shown = vec![false; nominated.offers.len()];
-            placed.iter().for_each(|(at, _)| is_shown[*at] = true);
-            is_shown
-        };
-        let others = (0..nominated.offers.len()).filter(|at| !is_shown[*at]);
-        let order = placed.iter().map(|(at, _)| *at).chain(others);
-        let offers = order.enumerate().map(|(place, at)| nominated.offered(at, place < shown)).collect();
-        let slate = Slate { id, served_ms, policy, shuffled, shown, offers };
-        let keyword =
-            |Keyword { text, descriptor, .. }: &Keyword| StorefrontKeyword { text: text.clone(), descriptor: *descriptor };
-        let placement = StorefrontPlacement {
-            title: placement.theme.title.clone(),
-            intent: placement.theme.intent.clone(),
-            origin: placement.theme.origin,
-            keywords: placement.keywords.iter().map(keyword).collect(),
-            expected,
-            slate: slate.write(&self.ground.key),
-            propensity: slate.propensity(),
-            products: placed.iter().map(|(at, score)| nominated.product(*at, score)).collect(),
-        };
-        (placement, reranked)
-    }
-
-    /// Puts `placed` into the order of whatever re-ranks; says whether it did. What is no order of all places changes nothing.
-    fn rerank(&self, nominated: &Nominated<'_>, placed: &mut Vec<(usize, Score)>) -> bool {
-        let Some(rerank) = &self.ground.rerank else { return false };
-        let offered: Vec<Offered> = placed.iter().map(|(at, _)| nominated.offered(*at, true)).collect();
-        let Some(order) = rerank(&offered) else { return false };
-        let mut sorted = order.clone();
-        sorted.sort_unstable();
-        if sorted != (0..placed.len()).collect::<Vec<_>>() {
-            tracing::warn!(places = placed.len(), "a re-ranking is no order of the slate and is left out");
-            return false;
-        }
-        *placed = order.into_iter().map(|place| placed[place]).collect();
-        true
-    }
-}
-
-impl Nominated<'_> {
-    fn offered(&self, at: usize, is_shown: bool) -> Offered {
-        let offer = &self.offers[at];
-        let product = if is_shown { offer.candidate.item.product.id.clone() } else { String::new() };
-        Offered { product, traits: offer.traits, nominators: offer.nominators }
-    }
-
-    fn product(&self, at: usize, score: &Score) -> StorefrontProduct {
-        let offer = &self.offers[at];
-        let product = &offer.candidate.item.product;
-        StorefrontProduct {
-            id: product.id.clone(),
-            name: product.name.clone(),
-            brand: product.brand.clone(),
-            size: product.size.clone(),
-            price_cents: product.price_cents,
-            category: product.category().to_owned(),
-            department: product.category_path.first().cloned().unwrap_or_default(),
-            relevance: offer.candidate.relevance,
-            score: score.mean,
-            bonus: score.bonus,
-            nominators: Nominator::of_mask(offer.nominators).map(Nominator::name).collect(),
-        }
-    }
-}
-
-/// `user` of the default tenant, else `tenant/user`.
-fn short(user: &UserKey) -> String {
-    if user.tenant == UserKey::DEFAULT_TENANT && !user.user.contains('/') { user.user.clone() } else { user.to_string() }
 }
 
 /// What a request's chances follow from.
 fn seed_of(request: &str) -> u64 {
     let hash = blake3::hash(request.as_bytes());
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
-}
-
-/// The id of a request's slate of this number.
-fn slate_id(request: &str, number: u64) -> [u8; 16] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(request.as_bytes()).update(&[0]).update(&number.to_le_bytes());
-    hasher.finalize().as_bytes()[..16].try_into().expect("a hash has 32 bytes")
 }

@@ -17,8 +17,9 @@ mod parallel;
 mod pier;
 mod plot;
 
-use parallel::in_parallel;
 pub use pier::PierArgs;
+
+use parallel::in_parallel;
 
 use crate::{cli::Flags, config::Config};
 
@@ -60,11 +61,11 @@ pub fn run(command: &LabCommand, config: impl Fn(Flags) -> Result<Config>) -> Re
             config(Flags::new())?; // logs as it says
             linucb::linucb(args)
         }
-        LabCommand::Loop(args) => closed::closed(args, &config(args.flags())?),
         LabCommand::Pier(args) => {
             config(Flags::new())?;
             pier::pier(args)
         }
+        LabCommand::Loop(args) => closed::closed(args, &config(args.flags())?),
     }
 }
 

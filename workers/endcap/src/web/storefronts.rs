@@ -3,7 +3,7 @@
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Path, State},
+    extract::{Path, Query, State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -14,6 +14,7 @@ use endcap_ranking::{
     metric,
 };
 use rand::{TryRng, rngs::SysRng};
+use serde::Deserialize;
 
 use super::{
     Web,
@@ -27,6 +28,8 @@ use crate::desk::Desk;
 const REQUEST_ID: &str = "x-request-id";
 /// Most characters of a request's id.
 const REQUEST_ID_MAX: usize = 128;
+/// Most placements that a request may have arranged.
+const RERANK_MAX: usize = 50;
 /// When it is worth asking again after a refusal, s.
 const AGAIN_S: u32 = 1;
 
@@ -38,9 +41,21 @@ pub(super) fn routes() -> Router<Web> {
         .route("/v1/openapi.json", get(openapi))
 }
 
+/// What a request may wish for.
+#[derive(Debug, Deserialize)]
+struct Wishes {
+    /// Placements, from the first on, that are to be arranged as a whole.
+    rerank: Option<usize>,
+}
+
 /// Refuses at once what would have to wait: a storefront that comes late is none. A turn ends when its answer is written out.
-async fn storefront(State(web): State<Web>, Path(user): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
-    let request = Request { user: user_of(&user)?, id: request_id(&headers)? };
+async fn storefront(
+    State(web): State<Web>,
+    Path(user): Path<String>,
+    query: Result<Query<Wishes>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let request = Request { user: user_of(&user)?, id: request_id(&headers)?, rerank: wished(query)? };
     let turn = ranking(web.life.desk()?)?.enter().ok_or_else(|| {
         metric::unanswered("refused");
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many storefronts are asked for at once").again_after(AGAIN_S)
@@ -58,7 +73,7 @@ async fn storefront(State(web): State<Web>, Path(user): Path<String>, headers: H
 
 /// Answers when what was accepted is durable. `200` also where some was not: each entry has its own result.
 async fn take_feedback(State(web): State<Web>, headers: HeaderMap, body: Body) -> Result<Json<FeedbackTaken>, ApiError> {
-    if ingest::layout(&headers)? != Layout::Json {
+    if ingest::layout(&headers).ok() != Some(Layout::Json) {
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`"));
     }
     // Taken before the body: what is refused takes up no memory.
@@ -85,6 +100,14 @@ fn ranking(desk: &Desk) -> Result<&Ranking, ApiError> {
     desk.ranking
         .as_deref()
         .ok_or_else(|| ApiError::absent("this process serves no storefronts: `endcap serve` and `endcap up` do"))
+}
+
+fn wished(query: Result<Query<Wishes>, QueryRejection>) -> Result<Option<usize>, ApiError> {
+    let wishes = query.ok().filter(|Query(wishes)| wishes.rerank.is_none_or(|placements| placements <= RERANK_MAX));
+    let Query(Wishes { rerank }) = wishes.ok_or_else(|| {
+        ApiError::new(StatusCode::BAD_REQUEST, format!("`rerank` must be a number of placements, 0 to {RERANK_MAX}"))
+    })?;
+    Ok(rerank)
 }
 
 /// The request's id: the caller's, or one that nobody else has.

@@ -32,12 +32,11 @@ impl Arm {
         }
     }
 
-    /// Its settings.
-    pub fn config(self) -> RankingConfig {
-        let usual = RankingConfig::default();
+    /// Its settings, where the product's are `usual`.
+    pub fn config(self, usual: &RankingConfig) -> RankingConfig {
         match self {
-            Arm::Learning => usual,
-            Arm::Frozen | Arm::Greedy => RankingConfig { exploration: 0.0, shuffled: 0.0, ..usual },
+            Arm::Learning => usual.clone(),
+            Arm::Frozen | Arm::Greedy => RankingConfig { exploration: 0.0, shuffled: 0.0, ..usual.clone() },
         }
     }
 }
@@ -46,11 +45,11 @@ impl Arm {
 ///
 /// # Errors
 /// When store or catalogue do not answer, or what was learnt cannot be kept.
-pub fn run<E, X>(world: &World, arm: Arm, rounds: u64, models: &Models<E, X>) -> Result<Vec<Expected>>
+pub fn run<E, X>(world: &World, arm: Arm, usual: &RankingConfig, rounds: u64, models: &Models<E, X>) -> Result<Vec<Expected>>
 where
     E: Model<Request = Embed, Answer = Embedding>,
     X: Model<Request = Pair, Answer = Relevance>,
 {
-    let mut shop = world.shop(&format!("{arm:?}"), arm.config(), models, None)?;
+    let mut shop = world.shop(world.policies(arm)?, arm.config(usual), models, None)?;
     (0..rounds).map(|round| shop.round(round, arm != Arm::Frozen)).collect()
 }

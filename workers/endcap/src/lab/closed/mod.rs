@@ -2,17 +2,24 @@
 //! and they see what it has learnt; beside it, with the same households, pages and chances, a policy that learns nothing and one that does not explore.
 
 mod ab;
+mod arrange;
 mod page;
+mod rows;
+mod ways;
 mod world;
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
+use endcap_inference::{Embed, Embedding, Model, Pair, Relevance};
 use endcap_market::{DEMO_SEED, Market as Demo};
+use endcap_ranking::RankingConfig;
 
 pub use self::{
     ab::{Arm, run},
+    arrange::{Arranged, Way, compare},
+    rows::{FrontRow, RowLog, worths},
     world::{Shop, World},
 };
 use super::{in_parallel, prepare, threads, write};
@@ -22,9 +29,12 @@ use crate::{
     data::{DataDir, Use},
     grounds,
     models::Loader,
-    progress,
+    progress, reranker,
     serve::Models,
 };
+
+/// Households that ways to arrange rows are judged by have seeds from here on: none of them was trained on.
+const JUDGED_FROM: u64 = 10_000;
 
 /// `endcap lab loop`.
 #[derive(Debug, Clone, Args)]
@@ -38,6 +48,12 @@ pub struct LoopArgs {
     /// Visits of each household.
     #[arg(long, value_name = "N", default_value_t = 120, value_parser = clap::value_parser!(u64).range(10..=100_000))]
     pub rounds: u64,
+    /// Visits of each household that models of whole rows are trained on, when the ranking has learnt; 0 leaves these models out.
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=100_000))]
+    pub logged: u64,
+    /// How much of the exploration bonus counts where it does [default: as much as the service is set to].
+    #[arg(long, value_name = "SHARE")]
+    pub exploration: Option<f64>,
     /// Directory for tables and figures, made where there is none.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -53,18 +69,28 @@ pub struct LoopArgs {
 }
 
 impl LoopArgs {
+    /// The settings of the ranking.
+    fn usual(&self) -> RankingConfig {
+        let usual = RankingConfig::default();
+        RankingConfig { exploration: self.exploration.unwrap_or(usual.exploration), ..usual }
+    }
+
     /// What they set.
     pub(super) fn flags(&self) -> Flags {
         self.data.flags().into_iter().chain(self.models.iter().map(|models| ("models", models.clone()))).collect()
     }
 }
 
-/// Runs all arms on all seeds and writes `loop.csv`, `loop.svg` and `loop.md`.
+/// Runs all arms on all seeds, then all ways to arrange rows, and writes `loop.csv`, `loop.svg`, `ways.csv` and `loop.md`.
 ///
 /// # Errors
 /// When the directory cannot be written, or market, models or store do not answer.
 pub(super) fn closed(args: &LoopArgs, config: &Config) -> Result<()> {
     prepare(&args.out)?;
+    let usual = args.usual();
+    if let Some(fault) = usual.check().first() {
+        bail!("{fault}");
+    }
     let data = DataDir::open(&config.data, Use::Alone)?;
     let loader = Loader::new(config, &data.models())?;
     let (encoder, (judge, threshold)) = (loader.encoder()?, loader.judge()?);
@@ -72,18 +98,41 @@ pub(super) fn closed(args: &LoopArgs, config: &Config) -> Result<()> {
     let (demo, models) = (Arc::new(Demo::generate(DEMO_SEED)), Models { encoder, judge, threshold });
     let world = |seed| World::new(demo.clone(), market.clone(), seed, args.households, scratch.path().to_owned());
     let worlds = (1..=args.seeds).map(world).collect::<Result<Vec<_>>>()?;
-    let jobs = worlds.len() * Arm::ALL.len();
-    let steps = progress::steps("runs", jobs as u64);
-    let job = |job: usize| run(&worlds[job / Arm::ALL.len()], Arm::ALL[job % Arm::ALL.len()], args.rounds, &models);
-    let results = in_parallel(jobs, threads(args.threads), job, |ready| steps.at("runs", ready as u64, jobs as u64));
-    steps.finish();
-    let all = results.into_iter().collect::<Result<Vec<_>>>()?;
-    let of_arm = |arm: usize| all.iter().skip(arm).step_by(Arm::ALL.len()).cloned().collect();
+    let arms = all("runs", args, worlds.len() * Arm::ALL.len(), |job| {
+        run(&worlds[job / Arm::ALL.len()], Arm::ALL[job % Arm::ALL.len()], &usual, args.rounds, &models)
+    })?;
+    let of_arm = |arm: usize| arms.iter().skip(arm).step_by(Arm::ALL.len()).cloned().collect();
     let outcome = page::Outcome { of: [of_arm(0), of_arm(1), of_arm(2)] };
     write(&args.out, "loop.csv", &outcome.csv())?;
     write(&args.out, "loop.svg", &outcome.figure().to_svg())?;
-    let text = outcome.page(args);
+    let mut text = outcome.page(args);
+    if args.logged > 0 {
+        let judged = (1..=args.seeds).map(|seed| world(JUDGED_FROM + seed)).collect::<Result<Vec<_>>>()?;
+        let of = all("ways to arrange", args, worlds.len(), |job| arranged(&worlds[job], &judged[job], args.logged, &models))?;
+        let ways = ways::Ways { of };
+        write(&args.out, "ways.csv", &ways.csv())?;
+        text = text + "\n" + &ways.page(args);
+    }
     write(&args.out, "loop.md", &text)?;
     println!("{text}\ntables and figures are in {}", args.out.display());
     Ok(())
+}
+
+/// The results of all jobs.
+fn all<T: Send>(what: &str, args: &LoopArgs, jobs: usize, job: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let steps = progress::steps(what, jobs as u64);
+    let results = in_parallel(jobs, threads(args.threads), job, |ready| steps.at(what, ready as u64, jobs as u64));
+    steps.finish();
+    results.into_iter().collect()
+}
+
+/// All ways to arrange what the households of `judged` see, by models that were trained on those of `world`.
+fn arranged<'w, E, X>(world: &'w World, judged: &'w World, rounds: u64, models: &Models<E, X>) -> Result<Vec<Arranged>>
+where
+    E: Model<Request = Embed, Answer = Embedding>,
+    X: Model<Request = Pair, Answer = Relevance>,
+{
+    let config = Arm::Greedy.config(&RankingConfig::default());
+    let shop = |of: &'w World| of.shop(world.policies(Arm::Learning)?, config.clone(), models, None);
+    compare(&shop(world)?, &shop(judged)?, rounds, &reranker::schedule(world.seed()))
 }

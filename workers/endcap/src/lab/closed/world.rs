@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use endcap_inference::{Embed, Embedding, Model, Pair, Relevance};
 use endcap_market::{Expected, Household, Market as Demo, Samples};
 use endcap_ranking::{
-    Checks, Ground, Learner, Ranking, RankingConfig, Request, Rerank, Storefront, feedback, merchandised, slate::Key,
+    ARRANGED, Checks, Ground, Learner, Ranking, RankingConfig, Request, Rerank, Row, RowInput, Seen, Storefront, feedback,
+    merchandised,
+    slate::{Key, Slate},
 };
 use endcap_retrieval::Market;
 use endcap_runtime::{Embedded, EmbeddedConfig, Input, ManualClock, Stage, Stamp, Store, Write};
@@ -15,6 +17,7 @@ use endcap_schemas::{ContextChanged, Feedback, PagePublished, UserKey, wire};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::{Arm, rows::FrontRow};
 use crate::{serve::Models, visits};
 
 /// Visits that every household's history comes from.
@@ -62,22 +65,34 @@ impl World {
         Ok(Self { demo, market, households, contexts: Arc::new(contexts), store, seed, folder })
     }
 
-    /// Whoever lives there.
-    pub fn households(&self) -> &[Household] {
-        &self.households
+    /// The seed that it was drawn by.
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
-    /// A shop that has them as its shoppers, with a policy store called `name`: what it has learnt under that name before, it knows. All its
-    /// pools are complete.
+    /// What the shop of `arm` has learnt here.
+    ///
+    /// # Errors
+    /// When its store cannot be opened.
+    pub fn policies(&self, arm: Arm) -> Result<Arc<Embedded>> {
+        Ok(Arc::new(open(&self.folder, &format!("{arm:?}-{}", self.seed))?))
+    }
+
+    /// A shop that has them as its shoppers. It knows what is kept in `policies`, and keeps there what it learns. All its pools are complete.
     ///
     /// # Errors
     /// When store or catalogue do not answer.
-    pub fn shop<E, X>(&self, name: &str, config: RankingConfig, models: &Models<E, X>, rerank: Option<Rerank>) -> Result<Shop<'_>>
+    pub fn shop<E, X>(
+        &self,
+        policies: Arc<Embedded>,
+        config: RankingConfig,
+        models: &Models<E, X>,
+        rerank: Option<Rerank>,
+    ) -> Result<Shop<'_>>
     where
         E: Model<Request = Embed, Answer = Embedding>,
         X: Model<Request = Pair, Answer = Relevance>,
     {
-        let policies = Arc::new(open(&self.folder, &format!("{name}-{}", self.seed))?);
         let (clock, contexts) = (Arc::new(ManualClock::at(NOW_MS)), self.contexts.clone());
         let ground = Ground {
             config: config.clone(),
@@ -124,8 +139,42 @@ impl Shop<'_> {
     /// # Errors
     /// When store or catalogue do not answer.
     pub fn front(&self, household: &Household, id: &str) -> Result<Storefront> {
-        let request = Request { user: household.user.clone(), id: format!("{id}/{}", household.user) };
+        let request = Request { user: household.user.clone(), id: format!("{id}/{}", household.user), rerank: None };
         self.ranking.storefront(&request).context("cannot show a storefront")
+    }
+
+    /// Whoever lives in its world.
+    pub fn households(&self) -> &[Household] {
+        &self.world.households
+    }
+
+    /// The market, with its truth.
+    pub fn demo(&self) -> &Demo {
+        &self.world.demo
+    }
+
+    /// The rows of the storefront that a household sees on the occasion `id` that have enough products to be arranged, in the ranker's order. For
+    /// a shop that neither arranges nor shuffles.
+    ///
+    /// # Errors
+    /// As [`Shop::front`].
+    pub fn rows<'s>(&'s self, household: &'s Household, id: &str) -> Result<Vec<FrontRow<'s>>> {
+        let front = self.front(household, id)?;
+        let budget = self.world.contexts.get(&household.user).map_or(household.budget, |context| context.brief.budget);
+        let mut rows = Vec::with_capacity(front.placements.len());
+        for placement in front.placements.iter().filter(|placement| placement.products.len() >= ARRANGED) {
+            let slate = Slate::read(&placement.slate, self.ranking.key())?;
+            let known = placement.products.iter().map(|shown| self.demo().product(&shown.id).context("a product of the market"));
+            let products = known.collect::<Result<Vec<_>>>()?;
+            let seen = |place: usize| Seen {
+                product: products[place],
+                traits: slate.offers[place].traits,
+                expected: placement.products[place].score,
+            };
+            let input = RowInput::of(&Row { budget, products: (0..ARRANGED).map(seen).collect() });
+            rows.push(FrontRow { household, products, input });
+        }
+        Ok(rows)
     }
 
     /// What the storefronts of the occasion `id` are expected to bring, by the truth: the mean over all households.
@@ -182,7 +231,8 @@ impl Shop<'_> {
     }
 }
 
-fn mean(all: &[Expected]) -> Expected {
+/// The mean of what visits are worth.
+pub(super) fn mean(all: &[Expected]) -> Expected {
     let count = all.len().max(1) as f64;
     let of = |part: fn(&Expected) -> f64| all.iter().map(part).sum::<f64>() / count;
     Expected {

@@ -1,0 +1,186 @@
+//! Ways to arrange rows, side by side on the same storefronts: as the ranker leaves them, and by models of whole rows that were trained on the same
+//! log. What the paper's table 6 reports online is told of each: clicks, value, cost and time-outs.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use endcap_market::Expected;
+use endcap_ranker::{
+    pier::{
+        Dataset, FpsmSetting, Kind, Model, Order, PLACES, Reader, Schedule, Visit, beam, best,
+        fpsm::Places,
+        probability,
+        serve::{self, History, Interest, Kernel, Orders, Scratch, Selector, Slate},
+        train,
+    },
+    seed,
+};
+use endcap_ranking::RowInput;
+
+use super::{
+    rows::{FrontRow, RowLog, worths},
+    world::Shop,
+};
+
+/// Rows of a storefront that are arranged.
+const ARRANGED_ROWS: usize = 4;
+/// Orders that beam search and FPSM hand to the evaluator (K).
+pub(super) const MOST: usize = 10;
+/// What arranging one row may take; longer is a time-out.
+const ROW_TIME: Duration = Duration::from_millis(1);
+
+/// A way to arrange rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// As the ranker leaves them.
+    Base,
+    /// By PRM's scores, highest first.
+    Prm,
+    /// The best of a beam search over point-wise scores, by OCPM.
+    Beam,
+    /// The best of all orders, by OCPM: what the product serves.
+    Full,
+    /// The best of those that FPSM selects, by OCPM.
+    Pier,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Way; 5] = [Way::Base, Way::Prm, Way::Beam, Way::Full, Way::Pier];
+
+    /// Its name in tables.
+    pub fn label(self) -> &'static str {
+        match self {
+            Way::Base => "ranker's order",
+            Way::Prm => "PRM",
+            Way::Beam => "beam, OCPM",
+            Way::Full => "all orders, OCPM",
+            Way::Pier => "FPSM, OCPM (PIER)",
+        }
+    }
+}
+
+/// What came of a way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arranged {
+    /// A visit, by the truth: the mean over households.
+    pub worth: Expected,
+    /// True value of the orders chosen over that of the best ones.
+    pub ratio: f64,
+    /// What arranging each row took.
+    pub times: Vec<Duration>,
+}
+
+impl Arranged {
+    /// Share of the rows that took too long.
+    pub fn time_outs(&self) -> f64 {
+        self.times.iter().filter(|time| **time > ROW_TIME).count() as f64 / self.times.len().max(1) as f64
+    }
+}
+
+/// Trains the models on visits to `shop` of its households, `rounds` each, and arranges the storefronts that they see then in every way.
+///
+/// # Errors
+/// When store or catalogue do not answer, or a model cannot be trained.
+pub fn compare(shop: &Shop<'_>, others: &Shop<'_>, rounds: u64, schedule: &Schedule) -> Result<Vec<Arranged>> {
+    let mut log = RowLog::default();
+    log.watch(shop, rounds, seed(&[schedule.seed, 6]))?;
+    let fronts = others.households().iter().map(|household| others.rows(household, "judged"));
+    let fronts = fronts.collect::<Result<Vec<Vec<FrontRow<'_>>>>>()?;
+    let bench = Bench::new(log, fronts.iter().flatten(), schedule)?;
+    let values: Vec<Vec<Vec<f64>>> =
+        fronts.iter().map(|rows| rows.iter().take(ARRANGED_ROWS).map(|row| worths(others, row)).collect()).collect();
+    Way::ALL.into_iter().map(|way| bench.arrange(way, others, &fronts, &values)).collect()
+}
+
+/// The models, trained.
+struct Bench {
+    log: RowLog,
+    dataset: Dataset,
+    prm: Model,
+    kernel: Kernel,
+    nobody: (History, Interest),
+    selector: Selector,
+    /// Clicks at each place of a row, as the log has them.
+    rates: Vec<f64>,
+    all: Orders,
+}
+
+impl Bench {
+    fn new<'a>(mut log: RowLog, judged: impl Iterator<Item = &'a FrontRow<'a>>, schedule: &Schedule) -> Result<Self> {
+        judged.for_each(|row| log.know(&row.input));
+        let (dataset, point) = log.dataset()?;
+        let mut heard = |_| std::ops::ControlFlow::Continue(());
+        let mut prm = Model::new(Kind::Prm, &dataset.vocabulary, schedule.seed);
+        train(&mut prm, &dataset, &point, schedule, None, &mut heard).context("cannot train PRM")?;
+        let bytes = log.train(schedule, &mut heard).context("cannot train OCPM")?;
+        let kernel = serve::read(&bytes)?;
+        let setting =
+            FpsmSetting { places: Places::Plain, bits: 64, half_life_ms: None, ties_by_rank: false, seed: schedule.seed };
+        let selector = Selector::new(setting, PLACES);
+        let nobody = (kernel.encode(&[], &mut Scratch::default())?, selector.encode(&kernel, &[])?);
+        let rates = (0..PLACES).map(|place| log.rate(place)).collect();
+        Ok(Self { rates, prm, kernel, nobody, selector, all: Orders::all(PLACES, PLACES)?, dataset, log })
+    }
+
+    fn arrange(&self, way: Way, shop: &Shop<'_>, fronts: &[Vec<FrontRow<'_>>], values: &[Vec<Vec<f64>>]) -> Result<Arranged> {
+        let (mut room, mut worth, mut times) = (Scratch::default(), Vec::new(), Vec::new());
+        let prm = self.prm.reader()?;
+        let (mut got, mut possible) = (0.0, 0.0);
+        for (rows, values) in fronts.iter().zip(values) {
+            let mut shown: Vec<_> = rows.iter().map(|row| row.products.clone()).collect();
+            for ((row, values), shown) in rows.iter().zip(values).zip(&mut shown) {
+                let start = Instant::now();
+                let order = self.order(way, &row.input, &prm, &mut room)?;
+                times.push(start.elapsed());
+                *shown = row.arranged(&order);
+                got += values[self.number(&order)];
+                possible += best(values).map_or(0.0, |best| values[best]);
+            }
+            let Some(row) = rows.first() else { continue };
+            worth.push(shop.demo().expected(row.household, &shown));
+        }
+        Ok(Arranged { worth: super::world::mean(&worth), ratio: got / possible, times })
+    }
+
+    /// Where an order stands among all.
+    fn number(&self, order: &[usize]) -> usize {
+        let is_it = |other: &[u8]| other.iter().zip(order).all(|(a, b)| usize::from(*a) == *b);
+        self.all.iter().position(is_it).expect("an order of all products is among all orders")
+    }
+
+    fn order(&self, way: Way, input: &RowInput, prm: &Reader<'_>, room: &mut Scratch) -> Result<Order> {
+        let items = input.items.concat();
+        let slate = Slate { shopper: Some(input.budget), items: &items, point: &input.point, worth: None };
+        let orders = match way {
+            Way::Base => return Ok((0..PLACES).collect()),
+            Way::Prm => return self.by_prm(input, prm),
+            Way::Full => {
+                let arranged = self.kernel.arrange(&slate, &self.nobody.0, (&[], 0), room)?;
+                return Ok(arranged.order.iter().map(|place| usize::from(*place)).collect());
+            }
+            Way::Beam => {
+                let scores: Vec<f64> = input.point.iter().map(|point| probability(*point)).collect();
+                Orders::of(PLACES, PLACES, &beam(&scores, &self.rates, MOST))?
+            }
+            Way::Pier => {
+                let chosen = self.selector.select(&self.kernel, &slate, &self.nobody.1, &self.all, (MOST, 0), room)?;
+                let mut some = self.all.clone();
+                self.all.choose_into(chosen, &mut some);
+                some
+            }
+        };
+        let best = self.kernel.score(&slate, &self.nobody.0, &orders, room)?.best;
+        Ok(orders.get(best).iter().map(|place| usize::from(*place)).collect())
+    }
+
+    fn by_prm(&self, input: &RowInput, prm: &Reader<'_>) -> Result<Order> {
+        let items = self.log.numbers_of(input).context("a row that is judged is known")?;
+        let visit = Visit { shopper: input.budget, at_ms: 0, history: &[], items: &items };
+        let as_it_is: Order = (0..PLACES).collect();
+        let clicks = prm.clicks(&self.dataset, &visit, &input.point, &[as_it_is])?;
+        let mut order: Order = (0..PLACES).collect();
+        order.sort_by(|a, b| clicks[*b].total_cmp(&clicks[*a]));
+        Ok(order)
+    }
+}

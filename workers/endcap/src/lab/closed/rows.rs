@@ -1,0 +1,175 @@
+//! Rows of storefronts as the ranker leaves them: shown in orders by chance they are what a model of whole rows is trained on, and by the truth it is
+//! known what each order of one is worth.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use endcap_market::{Act, Household};
+use endcap_ranker::{
+    pier::{Cuts, Dataset, Kind, Model, Ocpm, PLACES, PageView, PierError, Progress, Schedule, orders, serve, train},
+    seed,
+};
+use endcap_ranking::{ARRANGED, RowInput, vocabulary};
+use endcap_schemas::Product;
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use super::world::Shop;
+
+// A row's products in sight first are a page of the model.
+const _: () = assert!(ARRANGED == PLACES);
+
+/// When pages were shown, for the data: all of a part at once, as nobody's history is known.
+const PARTS_MS: [i64; 3] = [0, 1, 2];
+/// Pages that are not trained on, as the data must have some.
+const LEFT_OUT: usize = 64;
+
+/// A row in the ranker's order.
+pub struct FrontRow<'a> {
+    /// Whose.
+    pub household: &'a Household,
+    /// Its products.
+    pub products: Vec<&'a Product>,
+    /// Those in sight first, as the model sees them.
+    pub input: RowInput,
+}
+
+impl<'a> FrontRow<'a> {
+    /// The products with those in sight first in this order.
+    pub fn arranged(&self, order: &[usize]) -> Vec<&'a Product> {
+        order.iter().map(|place| self.products[*place]).chain(self.products[ARRANGED..].iter().copied()).collect()
+    }
+}
+
+/// A row as it was shown: numbers of its items, place by place, and whether each was clicked.
+struct Logged {
+    budget: u32,
+    items: [u32; PLACES],
+    clicks: [Option<bool>; PLACES],
+}
+
+/// What was shown and clicked.
+#[derive(Default)]
+pub struct RowLog {
+    logged: Vec<Logged>,
+    /// Fields and v of each item, and its number.
+    items: Vec<([u32; 5], f32)>,
+    numbers: HashMap<([u32; 5], u32), u32>,
+}
+
+impl RowLog {
+    /// Has every household of `shop` visit `rounds` times, with the products in sight first of each row in an order by chance, each as likely.
+    ///
+    /// # Errors
+    /// When store or catalogue do not answer.
+    pub fn watch(&mut self, shop: &Shop<'_>, rounds: u64, by: u64) -> Result<()> {
+        for round in 0..rounds {
+            for (number, household) in shop.households().iter().enumerate() {
+                let rows = shop.rows(household, &format!("logged-{round}"))?;
+                let mut dice = ChaCha8Rng::seed_from_u64(seed(&[by, round, number as u64]));
+                let orders: Vec<Vec<usize>> = rows.iter().map(|_| shuffled(&mut dice)).collect();
+                let shown: Vec<Vec<&Product>> = rows.iter().zip(&orders).map(|(row, order)| row.arranged(order)).collect();
+                let deeds = shop.demo().visit(household, &shown, seed(&[by, round]));
+                for (place, (row, order)) in rows.iter().zip(&orders).enumerate() {
+                    let of_row: Vec<_> = deeds.iter().filter(|deed| deed.row == place && deed.place < PLACES).collect();
+                    if !of_row.is_empty() {
+                        let is_clicked = |at| of_row.iter().any(|deed| deed.place == at && deed.act >= Act::Clicked);
+                        self.note(&row.input, order, std::array::from_fn(|at| Some(is_clicked(at))));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, input: &RowInput, order: &[usize], clicks: [Option<bool>; PLACES]) {
+        let items = std::array::from_fn(|at| self.number(input.items[order[at]], input.point[order[at]]));
+        self.logged.push(Logged { budget: input.budget, items, clicks });
+    }
+
+    fn number(&mut self, fields: [u32; 5], point: f32) -> u32 {
+        let next = self.items.len() as u32;
+        let number = *self.numbers.entry((fields, point.to_bits())).or_insert(next);
+        if number == next {
+            self.items.push((fields, point));
+        }
+        number
+    }
+
+    /// Takes the items of a row in, so that [`RowLog::dataset`] has them, too.
+    pub fn know(&mut self, input: &RowInput) {
+        for (fields, point) in input.items.iter().zip(&input.point) {
+            self.number(*fields, *point);
+        }
+    }
+
+    /// Numbers of a row's items in the data; `None` where one is not known.
+    pub fn numbers_of(&self, input: &RowInput) -> Option<Vec<u32>> {
+        let items = input.items.iter().zip(&input.point);
+        items.map(|(fields, point)| self.numbers.get(&(*fields, point.to_bits())).copied()).collect()
+    }
+
+    /// Share of the rows that were clicked at `place`.
+    pub fn rate(&self, place: usize) -> f64 {
+        let clicked = self.logged.iter().filter(|logged| logged.clicks[place] == Some(true)).count();
+        clicked as f64 / self.logged.len().max(1) as f64
+    }
+
+    /// Rows that were logged.
+    pub fn len(&self) -> usize {
+        self.logged.len()
+    }
+
+    /// Whether none was.
+    pub fn is_empty(&self) -> bool {
+        self.logged.is_empty()
+    }
+
+    /// The rows as data, with v of every page.
+    ///
+    /// # Errors
+    /// When there are too few.
+    pub fn dataset(&self) -> Result<(Dataset, Vec<f32>), PierError> {
+        let trained = self.logged.len().saturating_sub(2 * LEFT_OUT);
+        let at_ms = |number: usize| PARTS_MS[usize::from(number >= trained) + usize::from(number >= trained + LEFT_OUT)];
+        let page = |(number, Logged { budget, items, clicks }): (usize, &Logged)| PageView {
+            shopper: *budget,
+            at_ms: at_ms(number),
+            items: *items,
+            clicks: *clicks,
+        };
+        let pages = self.logged.iter().enumerate().map(page).collect();
+        let items: Vec<Vec<u32>> = self.items.iter().map(|(fields, _)| fields.to_vec()).collect();
+        let cuts = Cuts { train_ms: PARTS_MS[0], valid_ms: PARTS_MS[1], test_ms: PARTS_MS[2] };
+        let dataset = Dataset::new(vocabulary(), &items, pages, cuts)?;
+        let point = dataset.pages.iter().flat_map(|page| page.items.map(|item| self.items[item as usize].1)).collect();
+        Ok((dataset, point))
+    }
+
+    /// The weights of an OCPM that was trained on the rows, as a service reads them. `heard` is told after each step and may end it.
+    ///
+    /// # Errors
+    /// When there are too few rows, or `heard` wants no more.
+    pub fn train(
+        &self,
+        schedule: &Schedule,
+        heard: &mut dyn FnMut(Progress) -> std::ops::ControlFlow<()>,
+    ) -> Result<Vec<u8>, PierError> {
+        let (dataset, point) = self.dataset()?;
+        let mut model = Model::new(Kind::Ocpm(Ocpm::WHOLE), &dataset.vocabulary, schedule.seed);
+        train(&mut model, &dataset, &point, schedule, None, heard)?;
+        Ok(serve::write(model.weights(), &dataset.vocabulary, schedule.seed))
+    }
+}
+
+fn shuffled(dice: &mut ChaCha8Rng) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..PLACES).collect();
+    order.shuffle(dice);
+    order
+}
+
+/// What every order of a row's first products is worth by the truth: the clicks to be expected of the row.
+pub fn worths(shop: &Shop<'_>, row: &FrontRow<'_>) -> Vec<f64> {
+    let worth = |order: Vec<usize>| shop.demo().expected(row.household, &[row.arranged(&order)]).clicks;
+    orders(PLACES, PLACES).into_iter().map(worth).collect()
+}
