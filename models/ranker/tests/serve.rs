@@ -299,8 +299,8 @@ fn what_cannot_be_scored_is_refused_with_a_reason() {
     let cases: [Case; 10] = [
         ("NaN", |asked| asked.point[3] = f32::NAN, "log-odds of item 3 are NaN"),
         ("no bounds", |asked| asked.point[0] = f32::INFINITY, "log-odds of item 0 are inf"),
-        ("a field too few", |asked| drop(asked.items.pop()), "values of fields"),
-        ("an item too few", |asked| drop(asked.point.pop()), "slate has 4 items"),
+        ("a field too few", |asked| _ = asked.items.pop(), "values of fields"),
+        ("an item too few", |asked| _ = asked.point.pop(), "slate has 4 items"),
         ("far too many items", |asked| asked.point = vec![0.0; 65], "slate has 65 items"),
         ("an unknown value", |asked| asked.items[0] = 40, "field 0 of item 0 is 40"),
         ("an unknown shopper", |asked| asked.shopper = Some(6), "shopper 6 is not known"),

@@ -463,12 +463,12 @@ mod tests {
         let (mut blended, mut out) = (base.clone(), vec![Lane::default(); base.lanes]);
         blended.blend(&base, &scaled, &shifted, &padded(&by, inputs));
         times(&blended, 1, Rows { lanes: &padded(&x, inputs), stride: 3 }, Out { lanes: &mut out, stride: 7, from: 0 });
-        for to in 0..outputs {
+        for (to, bias) in bias.iter().enumerate() {
             let of = |from: usize| {
                 let at = from * outputs + to;
                 x[from] * part(0.1)[at] + by[from] * part(0.2)[at] + x[from] * by[from] * part(0.3)[at]
             };
-            let wanted = ((0..inputs).map(of).sum::<f32>() + bias[to]).max(0.0);
+            let wanted = ((0..inputs).map(of).sum::<f32>() + bias).max(0.0);
             assert!((flat(&out)[to] - wanted).abs() < 1e-4, "{to}: {}, not {wanted}", flat(&out)[to]);
         }
     }

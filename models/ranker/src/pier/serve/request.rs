@@ -172,8 +172,7 @@ impl Kernel {
         if let Some(shopper) = shopper.filter(|shopper| *shopper >= vocabulary.shoppers()) {
             return Err(SlateError::Shopper { shopper, shoppers: vocabulary.shoppers() });
         }
-        // What is no number is never within bounds.
-        if let Some(item) = point.iter().position(|point| !(point.abs() <= POINT_MAX)) {
+        if let Some(item) = point.iter().position(|point| point.is_nan() || point.abs() > POINT_MAX) {
             return Err(SlateError::Point { item, value: point[item] });
         }
         let Some(worth) = worth else { return Ok(()) };

@@ -60,8 +60,8 @@ impl Ways {
     fn row(&self, way: usize) -> Vec<String> {
         let share = |interval: Interval| format!("{:+.2} % ± {:.2}", 100.0 * interval.mean, 100.0 * interval.half);
         let lift = |of| if way == 0 { "–".to_owned() } else { share(self.lift(way, of)) };
-        let (clicks, value): (fn(&Arranged) -> f64, fn(&Arranged) -> f64) =
-            (|arranged| arranged.worth.clicks, |arranged| arranged.worth.value_cents);
+        let clicks = |arranged: &Arranged| arranged.worth.clicks;
+        let value = |arranged: &Arranged| arranged.worth.value_cents;
         let mean = |of: &dyn Fn(&Arranged) -> f64| Interval::of(&self.each(way, of));
         vec![
             Way::ALL[way].label().to_owned(),
