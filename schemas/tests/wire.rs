@@ -227,7 +227,7 @@ fn foreign_framing_is_named() {
     check(b"", "starts with nothing");
     check(b"{\"id\":1}", "starts with 7B 22");
     check(&[0xC3, 0x01, 1, 2, 3], "starts with C3 01");
-    check(&[0, 0, 0, 1, 44, 9, 9], "registry (id 300)");
+    check(&[0, 0, 0, 1, 44, 9, 9], "registry under id 300");
     check(&[&[0xC3, 0x01][..], &[7; 8], &[0]].concat(), "no version of the schema of endcap.shopper-events.v1");
     check(&[&event[..], &[0]].concat(), "too long");
     check(&vec![0xC3; wire::VALUE_MAX_BYTES + 1], "at most");
