@@ -10,11 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::ValueEnum;
 use endcap::{
     desk,
     monitor::group_of,
-    path::{Fleet, StageName},
+    path::{Fleet, declare},
 };
 use endcap_aiqa::{AiqaConfig, AiqaStage};
 use endcap_context::{ContextConfig, ContextStage};
@@ -175,10 +174,7 @@ impl World {
     fn new(dir: &Dir, market: &Market) -> Self {
         let file = Embedded::open(dir, EmbeddedConfig::default(), Arc::new(ManualClock::at(NOW_MS))).expect("a file");
         // What waits for a stage that has not run yet is seen all the same.
-        for (stage, topic) in StageName::ALL.iter().zip(Topic::PATH) {
-            let name = stage.to_possible_value().expect("every stage has a name");
-            file.declare(&group_of(name.get_name(), Lane::Live), topic).expect("a group");
-        }
+        declare(&file).expect("groups");
         Self { file, market: market.clone(), fleet: twins::fleet().expect("models") }
     }
 

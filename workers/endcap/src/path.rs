@@ -106,16 +106,23 @@ pub struct Ground {
 }
 
 /// Makes every group of the path known to `log`: what waits for a stage that runs elsewhere, or has never run yet, must be seen and stay.
-fn declare(log: &dyn Broker) -> Result<(), LogError> {
+///
+/// # Errors
+/// When the log does not answer.
+pub fn declare(log: &dyn Broker) -> Result<(), LogError> {
     for (stage, topic) in StageName::ALL.iter().zip(Topic::PATH) {
         let name = stage.to_possible_value().expect("every stage has a name");
-        log.declare(&group_of(name.get_name(), Lane::Live), topic)?;
-        // Events have no backfill lane, see `Path::add`.
-        if topic != Topic::EVENTS {
-            log.declare(&group_of(name.get_name(), Lane::Backfill), topic.on(Lane::Backfill))?;
+        for lane in lanes_of(topic) {
+            log.declare(&group_of(name.get_name(), *lane), topic.on(*lane))?;
         }
     }
     Ok(())
+}
+
+/// Lanes on which `topic` is consumed. Events have one order: a replay of them folds by itself and sends what comes of it to the stages behind.
+/// Feedback has one, too.
+fn lanes_of(topic: Topic) -> &'static [Lane] {
+    if [Topic::EVENTS, Topic::FEEDBACK].contains(&topic) { &[Lane::Live] } else { &Lane::ALL }
 }
 
 /// A stage that has ended.
@@ -218,9 +225,7 @@ impl Path {
             consumer.with_context(|| format!("cannot start stage {}", S::NAME))
         };
         let live = consumer(Lane::Live)?;
-        // Events have one order: a replay of them folds by itself and sends what comes of it to the stages behind. Feedback has one, too.
-        let backfill =
-            if [Topic::EVENTS, Topic::FEEDBACK].contains(&S::In::TOPIC) { None } else { Some(consumer(Lane::Backfill)?) };
+        let backfill = lanes_of(S::In::TOPIC).contains(&Lane::Backfill).then(|| consumer(Lane::Backfill)).transpose()?;
         let stats = Arc::new(StageStats::default());
         let env = StageEnv {
             store: ground.sides.store.clone(),
