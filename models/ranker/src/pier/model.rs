@@ -16,7 +16,7 @@ const SPREAD: f64 = 0.1;
 /// Pages that are computed at once where nothing is trained.
 const PAGES_MAX: usize = 2_048;
 /// Log-odds beyond which a probability is taken for that of these.
-const LOG_ODDS_MAX: f32 = 30.0;
+pub(crate) const LOG_ODDS_MAX: f32 = 30.0;
 
 /// An evaluation model.
 pub struct Model {

@@ -31,6 +31,21 @@ pub struct FpsmSetting {
     pub seed: u64,
 }
 
+impl FpsmSetting {
+    /// How the orders of a visit that lie equally near come.
+    pub(crate) fn ties(&self, shopper: u64, at_ms: i64) -> Ties {
+        match self.ties_by_rank {
+            true => Ties::InitialRank,
+            false => Ties::Drawn(seed(&[self.seed, shopper, at_ms as u64])),
+        }
+    }
+
+    /// Weights of a history's slots (w_m of Eq. 5).
+    pub(crate) fn weigh(&self, history: &[Option<Behaviour>]) -> Vec<f32> {
+        time_weights(history, self.half_life_ms.unwrap_or(f64::INFINITY))
+    }
+}
+
 /// FPSM (section 4.1) with its hash functions, which are drawn once and not trained.
 pub struct Fpsm {
     setting: FpsmSetting,
@@ -52,21 +67,13 @@ impl Fpsm {
         let history = behaviours(dataset, visit.history, |page| {
             represent(&AS_SHOWN.to_vec(), &pooled(weights, dataset, &dataset.pages[page as usize].items), &self.places)
         });
-        let time = self.weigh(&history);
-        let ties = match self.setting.ties_by_rank {
-            true => Ties::InitialRank,
-            false => Ties::Drawn(seed(&[self.setting.seed, u64::from(visit.shopper), visit.at_ms as u64])),
-        };
+        let (time, ties) = (self.setting.weigh(&history), self.setting.ties(u64::from(visit.shopper), visit.at_ms));
         select(&distances(&self.hash, &representations, &history, &time), most, ties)
     }
 
     /// Weights of a history's slots (w_m of Eq. 5), `[HISTORY]`.
     pub(crate) fn time_weights(&self, dataset: &Dataset, pages: &[u32]) -> Vec<f32> {
-        self.weigh(&behaviours(dataset, pages, |_| Vec::new()))
-    }
-
-    fn weigh(&self, history: &[Option<Behaviour>]) -> Vec<f32> {
-        time_weights(history, self.setting.half_life_ms.unwrap_or(f64::INFINITY))
+        self.setting.weigh(&behaviours(dataset, pages, |_| Vec::new()))
     }
 
     /// Distances of the first `rows` pages of a batch from their histories, `[rows]`, in bits: the mean of Eq. 5 over all hash functions that could

@@ -4,7 +4,7 @@
 //! the history has in it, of MLP_3 the page's part for all its places and the item's part for all orders.
 
 use super::{
-    super::HISTORY,
+    super::{HISTORY, model::LOG_ODDS_MAX},
     attention::Attention,
     kernel::{HEAD_LANES, Head, Kernel, PAGE_LANES},
     lanes::{LANES, Lane, Layer, Out, Rows, exp, on_this_processor, times},
@@ -18,8 +18,6 @@ const BLOCK: usize = 24;
 /// Lanes of u and w side by side.
 const UW: usize = 2 * PAGE_LANES;
 const MLP2_LANES: [usize; 2] = [MLP2[0].div_ceil(LANES), MLP2[1].div_ceil(LANES)];
-/// Log-odds beyond which a probability is taken for that of these, as the models do.
-const LOG_ODDS_MAX: f32 = 30.0;
 
 /// What a kernel writes its numbers into. It grows at first and allocates nothing once slates of a size have been seen; keep one for each thread.
 #[derive(Default)]

@@ -6,14 +6,14 @@
 use super::{
     super::{
         FpsmSetting, HISTORY,
-        fpsm::{BITS_MAX, Behaviour, SimHash, Ties, distance, encode_places, history, represent, shuffle_ties, time_weights},
+        fpsm::{BITS_MAX, Behaviour, SimHash, Ties, distance, encode_places, history, represent, shuffle_ties},
     },
     kernel::Kernel,
     lanes::{LANES, Lane, on_this_processor, padded},
     request::{ClickedPage, Orders, Slate},
     score::Scratch,
 };
-use crate::{SlateError, pier::PLACES, seed};
+use crate::{SlateError, pier::PLACES};
 
 /// Lanes of a hash's projections.
 const BIT_LANES: usize = BITS_MAX / LANES;
@@ -76,7 +76,7 @@ impl Selector {
             Behaviour { h: represent(&as_shown, &pooled, &self.places), at_ms: page.at_ms }
         });
         let history = history(behaviours, HISTORY);
-        let weights = time_weights(&history, self.setting.half_life_ms.unwrap_or(f64::INFINITY));
+        let weights = self.setting.weigh(&history);
         let slot = |(number, behaviour): (usize, Behaviour)| Slot {
             hash: self.hash.hash(number, &behaviour.h),
             weight: weights[number],
@@ -109,11 +109,7 @@ impl Selector {
         selection.distances.resize(orders.len(), 0.0);
         distances(&self.directions, interest, &selection.added, orders, &mut selection.distances);
         let shopper = slate.shopper.map_or(u64::MAX, u64::from);
-        let ties = match self.setting.ties_by_rank {
-            true => Ties::InitialRank,
-            false => Ties::Drawn(seed(&[self.setting.seed, shopper, at_ms as u64])),
-        };
-        Ok(selection.nearest(most, ties))
+        Ok(selection.nearest(most, self.setting.ties(shopper, at_ms)))
     }
 }
 
