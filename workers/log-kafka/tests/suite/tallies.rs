@@ -46,17 +46,17 @@ fn counted(record: &Received) -> Commit {
     commit
 }
 
-/// What another writer has written to the tallies, in a transaction that is still open.
-fn open_transaction(server: &Server) -> BaseProducer {
+/// A record that the writer `id` has written to `topic`, in a transaction that is still open.
+fn open_transaction(server: &Server, id: &str, topic: &str, (key, value): (&str, &str)) -> BaseProducer {
+    let namespace = &server.settings.namespace;
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", &server.settings.brokers[0])
-        .set("transactional.id", format!("{}.another", server.settings.namespace))
+        .set("transactional.id", format!("{namespace}.{id}"))
         .create()
         .expect("a producer");
     producer.init_transactions(Duration::from_secs(30)).expect("a writer");
     producer.begin_transaction().expect("a transaction");
-    let topic = format!("{}.endcap.tallies.v1", server.settings.namespace);
-    producer.send(BaseRecord::to(&topic).key("s@another").payload("{}")).expect("a record is taken");
+    producer.send(BaseRecord::to(&format!("{namespace}.{topic}")).key(key).payload(value)).expect("a record is taken");
     producer.flush(Duration::from_secs(30)).expect("a record is written");
     producer
 }
@@ -71,7 +71,7 @@ fn a_sum_that_stands_behind_an_open_transaction_of_another_writer_is_waited_for_
     let mut log = first.log("g", Topic::EVENTS).expect("a consumer");
     let got = poll_all(&mut log, 3);
     log.commit(&counted(&got[0])).expect("a commit is taken");
-    let another = open_transaction(&server);
+    let another = open_transaction(&server, "another", "endcap.tallies.v1", ("s@another", "{}"));
     log.commit(&counted(&got[1])).expect("a commit behind the open transaction is taken");
     drop(log);
 
@@ -88,17 +88,7 @@ fn a_sum_that_stands_behind_an_open_transaction_of_another_writer_is_waited_for_
 fn who_starts_anew_ends_what_its_predecessor_has_left_open() {
     let Some(server) = Server::fresh(1) else { return };
     // What a process leaves behind that dies between its records and its commit.
-    let id = format!("{}.g.first", server.settings.namespace);
-    let producer: BaseProducer = ClientConfig::new()
-        .set("bootstrap.servers", &server.settings.brokers[0])
-        .set("transactional.id", &id)
-        .create()
-        .expect("a producer");
-    producer.init_transactions(Duration::from_secs(30)).expect("a writer");
-    producer.begin_transaction().expect("a transaction");
-    let topic = format!("{}.{}", server.settings.namespace, Topic::EVENTS.name());
-    producer.send(BaseRecord::to(&topic).key("default/anna").payload("x")).expect("a record is taken");
-    producer.flush(Duration::from_secs(30)).expect("a record is written");
+    let _producer = open_transaction(&server, "g.first", Topic::EVENTS.name(), ("default/anna", "x"));
 
     let _log = server.kafka.log("g", Topic::EVENTS).expect("a consumer");
     server.elsewhere("door").append(&[record(Topic::EVENTS, "anna", b"1")], None).expect("an event is taken");
