@@ -22,6 +22,12 @@ impl UserKey {
         Self { tenant: Self::DEFAULT_TENANT.to_owned(), user: user.into() }
     }
 
+    /// The user as people read it: `user` for the default tenant, else `tenant/user`. Parsed, it is the same user: an id that holds a slash keeps
+    /// its tenant in front.
+    pub fn short(&self) -> String {
+        if self.tenant == Self::DEFAULT_TENANT && !self.user.contains('/') { self.user.clone() } else { self.to_string() }
+    }
+
     /// The user that `text` names: `tenant/user`; without a slash one of the default tenant.
     pub fn named(text: &str) -> Self {
         match text.split_once('/') {
@@ -43,5 +49,18 @@ impl FromStr for UserKey {
     /// As [`UserKey::named`].
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(Self::named(text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_name_is_read_back_as_the_same_user() {
+        for (tenant, user) in [("default", "ada"), ("default", "a/b"), ("shop", "ada"), ("shop", "a/b")] {
+            let key = UserKey { tenant: tenant.into(), user: user.into() };
+            assert_eq!(key.short().parse(), Ok(key));
+        }
     }
 }

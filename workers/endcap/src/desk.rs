@@ -18,7 +18,6 @@ use crate::{
     explain::{EventRef, StageStory, Story},
     figures_cache::FiguresCache,
     logging::Anonymiser,
-    names,
     printable::printable,
     sides::Sides,
     times,
@@ -118,7 +117,7 @@ impl Desk {
             let Some(Ok(published)) = stored.page.as_deref().map(decode) else { continue };
             let (page, context_ms) = (published.page, stored.stamp.0.div_euclid(1_000));
             let placements = view::shown(&page, &market)?;
-            shoppers.push(ShopperRow { user: names::short(&user), persona: page.persona, placements, context_ms });
+            shoppers.push(ShopperRow { user: user.short(), persona: page.persona, placements, context_ms });
         }
         Ok(Shoppers { shoppers })
     }
@@ -287,7 +286,7 @@ pub fn story_of(store: &dyn Store, market: &Market, user: &UserKey) -> Result<Op
     }
     let stages = results.iter().map(StageStory::of).collect::<Result<_>>()?;
     let event = page.as_ref().map(|page| EventRef { id: page.event_id.clone(), accepted_ms: page.accepted_ms });
-    Ok(Some(Story { user: names::short(user), event, stages, page }))
+    Ok(Some(Story { user: user.short(), event, stages, page }))
 }
 
 /// A page as the store holds it.

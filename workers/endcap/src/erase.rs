@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use endcap_runtime::{Clock, DeadLetterFilter, Erasure, Shutdown, Store, SystemClock};
 use endcap_schemas::{EventKind, ShopperEvent, UserKey, topics::Topic};
 
-use crate::{cli::EraseArgs, config::Config, intake::outgoing_of, names, sides::Sides};
+use crate::{cli::EraseArgs, config::Config, intake::outgoing_of, sides::Sides};
 
 /// How often the store is looked at while the stages work.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -26,7 +26,7 @@ pub fn command(args: &EraseArgs, config: &Config) -> Result<()> {
     event.check().with_context(|| format!("cannot erase {}", args.user))?;
     // Also into a log that is full: nobody waits for their erasure until the stages have caught up.
     sides.log.insist(&[outgoing_of(&event)?]).context("cannot append the erasure")?;
-    let name = names::short(&args.user);
+    let name = args.user.short();
     println!("the erasure of {name} is in the log");
     if !args.verify {
         return Ok(());

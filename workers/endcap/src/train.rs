@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicBool},
+    sync::atomic::AtomicBool,
     time::Instant,
 };
 
@@ -19,6 +19,7 @@ use crate::{
     cli::{TrainArgs, Trainable},
     config::Config,
     grounds, models, places, reranker, schooling,
+    signals::stop_on_signals,
 };
 
 /// Where the demo models lie.
@@ -61,12 +62,7 @@ pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
         Some(what) => vec![(what, args.minutes.unwrap_or(MINUTES))],
         None => OF_A_MARKET.map(|(what, share)| (what, share * args.minutes.unwrap_or(MARKET_MINUTES))).to_vec(),
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in signal_hook::consts::TERM_SIGNALS {
-        // The first asks, the second ends at once.
-        signal_hook::flag::register_conditional_shutdown(*signal, 1, stop.clone()).context("cannot listen to signals")?;
-        signal_hook::flag::register(*signal, stop.clone()).context("cannot listen to signals")?;
-    }
+    let stop = stop_on_signals()?;
     for (what, minutes) in lessons {
         match args.steps {
             Some(steps) => println!("{}: {steps} steps", what.name()),

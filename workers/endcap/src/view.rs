@@ -183,5 +183,5 @@ fn because(placement: &Placement, recent: &[PurchaseMemory], told: &mut HashSet<
 
 /// `user` for the default tenant, else `tenant/user`.
 fn short_name(head: &Head) -> String {
-    crate::names::short(&head.user)
+    head.user.short()
 }

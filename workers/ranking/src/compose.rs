@@ -1,7 +1,7 @@
 //! From ranked placements to the storefront that is answered: the first rows are arranged as a whole, and each slate is sealed.
 
 use endcap_ranker::linucb::Score;
-use endcap_schemas::{Diet, Keyword, UserKey};
+use endcap_schemas::{Diet, Keyword};
 
 use crate::{
     Storefront, StorefrontKeyword, StorefrontPlacement, StorefrontProduct,
@@ -32,7 +32,7 @@ impl Composer<'_> {
         let placements: Vec<StorefrontPlacement> =
             numbered.map(|(number, carousel)| self.placement(number, carousel, parts)).collect();
         Storefront {
-            user: short(&self.request.user),
+            user: self.request.user.short(),
             request: self.request.id.clone(),
             persona: shown.page.persona.clone(),
             is_default: shown.published.is_none(),
@@ -128,11 +128,6 @@ impl Nominated<'_> {
             nominators: Nominator::of_mask(offer.nominators).map(Nominator::name).collect(),
         }
     }
-}
-
-/// `user` of the default tenant, else `tenant/user`.
-fn short(user: &UserKey) -> String {
-    if user.tenant == UserKey::DEFAULT_TENANT && !user.user.contains('/') { user.user.clone() } else { user.to_string() }
 }
 
 /// The id of a request's slate of this number.

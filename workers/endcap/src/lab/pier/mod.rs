@@ -29,7 +29,7 @@ use clap::Args;
 use endcap_ranker::pier::PierError;
 
 use super::{in_parallel, prepare, threads, write};
-use crate::progress;
+use crate::{progress, signals::stop_on_signals};
 use keep::{Keep, Outcome};
 use plan::{Scale, Unit, Work, steps};
 use tables::{Results, tables};
@@ -81,12 +81,7 @@ pub(super) fn pier(args: &PierArgs) -> Result<()> {
     let scale = if args.quick { Scale::QUICK } else { Scale::WHOLE };
     let keep = Keep::open(&args.out, &format!("form {FORM}\navito {:?} {}\n{scale:?}\n", args.avito, args.avito_share))?;
     let seeds: Vec<u64> = (1..=args.seeds.unwrap_or(if args.quick { 1 } else { 5 })).collect();
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in signal_hook::consts::TERM_SIGNALS {
-        // The first asks, the second ends at once.
-        signal_hook::flag::register_conditional_shutdown(*signal, 1, stop.clone()).context("cannot listen to signals")?;
-        signal_hook::flag::register(*signal, stop.clone()).context("cannot listen to signals")?;
-    }
+    let stop = stop_on_signals()?;
     let lab = Lab { args, scale, keep, seeds, stop };
     match lab.work() {
         Err(error) if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(PierError::Stopped))) => {
