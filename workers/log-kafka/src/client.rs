@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,9 @@ use rdkafka::{
 };
 
 use crate::{
-    KafkaConfig, Mechanism, tender,
+    KafkaConfig, Mechanism,
+    lock::lock,
+    tender,
     tokens::{self, NoToken},
 };
 
@@ -73,12 +75,12 @@ impl<R> Watch<R> {
     }
 
     pub(crate) fn last(&self) -> Option<Complaint> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.last).clone()
     }
 
     /// Takes a complaint in, unless the last one says more and may still hold.
     fn hear(&self, complaint: Complaint) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         let is_over = |last: &Complaint| complaint.at.saturating_duration_since(last.at) >= OVER_AFTER;
         if last.as_ref().is_none_or(|last| weight(complaint.code) >= weight(last.code) || is_over(last)) {
             *last = Some(complaint);
@@ -86,7 +88,7 @@ impl<R> Watch<R> {
     }
 
     pub(crate) fn clear(&self) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.last) = None;
     }
 }
 

@@ -13,6 +13,8 @@ use std::{
 
 use endcap_runtime::{LogError, Received};
 
+use crate::lock::lock;
+
 /// How much is fetched ahead: beyond the first mark fetching stops, below half of it it goes on. Stopping throws away what librdkafka has
 /// fetched, so it must not be done for every record.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +75,7 @@ impl Hand {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// How often partitions have left so far: what is polled from now on is put in with this number.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use endcap_schemas::{topics::Topic, wire};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::RegistrySettings;
+use crate::{RegistrySettings, lock::lock};
 
 /// First byte of a framed value.
 const FRAMED: u8 = 0x00;
@@ -55,7 +55,7 @@ impl Registry {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     /// The value as it travels on `topic`, which is called `name` there. One in no framing of ours stays as it is.

@@ -4,7 +4,7 @@
 
 use std::{
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
@@ -15,6 +15,7 @@ use rdkafka::{ClientConfig, consumer::BaseConsumer};
 use crate::{
     KafkaConfig,
     client::{self, Watch},
+    lock::lock,
 };
 
 /// How often each client is served: a token is asked for long before it runs out.
@@ -33,10 +34,6 @@ type Kept = Mutex<Vec<Serve>>;
 pub(crate) struct Tender {
     kept: Arc<Kept>,
     end: Shutdown,
-}
-
-fn lock(kept: &Kept) -> MutexGuard<'_, Vec<Serve>> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Serves each client, and forgets those that are gone. Nothing is locked meanwhile: what the others have let go of is closed here, which may

@@ -4,7 +4,7 @@
 //! records in flight hangs until its timeout, so they are thrown away first.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     thread,
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use rdkafka::{
 use crate::{
     KafkaConfig,
     client::{self, Watch, is_between_coordinators},
+    lock::lock,
     record::Record,
     tender::{SERVE_FOR, Tender},
 };
@@ -86,7 +87,7 @@ impl ProducerContext for Watch<Delivery> {
 
 impl Delivery {
     fn failed(&self) -> MutexGuard<'_, Option<KafkaError>> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.failed)
     }
 }
 
@@ -127,7 +128,7 @@ impl Writer {
     pub(crate) fn transact(&mut self, records: &[Record<'_>], positions: Option<Positions<'_>>) -> Result<(), Stopped> {
         self.ready().map_err(Stopped::Nothing)?;
         let producer = self.producer.clone().expect("a writer that is ready has a producer");
-        let _turn = producer.context().role.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&producer.context().role.turn);
         if let Err(error) = self.prepare(records, positions) {
             let error = self.meaning("cannot write", &error);
             self.abort();
