@@ -7,6 +7,7 @@ mod error;
 pub mod linucb;
 pub mod pier;
 mod random;
+mod sealed;
 
 pub use error::{RankerError, SlateError, SnapshotError, WeightsError};
 pub use random::seed;

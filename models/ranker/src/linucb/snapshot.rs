@@ -16,14 +16,12 @@
 //! Σ and θ̂ are not in it, as they follow from Λ and g.
 
 use super::{LinUcb, Posterior, Sync, TwoStage};
-use crate::SnapshotError;
+use crate::{
+    SnapshotError,
+    sealed::{Broken, Seal},
+};
 
-const MAGIC: [u8; 8] = *b"ENDCLUCB";
-/// The form that is written and read.
-const FORM: u32 = 1;
-/// Bytes before the ranker, and of the checksum.
-const HEAD_BYTES: usize = 40;
-const CHECKSUM_BYTES: usize = 32;
+const SEAL: Seal = Seal { word: *b"ENDCLUCB", form: 1, content_min: 20 };
 /// Most features of a stage and most nominators: beyond these the bytes are no policy of ours.
 const DIMS_MAX: u32 = 4_096;
 const NOMINATORS_MAX: u32 = 64;
@@ -41,10 +39,7 @@ pub struct Versions {
 /// `policy` stay equal to the bit.
 pub fn write(policy: &mut TwoStage, versions: Versions) -> Vec<u8> {
     policy.refactorise();
-    let mut bytes = Vec::new();
-    bytes.extend(MAGIC);
-    bytes.extend(FORM.to_le_bytes());
-    bytes.extend([0; 8]); // the length, known at the end
+    let mut bytes = SEAL.begin();
     bytes.extend(versions.features.to_le_bytes());
     bytes.extend(versions.policy.to_le_bytes());
     let sync = match policy.sync() {
@@ -57,11 +52,7 @@ pub fn write(policy: &mut TwoStage, versions: Versions) -> Vec<u8> {
     for stage in std::iter::once(policy.ranker()).chain(policy.nominators()) {
         write_stage(stage, &mut bytes);
     }
-    let length = (bytes.len() + CHECKSUM_BYTES) as u64;
-    bytes[12..20].copy_from_slice(&length.to_le_bytes());
-    let checksum = blake3::hash(&bytes);
-    bytes.extend(checksum.as_bytes());
-    bytes
+    Seal::close(bytes)
 }
 
 fn write_stage(stage: &LinUcb, bytes: &mut Vec<u8>) {
@@ -79,7 +70,7 @@ fn write_stage(stage: &LinUcb, bytes: &mut Vec<u8>) {
 /// # Errors
 /// [`SnapshotError`] for anything but a whole, undamaged policy of this form over these features.
 pub fn read(bytes: &[u8], features: u32) -> Result<(TwoStage, u64), SnapshotError> {
-    let mut rest = Rest(whole(bytes)?);
+    let mut rest = Rest(SEAL.open(bytes).map_err(broken)?);
     let got = rest.u32()?;
     if got != features {
         return Err(SnapshotError::Features { got, wanted: features });
@@ -103,27 +94,12 @@ pub fn read(bytes: &[u8], features: u32) -> Result<(TwoStage, u64), SnapshotErro
     }
 }
 
-/// What stands between the length and the checksum, when the bytes are whole and undamaged.
-fn whole(bytes: &[u8]) -> Result<&[u8], SnapshotError> {
-    let got = bytes.len() as u64;
-    let beginning = bytes.len().min(MAGIC.len());
-    if bytes.is_empty() || bytes[..beginning] != MAGIC[..beginning] {
-        return Err(SnapshotError::Foreign);
-    }
-    let mut head = Rest(&bytes[beginning..]);
-    let cut = |_| SnapshotError::Length { got, wanted: (HEAD_BYTES + CHECKSUM_BYTES) as u64 };
-    let form = head.u32().map_err(cut)?;
-    if form != FORM {
-        return Err(SnapshotError::Form { got: form, reads: FORM });
-    }
-    let wanted = head.u64().map_err(cut)?;
-    if got != wanted || bytes.len() < HEAD_BYTES + CHECKSUM_BYTES {
-        return Err(SnapshotError::Length { got, wanted: wanted.max((HEAD_BYTES + CHECKSUM_BYTES) as u64) });
-    }
-    let (body, checksum) = bytes.split_at(bytes.len() - CHECKSUM_BYTES);
-    match blake3::hash(body).as_bytes().as_slice() == checksum {
-        true => Ok(&body[20..]),
-        false => Err(SnapshotError::Damaged),
+fn broken(broken: Broken) -> SnapshotError {
+    match broken {
+        Broken::Foreign => SnapshotError::Foreign,
+        Broken::Form(got) => SnapshotError::Form { got, reads: SEAL.form },
+        Broken::Length { got, wanted } => SnapshotError::Length { got, wanted },
+        Broken::Damaged => SnapshotError::Damaged,
     }
 }
 

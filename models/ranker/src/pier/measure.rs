@@ -12,6 +12,13 @@ pub fn best(values: &[f64]) -> Option<usize> {
     (0..values.len()).rev().max_by(|a, b| values[*a].total_cmp(&values[*b]))
 }
 
+/// The order of items by their scores, the highest first; equals as they come.
+pub fn best_first(scores: &[f64]) -> Order {
+    let mut order: Order = (0..scores.len()).collect();
+    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+    order
+}
+
 /// Whether a selection holds a best order (HR@1 of section 5.1.2) under `values`, one for each order. Whose values they are decides what the hit
 /// ratio tells: the evaluator's own (HR_self), those of one trained without the contrastive loss (HR_frozen), or the truth's (HR_true).
 pub fn hits(selected: &[usize], values: &[f64]) -> bool {
@@ -109,6 +116,7 @@ mod tests {
             assert_eq!(hits(&selected, &values), hit, "{selected:?}");
         }
         assert_eq!((best(&values), best(&[])), (Some(1), None));
+        assert_eq!(best_first(&values), [1, 3, 0, 2]);
         assert!((value_ratio(0, &values) - 0.2 / 0.9).abs() < 1e-12);
     }
 }
