@@ -39,6 +39,11 @@ impl Product {
         self.category_path.last().map_or("", String::as_str)
     }
 
+    /// The taxonomy's top.
+    pub fn department(&self) -> &str {
+        self.category_path.first().map_or("", String::as_str)
+    }
+
     /// The nodes of the taxonomy that it stands under, the leaf first: three at most, without the department unless there is nothing else.
     pub fn shelves(&self) -> impl Iterator<Item = &str> {
         let below = self.category_path.len().saturating_sub(1).max(1);

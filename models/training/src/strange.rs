@@ -37,7 +37,7 @@ pub(crate) fn rename(theme: &mut Theme, product: &mut Product, words: &[String],
     for _ in 0..rng.random_range(0..=SHELVES_MAX - shelves.len()) {
         shelves.insert(rng.random_range(0..=shelves.len()), names.draw(rng));
     }
-    let department = product.category_path.first().cloned().unwrap_or_default();
+    let department = product.department().to_owned();
     product.category_path = std::iter::once(department).chain(shelves.into_iter().rev()).collect();
     if rng.random() {
         product.name = (0..rng.random_range(1..=5)).map(|_| word(words, rng)).collect::<Vec<_>>().join(" ");

@@ -1,10 +1,9 @@
 //! `endcap train reranker`: the model that arranges rows as a whole (PIER's OCPM), trained on what simulated shoppers of the demo market click in rows
 //! that are shown in orders by chance, once the ranking has learnt what they like.
 
-use std::{fs, ops::ControlFlow, path::PathBuf, sync::Arc, time::Instant};
+use std::{fs, ops::ControlFlow, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, ensure};
-use endcap_market::{DEMO_SEED, Market as Demo};
 use endcap_ranker::pier::{PLACES, Schedule, best, orders};
 use endcap_ranking::{Pier, RankingConfig};
 use serde::Serialize;
@@ -12,12 +11,8 @@ use serde::Serialize;
 use crate::{
     cli::TrainArgs,
     config::Config,
-    data::{DataDir, Use},
-    grounds,
-    lab::closed::{Arm, RowLog, Shop, World, run, worths},
-    models::Loader,
+    lab::closed::{Arm, RowLog, Shop, Worlds, run, worths},
     progress,
-    serve::Models,
     train::DEMO,
 };
 
@@ -37,6 +32,16 @@ const JUDGED: u64 = 100;
 pub struct Report {
     /// Rows that it was trained on.
     pub rows: usize,
+    /// What it makes of others.
+    #[serde(flatten)]
+    pub judged: Judged,
+    /// Time of it all, s.
+    pub seconds: f64,
+}
+
+/// What a model makes of rows.
+#[derive(Debug, Serialize)]
+pub struct Judged {
     /// Rows that it was judged by, of households that it has not seen.
     pub judged: usize,
     /// True value of the rows over that of their best orders: as the ranker leaves them, and as the model arranges them.
@@ -45,8 +50,6 @@ pub struct Report {
     pub ratio_arranged: f64,
     /// Clicks to be expected of the rows, by the truth, over those of the ranker's order: what the model adds, as a share.
     pub lift: f64,
-    /// Time of it all, s.
-    pub seconds: f64,
 }
 
 /// How the model is trained.
@@ -67,18 +70,14 @@ pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
     let start = Instant::now();
     let folder = args.models.clone().unwrap_or_else(|| DEMO.into()).join("reranker");
     fs::create_dir_all(&folder).with_context(|| format!("cannot write {}", folder.display()))?;
-    let data = DataDir::open(&config.data, Use::Alone)?;
-    let loader = Loader::new(config, &data.models())?;
-    let (encoder, (judge, threshold)) = (loader.encoder()?, loader.judge()?);
-    let (market, scratch) = (grounds::open(config, &data, &encoder)?, data.scratch("reranker")?);
-    let (demo, models) = (Arc::new(Demo::generate(DEMO_SEED)), Models { encoder, judge, threshold });
-    let world = |seed, households| World::new(demo.clone(), market.clone(), seed, households, scratch.path().to_owned());
-    let (own, others) = (world(SEEDS_FROM + args.seed, HOUSEHOLDS)?, world(2 * SEEDS_FROM + args.seed, JUDGED)?);
+    let worlds = Worlds::open(config, "reranker")?;
+    let models = &worlds.models;
+    let (own, others) = (worlds.world(SEEDS_FROM + args.seed, HOUSEHOLDS)?, worlds.world(2 * SEEDS_FROM + args.seed, JUDGED)?);
     println!("letting the ranking learn: {HOUSEHOLDS} households, {LEARNT} visits each");
     let usual = RankingConfig::default();
-    run(&own, Arm::Learning, &usual, LEARNT, &models)?;
+    run(&own, Arm::Learning, &usual, LEARNT, models)?;
     println!("logging rows in orders by chance: {LOGGED} visits each");
-    let (shop, mut log) = (own.shop(own.policies(Arm::Learning)?, Arm::Greedy.config(&usual), &models, None)?, RowLog::default());
+    let (shop, mut log) = (own.shop(own.policies(Arm::Learning)?, Arm::Greedy.config(&usual), models, None)?, RowLog::default());
     log.watch(&shop, LOGGED, args.seed)?;
     println!("training on {} rows", log.len());
     let steps = progress::steps("rows", 0);
@@ -87,8 +86,9 @@ pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
         ControlFlow::Continue(())
     })?;
     steps.finish();
-    let shop = others.shop(own.policies(Arm::Learning)?, Arm::Greedy.config(&usual), &models, None)?;
-    let report = Report { rows: log.len(), seconds: start.elapsed().as_secs_f64(), ..judged(&shop, &Pier::read(&bytes)?)? };
+    let shop = others.shop(own.policies(Arm::Learning)?, Arm::Greedy.config(&usual), models, None)?;
+    let judged = judged(&shop, &Pier::read(&bytes)?)?;
+    let report = Report { rows: log.len(), judged, seconds: start.elapsed().as_secs_f64() };
     let write = |name: &str, bytes: &[u8]| {
         let path: PathBuf = folder.join(name);
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
@@ -103,7 +103,7 @@ pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
 ///
 /// # Errors
 /// When store or catalogue do not answer.
-pub fn judged(shop: &Shop<'_>, pier: &Pier) -> Result<Report> {
+pub fn judged(shop: &Shop<'_>, pier: &Pier) -> Result<Judged> {
     let (all, mut count, mut ranked, mut arranged, mut possible) = (orders(PLACES, PLACES), 0, 0.0, 0.0, 0.0);
     for household in shop.households() {
         for row in shop.rows(household, "judged")? {
@@ -116,12 +116,10 @@ pub fn judged(shop: &Shop<'_>, pier: &Pier) -> Result<Report> {
             possible += best(&worths).map_or(0.0, |best| worths[best]);
         }
     }
-    Ok(Report {
-        rows: 0,
+    Ok(Judged {
         judged: count,
         ratio_ranked: ranked / possible,
         ratio_arranged: arranged / possible,
         lift: arranged / ranked - 1.0,
-        seconds: 0.0,
     })
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use endcap_context::{ContextConfig, FoldState};
 use endcap_inference::{Embed, Embedding, Handle, Model, Pair, Relevance};
 use endcap_ranking::{
@@ -173,7 +173,7 @@ impl Desk {
     pub fn learn(&self, feedback: &[Feedback], taken: FeedbackTaken) -> Result<FeedbackTaken> {
         let records = feedback.iter().map(outgoing_of).collect::<Result<Vec<_>, _>>().context("cannot write feedback")?;
         if !records.is_empty() {
-            self.sides.log.append(&records, None).map_err(|error| anyhow!(error)).context("cannot append feedback")?;
+            self.sides.log.append(&records, None).context("cannot append feedback")?;
         }
         taken.count();
         Ok(taken)

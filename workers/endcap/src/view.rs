@@ -93,7 +93,7 @@ impl ProductView {
             size: product.size.clone(),
             price_cents: product.price_cents,
             category: product.category().to_owned(),
-            department: product.category_path.first().cloned().unwrap_or_default(),
+            department: product.department().to_owned(),
             score,
         }
     }

@@ -121,7 +121,7 @@ impl Nominated<'_> {
             size: product.size.clone(),
             price_cents: product.price_cents,
             category: product.category().to_owned(),
-            department: product.category_path.first().cloned().unwrap_or_default(),
+            department: product.department().to_owned(),
             relevance: offer.candidate.relevance,
             score: score.mean,
             bonus: score.bonus,

@@ -28,6 +28,16 @@ impl Interval {
         Self { mean, half: t * (squares / (count - 1.0) / count).sqrt() }
     }
 
+    /// By what share each run of `own` is above the one of `base` beside it.
+    pub(super) fn lift(own: &[f64], base: &[f64]) -> Self {
+        Self::of(&own.iter().zip(base).map(|(own, base)| own / base - 1.0).collect::<Vec<_>>())
+    }
+
+    /// As a share in text: mean and half width in per cent with so many decimals.
+    pub(super) fn show_share(self, decimals: usize) -> String {
+        format!("{:+.decimals$} % ± {:.decimals$}", 100.0 * self.mean, 100.0 * self.half)
+    }
+
     /// As text: the mean and the half width with so many decimals.
     pub(super) fn show(self, decimals: usize) -> String {
         format!("{:.decimals$} ± {:.decimals$}", self.mean, self.half)

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use endcap_market::Expected;
 use endcap_ranker::{
     pier::{
-        Dataset, FpsmSetting, Kind, Model, Order, PLACES, Reader, Schedule, Visit, beam, best,
+        Dataset, FpsmSetting, Kind, Model, Order, PLACES, Reader, Schedule, Visit, beam, best, best_first,
         fpsm::Places,
         probability,
         serve::{self, History, Interest, Kernel, Orders, Scratch, Selector, Slate},
@@ -179,8 +179,6 @@ impl Bench {
         let visit = Visit { shopper: input.budget, at_ms: 0, history: &[], items: &items };
         let as_it_is: Order = (0..PLACES).collect();
         let clicks = prm.clicks(&self.dataset, &visit, &input.point, &[as_it_is])?;
-        let mut order: Order = (0..PLACES).collect();
-        order.sort_by(|a, b| clicks[*b].total_cmp(&clicks[*a]));
-        Ok(order)
+        Ok(best_first(&clicks))
     }
 }

@@ -8,27 +8,23 @@ mod rows;
 mod ways;
 mod world;
 
-use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
 use endcap_inference::{Embed, Embedding, Model, Pair, Relevance};
-use endcap_market::{DEMO_SEED, Market as Demo};
 use endcap_ranking::RankingConfig;
 
 pub use self::{
     ab::{Arm, run},
     arrange::{Arranged, Way, compare},
     rows::{FrontRow, RowLog, worths},
-    world::{Shop, World},
+    world::{Shop, World, Worlds},
 };
 use super::{in_parallel, prepare, threads, write};
 use crate::{
     cli::{DataArgs, Flags},
     config::Config,
-    data::{DataDir, Use},
-    grounds,
-    models::Loader,
     progress, reranker,
     serve::Models,
 };
@@ -91,15 +87,11 @@ pub(super) fn closed(args: &LoopArgs, config: &Config) -> Result<()> {
     if let Some(fault) = usual.check().first() {
         bail!("{fault}");
     }
-    let data = DataDir::open(&config.data, Use::Alone)?;
-    let loader = Loader::new(config, &data.models())?;
-    let (encoder, (judge, threshold)) = (loader.encoder()?, loader.judge()?);
-    let (market, scratch) = (grounds::open(config, &data, &encoder)?, data.scratch("lab-loop")?);
-    let (demo, models) = (Arc::new(Demo::generate(DEMO_SEED)), Models { encoder, judge, threshold });
-    let world = |seed| World::new(demo.clone(), market.clone(), seed, args.households, scratch.path().to_owned());
+    let ground = Worlds::open(config, "lab-loop")?;
+    let (models, world) = (&ground.models, |seed| ground.world(seed, args.households));
     let worlds = (1..=args.seeds).map(world).collect::<Result<Vec<_>>>()?;
     let arms = all("runs", args, worlds.len() * Arm::ALL.len(), |job| {
-        run(&worlds[job / Arm::ALL.len()], Arm::ALL[job % Arm::ALL.len()], &usual, args.rounds, &models)
+        run(&worlds[job / Arm::ALL.len()], Arm::ALL[job % Arm::ALL.len()], &usual, args.rounds, models)
     })?;
     let of_arm = |arm: usize| arms.iter().skip(arm).step_by(Arm::ALL.len()).cloned().collect();
     let outcome = page::Outcome { of: [of_arm(0), of_arm(1), of_arm(2)] };
@@ -108,7 +100,7 @@ pub(super) fn closed(args: &LoopArgs, config: &Config) -> Result<()> {
     let mut text = outcome.page(args);
     if args.logged > 0 {
         let judged = (1..=args.seeds).map(|seed| world(JUDGED_FROM + seed)).collect::<Result<Vec<_>>>()?;
-        let of = all("ways to arrange", args, worlds.len(), |job| arranged(&worlds[job], &judged[job], args.logged, &models))?;
+        let of = all("ways to arrange", args, worlds.len(), |job| arranged(&worlds[job], &judged[job], args.logged, models))?;
         let ways = ways::Ways { of };
         write(&args.out, "ways.csv", &ways.csv())?;
         text = text + "\n" + &ways.page(args);

@@ -74,8 +74,7 @@ impl Outcome {
 
     /// Each seed's lift of an arm over the frozen one at the end, as a share.
     fn lift(&self, arm: usize, of: fn(&Expected) -> f64) -> Interval {
-        let (own, frozen) = (self.part(arm, true, of), self.part(0, true, of));
-        Interval::of(&own.iter().zip(&frozen).map(|(own, frozen)| own / frozen - 1.0).collect::<Vec<_>>())
+        Interval::lift(&self.part(arm, true, of), &self.part(0, true, of))
     }
 
     /// The page.
@@ -111,8 +110,7 @@ impl Outcome {
     fn row(&self, arm: usize) -> Vec<String> {
         let clicks = |expected: &Expected| expected.clicks;
         let value = |expected: &Expected| expected.value_cents;
-        let share = |interval: Interval| format!("{:+.1} % ± {:.1}", 100.0 * interval.mean, 100.0 * interval.half);
-        let lift = |of| if arm == 0 { "–".to_owned() } else { share(self.lift(arm, of)) };
+        let lift = |of| if arm == 0 { "–".to_owned() } else { self.lift(arm, of).show_share(1) };
         let mean = |is_last, of| Interval::of(&self.part(arm, is_last, of));
         vec![
             Arm::ALL[arm].label().to_owned(),

@@ -58,8 +58,7 @@ impl Ways {
     }
 
     fn row(&self, way: usize) -> Vec<String> {
-        let share = |interval: Interval| format!("{:+.2} % ± {:.2}", 100.0 * interval.mean, 100.0 * interval.half);
-        let lift = |of| if way == 0 { "–".to_owned() } else { share(self.lift(way, of)) };
+        let lift = |of| if way == 0 { "–".to_owned() } else { self.lift(way, of).show_share(2) };
         let clicks = |arranged: &Arranged| arranged.worth.clicks;
         let value = |arranged: &Arranged| arranged.worth.value_cents;
         let mean = |of: &dyn Fn(&Arranged) -> f64| Interval::of(&self.each(way, of));
@@ -82,8 +81,7 @@ impl Ways {
 
     /// Each seed's lift of a way over the ranker's order, as a share.
     fn lift(&self, way: usize, of: fn(&Arranged) -> f64) -> Interval {
-        let (own, base) = (self.each(way, &of), self.each(0, &of));
-        Interval::of(&own.iter().zip(&base).map(|(own, base)| own / base - 1.0).collect::<Vec<_>>())
+        Interval::lift(&self.each(way, &of), &self.each(0, &of))
     }
 }
 

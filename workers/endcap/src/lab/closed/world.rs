@@ -4,8 +4,9 @@
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
+use endcap_engine::{EmbedModel, RelevanceModel};
 use endcap_inference::{Embed, Embedding, Model, Pair, Relevance};
-use endcap_market::{Expected, Household, Market as Demo, Samples};
+use endcap_market::{DEMO_SEED, Expected, Household, Market as Demo, Samples};
 use endcap_ranking::{
     ARRANGED, Checks, Ground, Learner, Ranking, RankingConfig, Request, Rerank, Row, RowInput, Seen, Storefront, feedback,
     merchandised,
@@ -18,7 +19,14 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::{Arm, rows::FrontRow};
-use crate::{serve::Models, visits};
+use crate::{
+    config::Config,
+    data::{DataDir, Scratch, Use},
+    grounds,
+    models::Loader,
+    serve::Models,
+    visits,
+};
 
 /// Visits that every household's history comes from.
 const HISTORY: usize = 12;
@@ -28,6 +36,40 @@ const NOW_MS: i64 = 1_730_000_000_000;
 const ROUND: Duration = Duration::from_secs(60);
 /// Placements of a page, and products of each.
 const PAGE: (usize, usize) = (8, 20);
+
+/// What worlds are made of: the demo market with its truth, the same indexed, its models, and a folder that is removed in the end.
+pub struct Worlds {
+    demo: Arc<Demo>,
+    market: Market,
+    scratch: Scratch,
+    /// The models.
+    pub models: Models<EmbedModel, RelevanceModel>,
+    /// Held, as nobody else may work in it.
+    _data: DataDir,
+}
+
+impl Worlds {
+    /// Those of the data directory that `config` names; stores lie in its folder `scratch`.
+    ///
+    /// # Errors
+    /// When market or models cannot be opened.
+    pub fn open(config: &Config, scratch: &str) -> Result<Self> {
+        let data = DataDir::open(&config.data, Use::Alone)?;
+        let loader = Loader::new(config, &data.models())?;
+        let (encoder, (judge, threshold)) = (loader.encoder()?, loader.judge()?);
+        let (market, scratch) = (grounds::open(config, &data, &encoder)?, data.scratch(scratch)?);
+        let models = Models { encoder, judge, threshold };
+        Ok(Self { demo: Arc::new(Demo::generate(DEMO_SEED)), market, scratch, models, _data: data })
+    }
+
+    /// A world of so many households that `seed` draws.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn world(&self, seed: u64, households: u64) -> Result<World> {
+        World::new(self.demo.clone(), self.market.clone(), seed, households, self.scratch.path().to_owned())
+    }
+}
 
 /// Households, and the pages that the store has of them.
 pub struct World {

@@ -106,7 +106,7 @@ impl<'a> Bench<'a> {
                     }
                     if let Some(truth) = &truth {
                         add("hr_true", hit(hits(&candidates, truth)));
-                        add("ratio", value_ratio(chosen(&candidates, &values), truth));
+                        add("ratio", value_ratio(chosen(&candidates, &values).unwrap_or(0), truth));
                     }
                 }
             }
@@ -137,8 +137,8 @@ impl<'a> Bench<'a> {
 }
 
 /// The candidate that the evaluator likes best.
-fn chosen(candidates: &[usize], values: &[f64]) -> usize {
-    candidates.iter().copied().max_by(|a, b| values[*a].total_cmp(&values[*b])).unwrap_or(0)
+pub(super) fn chosen(candidates: &[usize], values: &[f64]) -> Option<usize> {
+    candidates.iter().copied().max_by(|a, b| values[*a].total_cmp(&values[*b]))
 }
 
 /// Clicks at each place over what point-wise scores foretell there, on the training pages.

@@ -1,7 +1,7 @@
 //! What a trained model is worth: on the test pages as they were shown, and on all orders of some of them.
 
 use anyhow::Result;
-use endcap_ranker::pier::{Kind, Model, Order, PLACES, auc, best, known, log_loss, of_page, value_ratio};
+use endcap_ranker::pier::{Kind, Model, Order, PLACES, auc, best, best_first, known, log_loss, of_page, value_ratio};
 
 use super::{Stop, keep::Outcome, world::World};
 
@@ -55,10 +55,8 @@ pub(super) fn arranging(model: &Model, world: &World, point: &[f32], stop: Stop,
         let Some(truth) = world.truth(*page) else { return Ok(()) };
         let visit = world.dataset.visit(*page);
         let chosen = if model.kind().is_pointwise() {
-            let scores = reader.shown(&world.dataset, point, &[*page])?;
-            let mut order: Order = (0..PLACES).collect();
-            order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-            world.orders.binary_search(&order).ok()
+            let scores: Vec<f64> = reader.shown(&world.dataset, point, &[*page])?.into_iter().map(f64::from).collect();
+            world.orders.binary_search(&best_first(&scores)).ok()
         } else {
             best(&reader.values(&world.dataset, &visit, of_page(point, *page), &world.orders)?)
         };

@@ -12,7 +12,7 @@ use endcap_ranker::{
 
 use super::{
     Stop,
-    candidates::place_rates,
+    candidates::{chosen, place_rates},
     keep::{Keep, Outcome},
     plan::{POINT, Scale},
     world::World,
@@ -65,11 +65,11 @@ pub(super) fn search(
                 Ok(orders.iter().filter_map(place_of).map(|place| values[place]).collect())
             };
             let found = guided(CANDIDATES, &start, calls, ask)?;
-            let best_of = |places: &[usize]| places.iter().copied().max_by(|a, b| values[*a].total_cmp(&values[*b]));
+            let best_of = |places: &[usize]| chosen(places, &values);
             let chance = random_choice(all.len(), calls, seed(&[world.seed, u64::from(*page), calls as u64]));
             let likely: Vec<usize> = beam(&scores, &rates, calls).iter().filter_map(place_of).collect();
-            let chosen = [best_of(&chance), best_of(&nearest[..calls]), best_of(&likely), place_of(&found.order)];
-            for (way, place) in WAYS.iter().zip(chosen) {
+            let of_ways = [best_of(&chance), best_of(&nearest[..calls]), best_of(&likely), place_of(&found.order)];
+            for (way, place) in WAYS.iter().zip(of_ways) {
                 let place = place.unwrap_or(0);
                 add(format!("{way}.hr_self@{calls}"), f64::from(u8::from(values[place] >= values[highest])));
                 add(format!("{way}.self_ratio@{calls}"), value_ratio(place, &values));
