@@ -331,7 +331,7 @@ impl Config {
             scylla: merged.side("scylla", "scylla_password"),
             events,
         };
-        if config.kafka.is_some() && config.scylla.is_none() {
+        if config.kafka.is_some() && merged.table_of("scylla").is_none() {
             merged.faults.push(
                 "`kafka` is a log that several machines share, and a shopper's state must be where the shopper's events come: name the store \
                  that they share in the table `scylla`"

@@ -60,13 +60,16 @@ impl Topics {
     /// Makes it so and answers what was done. With an obstacle nothing is done: topics that fit together badly are worse than none.
     ///
     /// # Errors
-    /// [`LogError::Refused`] with the obstacles; [`LogError`] when the cluster refuses a step or does not answer. Steps before it are done;
+    /// [`LogError::Refused`] with the first obstacle; [`LogError`] when the cluster refuses a step or does not answer. Steps before it are done;
     /// doing it again does the rest.
     pub fn apply(&self) -> Result<Plan, LogError> {
         let plan = self.plan()?;
-        let obstacles: Vec<String> = plan.obstacles().map(ToString::to_string).collect();
-        if !obstacles.is_empty() {
-            return Err(LogError::Refused(obstacles.join("; ")));
+        if let Some(first) = plan.obstacles().next() {
+            let more = match plan.obstacles().count() - 1 {
+                0 => String::new(),
+                more => format!("; {more} more, which `endcap topics plan` lists"),
+            };
+            return Err(LogError::Refused(format!("{first}{more}")));
         }
         self.create(&plan)?;
         self.change(&plan)?;

@@ -1,6 +1,7 @@
 //! Connecting: the session with its limits of time, TLS, and what a failure to connect means for whoever starts the process.
 
 use std::{
+    collections::BTreeSet,
     error::Error,
     fs, io,
     path::{Path, PathBuf},
@@ -65,6 +66,14 @@ pub enum OpenError {
         points: String,
         /// What the driver says.
         cause: String,
+    },
+    /// No server is in the data centre that is to be asked.
+    #[error("no server of the store is in data centre `{named}`: set `datacenter` to one of {there}, or leave it out")]
+    Datacenter {
+        /// What was configured.
+        named: String,
+        /// Data centres that there are.
+        there: String,
     },
     /// The keyspace or its tables are not there, or older than this release needs.
     #[error("keyspace `{keyspace}` {found}, this release needs schema version {known}: run `endcap store migrate`")]
@@ -170,10 +179,22 @@ pub(crate) async fn connect(config: &ScyllaConfig) -> Result<Session, OpenError>
     // Each attempt has its own limit; this one bounds them all.
     let limit = config.timeouts.connect * 2;
     match tokio::time::timeout(limit, builder.build()).await {
-        Ok(Ok(session)) => Ok(session),
+        Ok(Ok(session)) => near(config, &session).map(|()| session),
         Ok(Err(error)) => Err(refused(config, &error, distrust.told())),
         Err(_) => Err(OpenError::Unreachable { points: points(config), cause: format!("no answer within {limit:?}") }),
     }
+}
+
+/// Refuses a data centre that no server is in: the driver would find nobody to ask, request by request.
+fn near(config: &ScyllaConfig, session: &Session) -> Result<(), OpenError> {
+    let Some(named) = &config.datacenter else { return Ok(()) };
+    let cluster = session.get_cluster_state();
+    let there: BTreeSet<&str> = cluster.get_nodes_info().iter().filter_map(|node| node.datacenter.as_deref()).collect();
+    if there.contains(&**named) {
+        return Ok(());
+    }
+    let there = there.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    Err(OpenError::Datacenter { named: named.clone(), there })
 }
 
 /// Token-aware, within the near data centre: another one answers for itself alone (`LOCAL_…`), and its answer may be older.

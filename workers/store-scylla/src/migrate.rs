@@ -44,7 +44,7 @@ impl fmt::Display for Plan {
                 return write!(f, "keyspace `{keyspace}` has schema version {known}, nothing to do");
             }
             Some(found) => write!(f, "keyspace `{keyspace}`: schema version {found} → {known}")?,
-            None => write!(f, "keyspace `{keyspace}`: made, with schema version {known}")?,
+            None => write!(f, "keyspace `{keyspace}`: none → schema version {known}")?,
         }
         self.statements.iter().try_for_each(|statement| write!(f, "\n\n{statement};"))
     }
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(plan(Some(1), &["ALTER x"]).to_string(), "keyspace `shop`: schema version 1 → 2\n\nALTER x;");
         assert_eq!(
             plan(None, &["CREATE x", "CREATE y"]).to_string(),
-            "keyspace `shop`: made, with schema version 2\n\nCREATE x;\n\nCREATE y;"
+            "keyspace `shop`: none → schema version 2\n\nCREATE x;\n\nCREATE y;"
         );
     }
 

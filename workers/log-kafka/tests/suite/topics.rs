@@ -33,7 +33,7 @@ fn applying_twice_changes_nothing_and_what_cannot_be_changed_is_told() {
     let plan = more.plan().expect("a plan");
     assert_eq!(plan.obstacles().count(), 3 * LIVE, "{plan}");
     let refused = more.apply().expect_err("another number of partitions is refused").to_string();
-    assert!(refused.contains("has 3 partitions and 4 are declared"), "{refused}");
+    assert!(refused.contains("has 3 partitions and 4 are declared") && refused.contains("20 more, which"), "{refused}");
 }
 
 #[test]

@@ -41,6 +41,15 @@ fn a_keyspace_is_made_by_a_migration_alone_and_a_second_one_does_nothing() {
 }
 
 #[test]
+fn a_data_centre_that_nobody_is_in_is_told_with_those_that_there_are() {
+    let Some((server, _guard)) = server() else { return };
+    let keyspace = Keyspace::named(&server);
+    let error = plan(&keyspace.config(json!({ "datacenter": "nowhere" }))).err().expect("nobody is there").to_string();
+    assert!(error.contains("`nowhere`") && error.contains("set `datacenter` to one of `datacenter1`"), "{error}");
+    plan(&keyspace.config(json!({ "datacenter": "datacenter1" }))).unwrap();
+}
+
+#[test]
 fn two_at_once_do_it_once() {
     let Some((server, _guard)) = server() else { return };
     let keyspace = Keyspace::named(&server);
