@@ -1,10 +1,15 @@
 //! Limits of the ranking service.
 
+use std::{num::NonZeroUsize, thread};
+
 use endcap_runtime::outside;
 use endcap_schemas::Feedback;
 use serde::{Deserialize, Serialize};
 
 use crate::features::Nominator;
+
+/// Storefronts that are let in at once for each core: what takes about a millisecond waits for a few hundredths of a second at most.
+const AT_ONCE_PER_CORE: usize = 16;
 
 /// Settings of the ranking service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,7 +37,7 @@ pub struct RankingConfig {
     pub shuffled: f64,
     /// How much of the exploration bonus counts; 0 goes by what is expected alone.
     pub exploration: f64,
-    /// Storefronts that are worked on at once; more are refused.
+    /// Storefronts that are let in at once, to be worked on or to wait for it; more are refused [default: 16 for each core].
     pub at_once_max: usize,
     /// Placements of the default page.
     pub default_placements: usize,
@@ -58,7 +63,7 @@ impl Default for RankingConfig {
             preparing_max: 2_000,
             shuffled: 0.02,
             exploration: 0.05,
-            at_once_max: 64,
+            at_once_max: AT_ONCE_PER_CORE * thread::available_parallelism().map_or(1, NonZeroUsize::get),
             default_placements: 8,
             slates_max: 16_384,
             feedback_age_max_s: 86_400,
@@ -83,7 +88,7 @@ impl RankingConfig {
             outside("preparing_max", self.preparing_max, 1..=100_000),
             outside("shuffled", self.shuffled, 0.0..=1.0),
             outside("exploration", self.exploration, 0.0..=10.0),
-            outside("at_once_max", self.at_once_max, 1..=512),
+            outside("at_once_max", self.at_once_max, 1..=4_096),
             outside("default_placements", self.default_placements, 1..=50),
             outside("slates_max", self.slates_max, 1..=20_000),
             outside("feedback_age_max_s", self.feedback_age_max_s, 1..=31_557_600),

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex,
+        Barrier, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -59,26 +59,40 @@ pub(crate) struct Seen {
     time: Duration,
 }
 
-/// Does `load`. With more requests open than it has threads the load itself is late, and the times from when they were due say so.
+/// Does `load`, from when every thread has its connection. With more requests open than it has threads the load itself is late, and the times from
+/// when they were due say so.
 pub(crate) fn run(load: &Load<'_>) -> Seen {
-    let (next, seen, start) = (AtomicU64::new(0), Mutex::new(Seen::default()), Instant::now());
+    let (next, seen) = (AtomicU64::new(0), Mutex::new(Seen::default()));
+    let (connected, begun) = (Barrier::new(load.threads + 1), OnceLock::new());
+    let start = || *begun.get_or_init(Instant::now);
     thread::scope(|scope| {
         for _ in 0..load.threads {
             scope.spawn(|| {
+                let agent = connect(load.address);
+                connected.wait();
                 let mut own = Seen::default();
-                own.ask_all(load, &next, start);
+                own.ask_all(load, &agent, &next, start());
                 seen.lock().expect("no thread of the load panics").add(own);
             });
         }
+        connected.wait();
+        start();
     });
     let mut seen = seen.into_inner().expect("no thread of the load panics");
-    seen.time = start.elapsed();
+    seen.time = start().elapsed();
     seen
 }
 
+/// A client that has asked once: making one takes longer than a storefront.
+fn connect(address: &str) -> ureq::Agent {
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    // Whether anybody answers is what the load itself finds out.
+    let _ = agent.get(format!("{address}/health/live")).call().map(|mut response| response.body_mut().read_to_string());
+    agent
+}
+
 impl Seen {
-    fn ask_all(&mut self, load: &Load<'_>, next: &AtomicU64, start: Instant) {
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    fn ask_all(&mut self, load: &Load<'_>, agent: &ureq::Agent, next: &AtomicU64, start: Instant) {
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             let due = match load.pace {
@@ -90,9 +104,9 @@ impl Seen {
             }
             thread::sleep(due.saturating_duration_since(Instant::now()));
             let user = &load.users[(n.wrapping_mul(STRIDE) % load.users.len() as u64) as usize];
-            let text = self.ask(&agent, &format!("{}/v1/storefronts/{}", load.address, user.user), due);
+            let text = self.ask(agent, &format!("{}/v1/storefronts/{}", load.address, user.user), due);
             if let Some(text) = text.filter(|_| load.feedback_every > 0 && n.is_multiple_of(load.feedback_every)) {
-                self.tell(&agent, &format!("{}/v1/feedback", load.address), &text);
+                self.tell(agent, &format!("{}/v1/feedback", load.address), &text);
             }
         }
     }

@@ -4,7 +4,7 @@
 //! `cargo run --release -p endcap-tests --bin storefronts -- --report FILE` makes shoppers with a history and pages of 10 placements of 20
 //! products each in a fresh data directory, starts `endcap serve` on it, lets every pool be completed, and then
 //!
-//! 1. asks for storefronts of scattered shoppers at a steady rate, with feedback on some of them;
+//! 1. asks for storefronts of scattered shoppers at a steady rate, with feedback on some of them; five seconds of that are not timed;
 //! 2. asks as fast as answers come, which says what the machine can do (the capacity);
 //! 3. asks at three times that rate: what cannot be answered is to be refused at once, and what is answered is not to be late.
 //!
@@ -33,6 +33,8 @@ use load::{Load, Pace, round, run};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Requests come so many times as fast as they can be answered, where they are too many.
 const OVERLOAD: f64 = 3.0;
+/// How long the load goes on before it is timed, s: the first requests at once open threads and connections to the file.
+const WARM_UP_S: u64 = 5;
 const SECONDS: &str = "endcap_storefront_seconds";
 const PARTS: [&str; 5] = ["read", "nominate", "rank", "rerank", "whole"];
 
@@ -76,14 +78,16 @@ fn main() -> Result<()> {
     let flags: Vec<&str> = ["--market", &market].into_iter().chain(models.into_iter().flatten()).collect();
     let up = Run::new(&program.display().to_string(), &data).serve(&flags)?;
     let warm = warm(&up, &users)?;
-    let load = |pace, threads| Load {
+    let load_for = |seconds, pace, threads| Load {
         pace,
         threads,
-        time: Duration::from_secs(args.seconds),
+        time: Duration::from_secs(seconds),
         feedback_every: args.feedback_every,
         address: up.address(),
         users: &users,
     };
+    let load = |pace, threads| load_for(args.seconds, pace, threads);
+    run(&load_for(WARM_UP_S, Pace::Open(args.rate), args.threads));
     let (steady, with_parts) = (run(&load(Pace::Open(args.rate), args.threads)), parts(&up.text("/metrics")?.1));
     let steady_memory = memory(up.id())?;
     let fastest = run(&load(Pace::Closed, args.threads.min(8)));

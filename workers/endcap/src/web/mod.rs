@@ -11,7 +11,7 @@ mod routes;
 mod sign_in;
 mod storefronts;
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use axum::{Router, middleware, serve::Listener};
@@ -36,6 +36,9 @@ use crate::desk::Desk;
 
 /// Requests that are worked on at once; more wait.
 const AT_ONCE: usize = 16;
+/// Storefronts that are worked on at once on each core; of those that were let in more wait. So many that the processor is busy while some wait for the
+/// store, and so few that whoever is refused hears it soon.
+const STOREFRONTS_PER_CORE: usize = 4;
 /// Bodies of feedback that are taken in at once; more are refused.
 const FEEDBACK_AT_ONCE: usize = 64;
 /// Connections that are open at once; more wait in the system's own queue, which has an end.
@@ -51,34 +54,50 @@ pub(crate) struct Web {
     life: Arc<Life>,
     turns: Arc<Semaphore>,
     feedback_turns: Arc<Semaphore>,
+    storefront_turns: Arc<Semaphore>,
 }
 
 impl Web {
-    /// As [`Web::ask`], but without waiting for a turn: for what limits itself.
-    async fn ask_now<T: Send + 'static>(
+    /// Does `work`, which may block, on a thread for that, when one of `turns` is free.
+    async fn ask_in<T, E>(
         &self,
-        work: impl FnOnce(&Desk) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let desk = self.life.desk()?.clone();
-        tokio::task::spawn_blocking(move || work(&desk)).await.context("a request broke off")?
-    }
-
-    /// Does `work`, which may block, on a thread for that.
-    async fn ask<T, E>(&self, work: impl FnOnce(&Desk) -> Result<T, E> + Send + 'static) -> Result<T, ApiError>
+        turns: &Arc<Semaphore>,
+        work: impl FnOnce(&Desk) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, ApiError>
     where
         T: Send + 'static,
         E: Into<ApiError> + Send + 'static,
     {
         let desk = self.life.desk()?.clone();
-        let _turn = self.turns.clone().acquire_owned().await.context("the server is ending")?;
-        tokio::task::spawn_blocking(move || work(&desk)).await.context("a request broke off")?.map_err(Into::into)
+        let turn = turns.clone().acquire_owned().await.context("the server is ending")?;
+        // The turn lasts as long as the work, though whoever asked may be gone by then.
+        let work = move || {
+            let _turn = turn;
+            work(&desk)
+        };
+        tokio::task::spawn_blocking(work).await.context("a request broke off")?.map_err(Into::into)
+    }
+
+    /// As [`Web::ask_in`], among all other questions.
+    async fn ask<T, E>(&self, work: impl FnOnce(&Desk) -> Result<T, E> + Send + 'static) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        E: Into<ApiError> + Send + 'static,
+    {
+        self.ask_in(&self.turns, work).await
     }
 }
 
 /// Every route, guarded. The page's own files need nothing but this program, so they too are there from the first moment.
 pub fn router(life: Arc<Life>, access: Access) -> Router {
     let turns = |most| Arc::new(Semaphore::new(most));
-    let web = Web { life, turns: turns(AT_ONCE), feedback_turns: turns(FEEDBACK_AT_ONCE) };
+    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let web = Web {
+        life,
+        turns: turns(AT_ONCE),
+        feedback_turns: turns(FEEDBACK_AT_ONCE),
+        storefront_turns: turns(STOREFRONTS_PER_CORE * cores),
+    };
     assets::routes()
         .merge(routes::routes())
         .merge(storefronts::routes())

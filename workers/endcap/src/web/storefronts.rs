@@ -48,7 +48,7 @@ struct Wishes {
     rerank: Option<usize>,
 }
 
-/// Refuses at once what would have to wait: a storefront that comes late is none. A turn ends when its answer is written out.
+/// Refuses at once what would have to wait long: a storefront that comes late is none.
 async fn storefront(
     State(web): State<Web>,
     Path(user): Path<String>,
@@ -60,13 +60,13 @@ async fn storefront(
         metric::unanswered("refused");
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many storefronts are asked for at once").again_after(AGAIN_S)
     })?;
-    web.ask_now(move |desk| {
+    web.ask_in(&web.storefront_turns, move |desk| {
         let _turn = turn;
         let storefront = ranking(desk)?.storefront(&request).map_err(|error| {
             metric::unanswered("failed");
             ApiError::from(anyhow::Error::new(error))
         })?;
-        Ok(Json(storefront).into_response())
+        Ok::<_, ApiError>(Json(storefront).into_response())
     })
     .await
 }
