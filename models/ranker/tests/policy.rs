@@ -87,6 +87,22 @@ fn shuffled_requests_are_as_many_as_they_should_be_and_their_odds_are_true() {
 }
 
 #[test]
+fn slates_of_one_shuffled_request_have_orders_of_their_own() {
+    const REQUESTS: u64 = 6_000;
+    let (policy, items) = (taught(Sync::BeforeUpdate, 30), items(6, 3));
+    let (one, other): (Vec<&Item>, Vec<&Item>) = (items[..3].iter().collect(), items[3..].iter().collect());
+    // Where the best of a slate stands then.
+    let best = |candidates: &[&Item], request: u64| {
+        let own = policy.rank(candidates, 3, 0.0, request).unwrap().placed[0].candidate;
+        let slate = policy.rank(candidates, 3, 1.0, request).unwrap();
+        slate.placed.iter().position(|placed| placed.candidate == own).unwrap()
+    };
+    let equal = (0..REQUESTS).filter(|request| best(&one, *request) == best(&other, *request)).count() as f64;
+    let (expected, error) = (REQUESTS as f64 / 3.0, (REQUESTS as f64 * 2.0 / 9.0).sqrt());
+    assert!((equal - expected).abs() < 4.5 * error, "{equal} of {REQUESTS} stand at the same place");
+}
+
+#[test]
 fn late_feedback_teaches_the_same_in_any_order() {
     let items = items(40, 4);
     let feedback: Vec<Vec<Shown>> = items

@@ -129,7 +129,8 @@ impl TwoStage {
     }
 
     /// The slate of the `most` candidates that the ranker thinks best, best first. `ties` is the request's seed, as above. It also decides
-    /// whether this is one of the requests, `shuffled` (0…1) of all, whose slate is shuffled to learn what the policy would not show.
+    /// whether this is one of the requests, `shuffled` (0…1) of all, whose slates are shuffled to learn what the policy would not show: all slates
+    /// of such a request, each in an order of its own.
     ///
     /// # Errors
     /// When a candidate is not what the ranker takes.
@@ -141,9 +142,10 @@ impl TwoStage {
         let mut placed: Vec<Placed> = order.into_iter().map(|candidate| Placed { candidate, score: scores[candidate] }).collect();
         let mut propensity = None;
         if shuffled > 0.0 && placed.len() > 1 {
-            let mut dice = stream(&[SHUFFLE_STREAM, ties]);
-            if dice.random::<f64>() < shuffled {
-                placed.shuffle(&mut dice);
+            if stream(&[SHUFFLE_STREAM, ties]).random::<f64>() < shuffled {
+                let ids = placed.iter().map(|placed| candidates[placed.candidate].id);
+                let own: Vec<u64> = [SHUFFLE_STREAM, ties].into_iter().chain(ids).collect();
+                placed.shuffle(&mut stream(&own));
                 propensity = Some((placed.len() as f64).recip());
             }
         }
