@@ -142,11 +142,12 @@ fn look_for_policy(ranking: &Ranking) {
     }
 }
 
-/// What the context stage knows of a shopper. A state that this release cannot read is as good as none: it is the fold's affair.
+/// What the context stage knows of a shopper. Of one whose state this release cannot read nothing is shown: diets and consent stand in it.
 fn history(store: Arc<dyn Store>, generation: i32, config: ContextConfig) -> History {
     Box::new(move |user| {
         let Some(bytes) = store.state(user)? else { return Ok(None) };
-        Ok::<_, StoreError>(FoldState::decode(&bytes).ok().map(|state| state.snapshot(user, generation, &config)))
+        let state = FoldState::decode(&bytes).map_err(|error| StoreError::Corrupt(format!("a shopper's state: {error}")))?;
+        Ok(Some(state.snapshot(user, generation, &config)))
     })
 }
 

@@ -3,6 +3,8 @@
 import { post } from './dom.js';
 
 const SEND_EVERY_MS = 2000;
+const ENTRIES_MAX = 1000; // of one request
+const KINDS = ['impressions', 'clicks', 'cart_adds'];
 const IN_SIGHT = 0.6; // share of a card
 
 const slates = new WeakMap(); // card → { slate, product }
@@ -36,15 +38,21 @@ export function note(card, kind) {
 }
 
 async function send() {
-  if (!waiting.size) return;
-  const entries = [...waiting.values()];
-  waiting.clear();
+  const entries = [...waiting.values()].slice(0, ENTRIES_MAX);
+  if (!entries.length) return;
+  entries.forEach((entry) => waiting.delete(entry.slate));
   try {
     await post('/v1/feedback', entries);
   } catch {
-    // Told again with the next: each thing counts once, however often it is told.
-    for (const entry of entries) if (!waiting.has(entry.slate)) waiting.set(entry.slate, entry);
+    entries.forEach(again);
   }
+}
+
+/** What was not taken is told again, with what was noted meanwhile: each thing counts once, however often it is told. */
+function again(entry) {
+  const since = waiting.get(entry.slate);
+  if (since) KINDS.forEach((kind) => entry[kind].push(...since[kind]));
+  waiting.set(entry.slate, entry);
 }
 
 setInterval(send, SEND_EVERY_MS);

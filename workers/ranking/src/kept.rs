@@ -23,7 +23,7 @@ const KEPT_PER_DOUBLING: usize = 2;
 /// A policy, and what it has learnt from.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Kept {
-    /// Its version: the place in the log up to which it has learnt; 0 for the untaught one.
+    /// Its version: the place in the log up to which it has learnt, greater than the one before; 0 for the untaught one.
     pub(crate) version: i64,
     /// The policy.
     pub(crate) policy: TwoStage,
@@ -64,12 +64,17 @@ pub fn read(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError> {
     Ok(policy)
 }
 
-/// The newest policy beyond version `above` that can be read. Those that cannot are passed over, counted and told.
+/// The newest policy beyond version `above` that can be read, of `versions`, which come newest first. Those that cannot are passed over, counted and
+/// told.
 ///
 /// # Errors
 /// When the store does not answer.
-pub(crate) fn newest_readable(store: &dyn Policies, above: i64) -> Result<Option<(StoredPolicy, TwoStage)>, StoreError> {
-    for version in store.policy_versions()?.into_iter().take_while(|version| *version > above) {
+pub(crate) fn newest_readable(
+    store: &dyn Policies,
+    versions: &[i64],
+    above: i64,
+) -> Result<Option<(StoredPolicy, TwoStage)>, StoreError> {
+    for version in versions.iter().copied().take_while(|version| *version > above) {
         let Some(stored) = store.policy(version)? else { continue }; // forgotten meanwhile
         match read(&stored) {
             Ok(policy) => return Ok(Some((stored, policy))),

@@ -1,8 +1,9 @@
 //! The learner: consumes feedback, updates the policy, keeps it under a new version. [`Lesson`] decides, [`Learner`] waits.
 //!
-//! A policy's version is the place in the log up to which it has learnt. It is kept before the log's position is committed, so after a crash
-//! the log hands out again what was learnt already: it stands below the version and teaches nothing. All feedback has one key and so one
-//! order; whoever takes over goes on from the newest policy that is kept.
+//! With a policy its [`Ledger`] is kept, which says what it has learnt from, and both before the log's position is committed: after a crash the log
+//! hands out again what was learnt already, and it is known and teaches nothing. All feedback has one key and so one order; whoever takes over
+//! goes on from the newest policy that is kept. Its version is the place in the log up to which it has learnt, or, where that is no greater than the
+//! version before, as in a log that was made anew, the next number.
 
 use std::sync::Arc;
 
@@ -21,6 +22,10 @@ use crate::{
     ledger::{Ledger, News, Taken},
 };
 
+/// Feedback is taken of slates that were served no later than so long after it came, ms: clocks differ. One from further ahead would make all others
+/// seem old.
+const AHEAD_MAX_MS: i64 = 300_000;
+
 /// The stage.
 pub struct Learner {
     config: RankingConfig,
@@ -35,7 +40,8 @@ impl Learner {
 
     /// Where learning goes on: from the newest policy that can be read.
     fn begin(&self) -> Result<Kept, StageError> {
-        let Some((stored, policy)) = kept::newest_readable(&*self.policies, 0)? else { return Ok(Kept::untaught()) };
+        let versions = self.policies.policy_versions()?;
+        let Some((stored, policy)) = kept::newest_readable(&*self.policies, &versions, 0)? else { return Ok(Kept::untaught()) };
         let ledger = Ledger::read(&stored.ledger).unwrap_or_else(|| {
             tracing::warn!(
                 version = stored.version,
@@ -60,15 +66,32 @@ impl Learner {
     }
 
     fn learn(&self, lesson: &mut Lesson, input: &Input<Feedback>) -> Result<Verdict<Feedback>, StageError> {
-        if input.offset < lesson.kept.version {
-            return Ok(Verdict::Dropped(DropReason::Duplicate));
-        }
-        match input.value.put_back {
+        let feedback = &input.value;
+        match feedback.put_back {
             Some(version) => Ok(match self.earlier(version)? {
-                Ok(policy) => lesson.put_back(policy),
+                Ok(policy) => lesson.put_back(policy, feedback),
                 Err(rejection) => Verdict::Rejected(rejection),
             }),
-            None => Ok(lesson.learn(&input.value, &self.config)),
+            None if feedback.served_ms > input.appended_ms.saturating_add(AHEAD_MAX_MS) => Ok(Verdict::Rejected(Rejection {
+                kind: "future",
+                message: format!(
+                    "its slate was served {} s after it came, at most {} s are taken: set the clock of the process that served it",
+                    (feedback.served_ms - input.appended_ms) / 1_000,
+                    AHEAD_MAX_MS / 1_000
+                ),
+            })),
+            None => Ok(lesson.learn(feedback, &self.config)),
+        }
+    }
+
+    /// Forgets policies that are of little use by now. Where that fails it is done with the next one: nobody has to learn anything again for it.
+    fn thin_out(&self) {
+        let thinned = self.policies.policy_versions().and_then(|versions| match kept::superfluous(&versions) {
+            gone if gone.is_empty() => Ok(()),
+            gone => self.policies.forget_policies(&gone),
+        });
+        if let Err(error) = thinned {
+            tracing::warn!(%error, "old policies cannot be forgotten now");
         }
     }
 }
@@ -83,13 +106,10 @@ impl Stage for Learner {
         let mut lesson = Lesson { kept: self.begin()?, has_learnt: false };
         let verdicts = batch.iter().map(|input| self.learn(&mut lesson, input)).collect::<Result<Vec<_>, _>>()?;
         let through = batch.iter().map(|input| input.offset + 1).max().unwrap_or(0);
-        if lesson.has_learnt && through > lesson.kept.version {
-            lesson.kept.version = through;
+        if lesson.has_learnt {
+            lesson.kept.version = through.max(lesson.kept.version + 1);
             self.policies.put_policy(&lesson.kept.store())?;
-            let gone = kept::superfluous(&self.policies.policy_versions()?);
-            if !gone.is_empty() {
-                self.policies.forget_policies(&gone)?;
-            }
+            self.thin_out();
         }
         Ok(verdicts)
     }
@@ -143,8 +163,11 @@ impl Lesson {
         self.kept.policy.amend(&more)
     }
 
-    /// What was learnt since `policy` is given up; what was learnt from stays remembered, as it is no news any more.
-    fn put_back(&mut self, policy: TwoStage) -> Verdict<Feedback> {
+    /// What was learnt since `policy` is given up, by this `wish`; what was learnt from stays remembered, as it is no news any more.
+    fn put_back(&mut self, policy: TwoStage, wish: &Feedback) -> Verdict<Feedback> {
+        if !self.kept.ledger.put_back(wish) {
+            return Verdict::Dropped(DropReason::Duplicate);
+        }
         self.kept.policy = policy;
         self.has_learnt = true;
         learnt(vec![("learner.put_back", 1)])

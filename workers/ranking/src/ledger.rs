@@ -105,6 +105,21 @@ impl Ledger {
         if news.seen.is_empty() && news.more.is_empty() { Taken::Known } else { Taken::News(news) }
     }
 
+    /// Takes in that another policy is put back by `wish`; says whether that is news. From now on nothing that comes of what was in sight before is:
+    /// whoever is put back has not learnt that it was, and a reward without its impression would be learnt as more than it is.
+    pub(crate) fn put_back(&mut self, wish: &Feedback) -> bool {
+        let key = (wish.served_ms, id_of(&wish.slate));
+        if self.slates.contains_key(&key) {
+            return false;
+        }
+        for marks in self.slates.values_mut() {
+            marks.clicked |= marks.seen;
+            marks.carted |= marks.seen;
+        }
+        self.slates.insert(key, Marks::default());
+        true
+    }
+
     fn forget(&mut self, slates_max: usize, age_max_ms: i64) {
         let newest_ms = self.slates.last_key_value().map_or(0, |((served_ms, _), _)| *served_ms);
         self.horizon_ms = self.horizon_ms.max(newest_ms.saturating_sub(age_max_ms));

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use endcap_retrieval::{ProductWords, Snapshot};
+use endcap_retrieval::{Banned, ProductWords, Snapshot};
 use endcap_schemas::{DietSet, Placement, Product};
 
 use crate::{RankingError, features::Nominator};
@@ -19,6 +19,8 @@ use crate::{RankingError, features::Nominator};
 pub(crate) struct Item {
     pub(crate) product: Product,
     pub(crate) words: ProductWords,
+    /// Whether its title has a banned term.
+    pub(crate) is_banned: bool,
 }
 
 /// A product that may be nominated for a placement; each figure 0…1, as the traits of the same name.
@@ -139,10 +141,14 @@ impl Gathered {
     }
 }
 
-/// Pools in memory, for one version of the catalogue.
+/// Items that no pool holds any more are let go after so many pools.
+const ITEMS_SWEPT_EVERY: usize = 1_024;
+
+/// Pools in memory, for one version of the catalogue: that of the latest request. What is completed for another one is for nobody.
 #[derive(Debug)]
 pub(crate) struct Pools {
     pools_max: usize,
+    banned: Banned,
     state: Mutex<State>,
 }
 
@@ -155,68 +161,87 @@ struct State {
     /// Keys whose pools are being completed.
     wanted: HashSet<PoolKey>,
     items: HashMap<String, Arc<Item>>,
+    /// Pools that went.
+    evicted: usize,
+}
+
+impl State {
+    fn put(&mut self, key: PoolKey, pool: Arc<Pool>, pools_max: usize) {
+        if pool.is_whole {
+            self.wanted.remove(&key);
+        }
+        if self.pools.get(&key).is_some_and(|known| known.is_whole) {
+            return;
+        }
+        if self.pools.insert(key, pool).is_none() {
+            self.order.push_back(key);
+        }
+        while self.pools.len() > pools_max {
+            let Some(oldest) = self.order.pop_front() else { break };
+            self.pools.remove(&oldest);
+            self.evicted += 1;
+            if self.evicted.is_multiple_of(ITEMS_SWEPT_EVERY) {
+                self.items.retain(|_, item| Arc::strong_count(item) > 1);
+            }
+        }
+    }
 }
 
 impl Pools {
-    pub(crate) fn new(pools_max: usize) -> Self {
-        Self { pools_max, state: Mutex::default() }
+    pub(crate) fn new(pools_max: usize, banned: &[String]) -> Self {
+        Self { pools_max, banned: Banned::new(banned), state: Mutex::default() }
     }
 
-    /// The state for `version`: with another one, everything begins anew.
-    fn at(&self, version: &str) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.version != version {
-            *state = State { version: version.to_owned(), ..State::default() };
-        }
-        state
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The pool of `key`.
+    /// The state, if it is of `market`.
+    fn of(&self, market: &Snapshot) -> Option<MutexGuard<'_, State>> {
+        Some(self.lock()).filter(|state| state.version == market.version())
+    }
+
+    /// The pool of `key`, for a request. With another catalogue than that of the last request everything begins anew.
     pub(crate) fn get(&self, market: &Snapshot, key: &PoolKey) -> Option<Arc<Pool>> {
-        self.at(market.version()).pools.get(key).cloned()
+        let mut state = self.lock();
+        if state.version != market.version() {
+            *state = State { version: market.version().to_owned(), ..State::default() };
+        }
+        state.pools.get(key).cloned()
     }
 
     /// Keeps `pool` under `key`, unless a whole one is there.
     pub(crate) fn put(&self, market: &Snapshot, key: PoolKey, pool: Arc<Pool>) {
-        let mut state = self.at(market.version());
-        if pool.is_whole {
-            state.wanted.remove(&key);
-        }
-        if state.pools.get(&key).is_some_and(|known| known.is_whole) {
-            return;
-        }
-        if state.pools.insert(key, pool).is_none() {
-            state.order.push_back(key);
-        }
-        while state.pools.len() > self.pools_max {
-            let Some(oldest) = state.order.pop_front() else { break };
-            state.pools.remove(&oldest);
-            if state.order.len().is_multiple_of(1_024) {
-                state.items.retain(|_, item| Arc::strong_count(item) > 1);
-            }
+        if let Some(mut state) = self.of(market) {
+            state.put(key, pool, self.pools_max);
         }
     }
 
     /// Whether nobody has been asked to complete the pool of `key` yet; from now on somebody has.
     pub(crate) fn want(&self, market: &Snapshot, key: PoolKey) -> bool {
-        self.at(market.version()).wanted.insert(key)
+        self.of(market).is_some_and(|mut state| state.wanted.insert(key))
     }
 
     /// Nobody completes the pool of `key` after all.
     pub(crate) fn unwant(&self, market: &Snapshot, key: &PoolKey) {
-        self.at(market.version()).wanted.remove(key);
+        if let Some(mut state) = self.of(market) {
+            state.wanted.remove(key);
+        }
     }
 
     /// The items of `products`, one for each product of the catalogue.
     pub(crate) fn items(&self, market: &Snapshot, products: Vec<Product>) -> Vec<Arc<Item>> {
-        let mut state = self.at(market.version());
+        let mut state = self.of(market);
         let mut item = |product: Product| {
-            if let Some(known) = state.items.get(&product.id) {
+            if let Some(known) = state.as_ref().and_then(|state| state.items.get(&product.id)) {
                 return known.clone();
             }
             let (id, words) = (product.id.clone(), ProductWords::of(&product));
-            let item = Arc::new(Item { product, words });
-            state.items.insert(id, item.clone());
+            let is_banned = self.banned.holds(&product);
+            let item = Arc::new(Item { product, words, is_banned });
+            if let Some(state) = &mut state {
+                state.items.insert(id, item.clone());
+            }
             item
         };
         products.into_iter().map(&mut item).collect()
@@ -229,5 +254,63 @@ impl Pools {
         let mut gathered = Gathered::default();
         gathered.add_own(placement, &items);
         Ok(gathered.pool(placement, false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(id: &str) -> Arc<Item> {
+        let product = Product {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            brand: String::new(),
+            size: String::new(),
+            category_path: Vec::new(),
+            price_cents: None,
+            popularity: 0.0,
+            violates: DietSet::NONE,
+            age_restricted: false,
+            in_stock: true,
+        };
+        Arc::new(Item { words: ProductWords::of(&product), product, is_banned: false })
+    }
+
+    /// A pool of one product.
+    fn pool(item: &Arc<Item>, is_whole: bool) -> Arc<Pool> {
+        let mut gathered = Gathered::default();
+        gathered.add(item, Nominator::Keyword, 1).expect("room for one");
+        Arc::new(Pool { candidates: gathered.candidates, is_whole })
+    }
+
+    fn key(number: usize) -> PoolKey {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&number.to_le_bytes());
+        key
+    }
+
+    #[test]
+    fn a_whole_pool_is_kept_and_a_partial_one_gives_way_to_it() {
+        let (tea, jam, mut state) = (item("tea"), item("jam"), State::default());
+        state.wanted.insert(key(1));
+        for (pool, is_whole) in [(pool(&tea, false), false), (pool(&jam, true), true), (pool(&tea, false), true)] {
+            state.put(key(1), pool, 10);
+            assert_eq!((state.pools[&key(1)].is_whole, state.wanted.is_empty()), (is_whole, is_whole));
+        }
+        assert_eq!((state.pools[&key(1)].candidates[0].item.product.id.as_str(), state.order.len()), ("jam", 1));
+    }
+
+    #[test]
+    fn the_oldest_pools_go_and_so_do_the_items_that_no_other_holds() {
+        let mut state = State::default();
+        for number in 0..2 * ITEMS_SWEPT_EVERY {
+            let own = item(&format!("{number}"));
+            state.items.insert(own.product.id.clone(), own.clone());
+            state.put(key(number), pool(&own, true), 3);
+        }
+        assert_eq!((state.pools.len(), state.order.len()), (3, 3));
+        assert!((2 * ITEMS_SWEPT_EVERY - 3..2 * ITEMS_SWEPT_EVERY).all(|number| state.pools.contains_key(&key(number))));
+        assert!(state.items.len() <= ITEMS_SWEPT_EVERY + 3, "{} items are kept", state.items.len());
     }
 }

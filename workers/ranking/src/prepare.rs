@@ -13,14 +13,14 @@ use endcap_inference::{
     Embed, Embedding, Handle, Model, ModelError, Pair, Relevance, prompts,
     verdicts::{CACHE, pair, probability_of, verdict_key},
 };
-use endcap_retrieval::{Banned, Filter, Market, Snapshot};
+use endcap_retrieval::{Filter, Market, Snapshot};
 use endcap_runtime::{Shutdown, Store};
 use endcap_schemas::{Descriptor, Keyword, Product};
 
 use crate::{
     RankingConfig, RankingError,
     features::Nominator,
-    pool::{Gathered, Pool, PoolKey, Pools, Wanted},
+    pool::{Gathered, Item, Pool, PoolKey, Pools, Wanted},
 };
 
 /// Terms near a concept that are looked at.
@@ -61,7 +61,8 @@ where
     X: Model<Request = Pair, Answer = Relevance>,
 {
     pub(crate) config: RankingConfig,
-    pub(crate) checks: Checks,
+    /// Probability from which a product is relevant.
+    pub(crate) threshold: f32,
     pub(crate) market: Market,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) encoder: Handle<E>,
@@ -128,10 +129,10 @@ where
         Ok(gathered.pool(placement, true))
     }
 
-    /// Products that may be shown, as far as can be told without a shopper.
-    fn allowed(&self, found: Vec<Product>, filter: &Filter) -> Vec<Product> {
-        let banned = Banned::new(&self.checks.banned);
-        found.into_iter().filter(|product| filter.allows(product) && !banned.holds(product)).collect()
+    /// What was found that may be shown, as far as can be told without a shopper.
+    fn allowed(&self, found: Vec<Product>, filter: &Filter, market: &Snapshot) -> impl Iterator<Item = Arc<Item>> {
+        let allowed = found.into_iter().filter(|product| filter.allows(product)).collect();
+        self.pools.items(market, allowed).into_iter().filter(|item| !item.is_banned)
     }
 
     fn by_keyword(
@@ -143,9 +144,8 @@ where
     ) -> Result<(), RankingError> {
         for keyword in keywords {
             let found = market.products_for(keyword, filter, self.config.per_keyword_max).map_err(RankingError::market)?;
-            let items = self.pools.items(market, self.allowed(found, filter));
-            for (place, item) in items.iter().enumerate() {
-                if let Some(candidate) = gathered.add(item, Nominator::Keyword, most) {
+            for (place, item) in self.allowed(found, filter, market).enumerate() {
+                if let Some(candidate) = gathered.add(&item, Nominator::Keyword, most) {
                     candidate.keyword = candidate.keyword.max(MATCH_HALF / (MATCH_HALF + place as f64));
                 }
             }
@@ -163,7 +163,7 @@ where
         for concept in concepts {
             let shelf = concept.trim().to_lowercase();
             let found = market.popular(&shelf, filter, self.config.per_keyword_max).map_err(RankingError::market)?;
-            for item in self.pools.items(market, self.allowed(found, filter)) {
+            for item in self.allowed(found, filter, market) {
                 gathered.add(&item, Nominator::Popularity, most);
             }
         }
@@ -195,7 +195,7 @@ where
                 let keyword = Keyword { id, text: term.text, descriptor: Descriptor::Query };
                 let limit = self.config.per_keyword_max.div_ceil(NEIGHBOURS).max(4);
                 let found = market.products_for(&keyword, filter, limit).map_err(RankingError::market)?;
-                for item in self.pools.items(market, self.allowed(found, filter)) {
+                for item in self.allowed(found, filter, market) {
                     if let Some(candidate) = gathered.add(&item, Nominator::Embedding, most) {
                         candidate.embedding = candidate.embedding.max(cosine);
                     }
@@ -231,7 +231,7 @@ where
             return Err(RankingError::Model("cross-encoder", error));
         }
         for (candidate, verdict) in open.iter_mut().zip(verdicts) {
-            if let Some(probability) = verdict.filter(|probability| *probability >= self.checks.threshold) {
+            if let Some(probability) = verdict.filter(|probability| *probability >= self.threshold) {
                 candidate.relevance = f64::from(probability);
             }
         }

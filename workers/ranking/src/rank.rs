@@ -37,14 +37,17 @@ pub(crate) struct Ranked {
 }
 
 impl Ranked {
-    /// What the placement is expected to bring: the mean expected reward of what is in sight first.
+    /// What the placement is expected to bring: the mean expected reward of as many of its best products as are in sight first. It does not
+    /// depend on their order: where a shuffled slate stands on the page says nothing of its shuffle.
     pub(crate) fn expected(&self) -> f64 {
-        let in_sight = self.placed.len().min(ARRANGED);
-        self.placed.iter().take(in_sight).map(|(_, score)| score.mean).sum::<f64>() / in_sight.max(1) as f64
+        let mut means: Vec<f64> = self.placed.iter().map(|(_, score)| score.mean).collect();
+        means.sort_unstable_by(|a, b| b.total_cmp(a));
+        means.truncate(ARRANGED);
+        means.iter().sum::<f64>() / means.len().max(1) as f64
     }
 }
 
-/// Lets every nominator choose from `pool` for `shopper`; only what the shopper may have is looked at. `place` is that of the placement on the
+/// Lets every nominator choose from `pool` for `shopper`; only what is not banned and the shopper may have is looked at. `place` is that of the placement on the
 /// page, `ties` the request's seed.
 ///
 /// # Errors
@@ -59,7 +62,7 @@ pub(crate) fn nominate<'a>(
 ) -> Result<Nominated<'a>, RankerError> {
     let mut offers: Vec<NominatedOffer<'_>> = Vec::with_capacity(pool.candidates.len());
     for candidate in &pool.candidates {
-        if shopper.may_have(&candidate.item.product, &candidate.item.words) {
+        if !candidate.item.is_banned && shopper.may_have(&candidate.item.product, &candidate.item.words) {
             let traits = traits(candidate, shopper, place, placement.theme.origin);
             let item = traits.item(hash(&candidate.item.product.id));
             offers.push(NominatedOffer { candidate, traits, nominators: 0, item });

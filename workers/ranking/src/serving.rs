@@ -1,6 +1,9 @@
 //! The policy that is served now, and how a newer one takes its place while requests go on.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
 
 use arc_swap::ArcSwap;
 use endcap_ranker::linucb::TwoStage;
@@ -20,12 +23,15 @@ pub(crate) struct Served {
 pub(crate) struct Serving {
     current: ArcSwap<Served>,
     exploration: f64,
+    /// The newest version that was looked at, whether it could be read or not.
+    looked_at: AtomicI64,
 }
 
 impl Serving {
     /// Serves the policy that has learnt nothing, until [`Serving::refresh`] finds another; `exploration` times the bonus counts.
     pub(crate) fn new(exploration: f64) -> Self {
-        Self { current: ArcSwap::from_pointee(Served { version: 0, policy: untaught().exploring(exploration) }), exploration }
+        let untaught = Served { version: 0, policy: untaught().exploring(exploration) };
+        Self { current: ArcSwap::from_pointee(untaught), exploration, looked_at: AtomicI64::new(0) }
     }
 
     pub(crate) fn now(&self) -> Arc<Served> {
@@ -33,12 +39,19 @@ impl Serving {
     }
 
     /// Takes up the newest policy that can be read, if it is newer than the one that is served; says whether one was. One that cannot be read
-    /// takes nobody's place.
+    /// takes nobody's place, and is told once.
     ///
     /// # Errors
     /// When the store does not answer; then nothing changes.
     pub(crate) fn refresh(&self, store: &dyn Policies) -> Result<bool, StoreError> {
-        let Some((stored, policy)) = kept::newest_readable(store, self.now().version)? else { return Ok(false) };
+        let versions = store.policy_versions()?;
+        let newest = versions.first().copied().unwrap_or(0);
+        if newest <= self.looked_at.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let found = kept::newest_readable(store, &versions, self.now().version)?;
+        self.looked_at.store(newest, Ordering::Relaxed);
+        let Some((stored, policy)) = found else { return Ok(false) };
         metric::policy(stored.version);
         self.current.store(Arc::new(Served { version: stored.version, policy: policy.exploring(self.exploration) }));
         Ok(true)

@@ -125,10 +125,10 @@ impl Ranking {
         X: Model<Request = Pair, Answer = Relevance>,
     {
         let (door, wanted) = door(&ground.config);
-        let pools = Arc::new(Pools::new(ground.config.pools_max));
+        let pools = Arc::new(Pools::new(ground.config.pools_max, &ground.checks.banned));
         let preparer = Preparer {
             config: ground.config.clone(),
-            checks: ground.checks.clone(),
+            threshold: ground.checks.threshold,
             market: ground.market.clone(),
             store: ground.store.clone(),
             encoder,

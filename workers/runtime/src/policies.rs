@@ -5,7 +5,7 @@ use crate::{ROW_MAX_BYTES, StoreError, TooLarge};
 /// A ranking policy as a store holds it. What the bytes mean is the ranking's affair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredPolicy {
-    /// Its version: the place in the log up to which it has learnt.
+    /// Its version: the place in the log up to which it has learnt, and greater than that of the policy before.
     pub version: i64,
     /// The policy as it is served.
     pub snapshot: Vec<u8>,

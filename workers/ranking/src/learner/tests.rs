@@ -19,6 +19,7 @@ use crate::{features::TRAITS, serving::Serving};
 
 const SEED: u64 = 17;
 const SHOWN: usize = 4;
+const NOW_MS: i64 = 1_750_000_000_000;
 
 struct Place {
     file: Embedded,
@@ -27,7 +28,7 @@ struct Place {
 
 fn place() -> Place {
     let dir = tempfile::tempdir().unwrap();
-    let clock = Arc::new(ManualClock::at(1_750_000_000_000));
+    let clock = Arc::new(ManualClock::at(NOW_MS));
     Place { file: Embedded::open(dir.path().join("endcap.db"), EmbeddedConfig::default(), clock).unwrap(), _dir: dir }
 }
 
@@ -53,7 +54,7 @@ fn feedback(slates: u64, seed: u64) -> Vec<Feedback> {
         };
         let whole = Feedback {
             slate: format!("{slate:032x}"),
-            served_ms: 1_750_000_000_000 + slate as i64,
+            served_ms: NOW_MS + slate as i64,
             policy: 0,
             traits_version: VERSION as i32,
             propensity: None,
@@ -70,7 +71,7 @@ fn feedback(slates: u64, seed: u64) -> Vec<Feedback> {
 }
 
 fn inputs(feedback: &[Feedback], from: i64) -> Vec<Input<Feedback>> {
-    let input = |(value, offset): (&Feedback, i64)| Input { value: value.clone(), partition: 0, offset, appended_ms: 1 };
+    let input = |(value, offset): (&Feedback, i64)| Input { value: value.clone(), partition: 0, offset, appended_ms: NOW_MS };
     feedback.iter().zip(from..).map(input).collect()
 }
 
@@ -104,11 +105,12 @@ fn what_comes_again_teaches_nothing_and_cuts_do_not_matter() {
     assert!(labels(&verdicts).iter().all(|label| *label == "learnt"), "{:?}", labels(&verdicts));
     assert_eq!(whole.file.policy_versions().unwrap(), [60]);
 
+    // A crash hands out again what was learnt; a log that was made anew counts from 0.
     let cut = place();
-    for part in [0..7, 0..7, 7..8, 3..40, 40..60, 0..60] {
-        cut.learner().process(&inputs(&all[part.clone()], part.start as i64)).unwrap();
+    for (part, from) in [(0..7, 0), (0..7, 0), (7..8, 7), (3..40, 3), (40..55, 0), (50..60, 10), (0..60, 0)] {
+        cut.learner().process(&inputs(&all[part], from)).unwrap();
     }
-    assert_eq!(cut.file.policy_versions().unwrap(), [60, 40, 8, 7]);
+    assert_eq!(cut.file.policy_versions().unwrap(), [42, 41, 40, 8, 7]);
     let (a, b) = (whole.newest(), cut.newest());
     assert_eq!(a.ledger, b.ledger);
     assert!(apart(&a.policy, &b.policy) < 1e-9, "{} apart", apart(&a.policy, &b.policy));
@@ -117,7 +119,7 @@ fn what_comes_again_teaches_nothing_and_cuts_do_not_matter() {
     // The same told again, by its senders: other records, no news.
     let verdicts = cut.learner().process(&inputs(&all, 60)).unwrap();
     assert!(labels(&verdicts).iter().all(|label| *label == "duplicate"), "{:?}", labels(&verdicts));
-    assert_eq!(cut.file.policy_versions().unwrap()[0], 60, "where nothing was learnt no policy is kept");
+    assert_eq!(cut.file.policy_versions().unwrap()[0], 42, "where nothing was learnt no policy is kept");
 }
 
 #[test]
@@ -159,8 +161,10 @@ fn what_cannot_be_learnt_from_says_why_and_holds_up_nothing() {
     assert_eq!(labels(&verdicts)[..8], expected);
     assert!(matches!(&verdicts[8], Verdict::Rejected(rejection) if rejection.kind == "unknown_policy"));
     assert_eq!(place.newest().policy.ranker().observations(), SHOWN as u64);
-    let old = with(&|old| old.served_ms -= 2 * 86_400_000);
-    assert_eq!(labels(&place.learner().process(&inputs(&[old], 9)).unwrap()), ["expired"]);
+    let (old, ahead) = (with(&|old| old.served_ms -= 2 * 86_400_000), with(&|ahead| ahead.served_ms += 3 * 86_400_000));
+    let other = with(&|other| other.slate = "another".into());
+    let verdicts = place.learner().process(&inputs(&[old, ahead, other], 9)).unwrap();
+    assert_eq!(labels(&verdicts), ["expired", "future", "learnt"], "a clock that runs ahead makes no other slate too old");
 }
 
 #[test]
@@ -171,16 +175,18 @@ fn an_earlier_policy_is_put_back_where_the_wish_stands_and_learning_goes_on() {
     place.learner().process(&inputs(&all[6..12], 6)).unwrap();
     let serving = Serving::new(0.1);
     assert!(serving.refresh(&place.file).unwrap() && serving.now().version == 12);
-    let wish = [Feedback::put_back(6, "wish".into(), 1), all[12].clone()];
+    let wish = [Feedback::put_back(6, "wish".into(), NOW_MS), all[12].clone()];
     let verdicts = place.learner().process(&inputs(&wish, 12)).unwrap();
     assert_eq!(labels(&verdicts), ["learnt", "learnt"]);
     let back = place.newest();
     assert_eq!((back.version, back.policy.ranker().observations()), (14, early.policy.ranker().observations() + 4));
     assert!(serving.refresh(&place.file).unwrap() && serving.now().version == 14);
-    let verdicts = place.learner().process(&inputs(&all[6..12], 14)).unwrap();
-    assert!(labels(&verdicts).iter().all(|label| *label == "duplicate"), "what was given up is no news");
-    place.learner().process(&inputs(&[Feedback::put_back(0, "wish".into(), 2)], 20)).unwrap();
+    let verdicts = place.learner().process(&inputs(&[&wish[..], &all[6..12]].concat(), 14)).unwrap();
+    assert!(labels(&verdicts).iter().all(|label| *label == "duplicate"), "neither a wish again nor what was given up is news");
+    place.learner().process(&inputs(&[Feedback::put_back(0, "wish".into(), NOW_MS + 1)], 22)).unwrap();
     assert!(apart(&place.newest().policy, &untaught()) < 1e-12);
+    let verdicts = place.learner().process(&inputs(&all[13..14], 23)).unwrap();
+    assert_eq!(labels(&verdicts), ["duplicate"], "a click whose impression the policy that was put back does not know");
 }
 
 #[test]
