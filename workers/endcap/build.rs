@@ -27,7 +27,7 @@ fn main() -> io::Result<()> {
 
 fn is_needed(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    ["config.json", "tokenizer.json", "adapter_config.json"].contains(&&*name) || name.ends_with(".safetensors")
+    ["config.json", "tokenizer.json", "adapter_config.json", "model.bin"].contains(&&*name) || name.ends_with(".safetensors")
 }
 
 /// What a model needs at run time; cards and reports are for people.

@@ -11,7 +11,10 @@ use serde::Serialize;
 use crate::{
     cli::TrainArgs,
     config::Config,
-    lab::closed::{Arm, RowLog, Shop, Worlds, run, worths},
+    lab::{
+        Interval,
+        closed::{Arm, RowLog, Shop, World, Worlds, run, train_ocpm, worths},
+    },
     progress,
     train::DEMO,
 };
@@ -20,12 +23,12 @@ use crate::{
 pub const WEIGHTS: &str = "model.bin";
 /// Households are drawn by seeds from here on, so that no demo shows them.
 const SEEDS_FROM: u64 = 1_000;
-/// Households that are trained on, visits of each while the ranking learns, and visits that are logged.
-const HOUSEHOLDS: u64 = 200;
-const LEARNT: u64 = 40;
-const LOGGED: u64 = 60;
+/// Households that the ranking learns from, and visits of each.
+const LEARNT: (u64, u64) = (200, 40);
+/// Households whose visits are logged, and visits of each: many rows that differ, each in many orders.
+const LOGGED: (u64, u64) = (1_000, 40);
 /// Households that it is judged by.
-const JUDGED: u64 = 100;
+const JUDGED: u64 = 200;
 
 /// What is told of a model.
 #[derive(Debug, Serialize)]
@@ -44,17 +47,20 @@ pub struct Report {
 pub struct Judged {
     /// Rows that it was judged by, of households that it has not seen.
     pub judged: usize,
-    /// True value of the rows over that of their best orders: as the ranker leaves them, and as the model arranges them.
+    /// True value of the rows over that of their best orders: in orders by chance.
+    pub ratio_chance: f64,
+    /// As the ranker leaves them.
     pub ratio_ranked: f64,
     /// As the model arranges them.
     pub ratio_arranged: f64,
-    /// Clicks to be expected of the rows, by the truth, over those of the ranker's order: what the model adds, as a share.
-    pub lift: f64,
+    /// By what share the clicks to be expected of a household's rows, by the truth, are above those of the ranker's order: the mean over households,
+    /// with its 95 % confidence interval.
+    pub lift: Interval,
 }
 
 /// How the model is trained.
 pub fn schedule(seed: u64) -> Schedule {
-    Schedule { batch: 256, rate: 1e-3, epochs: 4, by_validation: false, seed }
+    Schedule { batch: 256, rate: 1e-3, epochs: 20, by_validation: true, seed }
 }
 
 /// Trains the model into the folder `reranker` of the models' directory, and judges it by households that it has not seen.
@@ -71,32 +77,37 @@ pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
     let folder = args.models.clone().unwrap_or_else(|| DEMO.into()).join("reranker");
     fs::create_dir_all(&folder).with_context(|| format!("cannot write {}", folder.display()))?;
     let worlds = Worlds::open(config, "reranker")?;
-    let models = &worlds.models;
-    let (own, others) = (worlds.world(SEEDS_FROM + args.seed, HOUSEHOLDS)?, worlds.world(2 * SEEDS_FROM + args.seed, JUDGED)?);
-    println!("letting the ranking learn: {HOUSEHOLDS} households, {LEARNT} visits each");
-    let usual = RankingConfig::default();
-    run(&own, Arm::Learning, &usual, LEARNT, models)?;
-    println!("logging rows in orders by chance: {LOGGED} visits each");
-    let (shop, mut log) = (own.shop(own.policies(Arm::Learning)?, Arm::Greedy.config(&usual), models, None)?, RowLog::default());
-    log.watch(&shop, LOGGED, args.seed)?;
+    let (models, usual) = (&worlds.models, RankingConfig::default());
+    let world = |number: u64, households| worlds.world(number * SEEDS_FROM + args.seed, households);
+    println!("letting the ranking learn: {} households, {} visits each", LEARNT.0, LEARNT.1);
+    let (teachers, logged, judges) = (world(1, LEARNT.0)?, world(2, LOGGED.0)?, world(3, JUDGED)?);
+    run(&teachers, Arm::Learning, &usual, LEARNT.1, models)?;
+    let shop = |world| World::shop(world, teachers.policies(Arm::Learning)?, Arm::Greedy.config(&usual), models, None);
+    println!("logging rows in orders by chance: {} households, {} visits each", LOGGED.0, LOGGED.1);
+    let mut log = RowLog::default();
+    log.watch(&shop(&logged)?, LOGGED.1, args.seed)?;
     println!("training on {} rows", log.len());
     let steps = progress::steps("rows", 0);
-    let bytes = log.train(&schedule(args.seed), &mut |progress| {
+    let (dataset, point) = log.dataset()?;
+    let bytes = train_ocpm(&dataset, &point, &schedule(args.seed), &mut |progress| {
         steps.at("rows", progress.done as u64, progress.most as u64);
         ControlFlow::Continue(())
     })?;
     steps.finish();
-    let shop = others.shop(own.policies(Arm::Learning)?, Arm::Greedy.config(&usual), models, None)?;
-    let judged = judged(&shop, &Pier::read(&bytes)?)?;
+    let judged = judged(&shop(&judges)?, &Pier::read(&bytes)?)?;
     let report = Report { rows: log.len(), judged, seconds: start.elapsed().as_secs_f64() };
+    let text = serde_json::to_string_pretty(&report)?;
+    println!("{text}");
+    ensure!(
+        report.judged.lift.is_above_zero(),
+        "the model does not arrange rows better than the ranker leaves them, beyond what chance explains: it is not written"
+    );
     let write = |name: &str, bytes: &[u8]| {
         let path: PathBuf = folder.join(name);
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
     };
     write(WEIGHTS, &bytes)?;
-    let report = serde_json::to_string_pretty(&report)?;
-    println!("{report}");
-    write("report.json", (report + "\n").as_bytes())
+    write("report.json", (text + "\n").as_bytes())
 }
 
 /// What the model makes of the rows that every household of `shop` sees.
@@ -104,22 +115,33 @@ pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
 /// # Errors
 /// When store or catalogue do not answer.
 pub fn judged(shop: &Shop<'_>, pier: &Pier) -> Result<Judged> {
-    let (all, mut count, mut ranked, mut arranged, mut possible) = (orders(PLACES, PLACES), 0, 0.0, 0.0, 0.0);
+    let (all, mut count) = (orders(PLACES, PLACES), 0);
+    let (mut by_chance, mut possible) = (0.0, 0.0);
+    let (mut ranked, mut arranged) = (Vec::new(), Vec::new());
     for household in shop.households() {
-        for row in shop.rows(household, "judged")? {
+        let rows = shop.rows(household, "judged")?;
+        if rows.is_empty() {
+            continue;
+        }
+        let (mut as_ranked, mut as_arranged) = (0.0, 0.0);
+        for row in rows {
             let worths = worths(shop, &row);
             let order = pier.arrange(&row.input).context("a row that the service has is one that the model can see")?;
             let place = all.iter().position(|other| *other == order).context("an order of all products is among all orders")?;
             count += 1;
-            ranked += worths[0];
-            arranged += worths[place];
+            by_chance += worths.iter().sum::<f64>() / worths.len() as f64;
+            as_ranked += worths[0];
+            as_arranged += worths[place];
             possible += best(&worths).map_or(0.0, |best| worths[best]);
         }
+        ranked.push(as_ranked);
+        arranged.push(as_arranged);
     }
     Ok(Judged {
         judged: count,
-        ratio_ranked: ranked / possible,
-        ratio_arranged: arranged / possible,
-        lift: arranged / ranked - 1.0,
+        ratio_chance: by_chance / possible,
+        ratio_ranked: ranked.iter().sum::<f64>() / possible,
+        ratio_arranged: arranged.iter().sum::<f64>() / possible,
+        lift: Interval::lift(&arranged, &ranked),
     })
 }

@@ -147,6 +147,12 @@ impl Dataset {
         Ok(Self { vocabulary, pages, train, valid, test, items, histories })
     }
 
+    /// The same with no history of anybody: what is trained then is what is served where no pages are remembered.
+    pub fn without_histories(mut self) -> Self {
+        self.histories.fill(NONE);
+        self
+    }
+
     /// A page as a visit whose candidates are what was shown, in that order.
     pub fn visit(&self, page: u32) -> Visit<'_> {
         let PageView { shopper, at_ms, items, .. } = &self.pages[page as usize];
@@ -228,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_history_is_the_shoppers_newest_clicked_pages_before() {
+    fn a_history_is_the_shoppers_newest_clicked_pages_before_or_none() {
         let mut pages: Vec<PageView> = (0..9).map(|at| page(1, at, at != 3)).collect();
         pages.extend([page(0, 5, true), page(1, 10, true), page(1, 10, true), page(2, 25, true), page(1, 30, false)]);
         pages.reverse();
@@ -239,6 +245,8 @@ mod tests {
         assert_eq!(at(&data.train), [[8, 7, 6, 5, 4], [8, 7, 6, 5, 4]]);
         assert_eq!(at(&data.valid), [Vec::<i64>::new()]);
         assert_eq!(at(&data.test), [[10, 10, 8, 7, 6]]);
+        let data = data.without_histories();
+        assert!((0..data.pages.len()).all(|page| data.history(page as u32).is_empty()));
     }
 
     #[test]

@@ -77,7 +77,8 @@ pub fn train(
         }
         losses.push(validate(model, dataset, point)?);
         let loss = losses[epoch as usize];
-        if schedule.by_validation && loss >= best.0 {
+        // What is no number is no improvement.
+        if schedule.by_validation && !(loss < best.0) {
             break;
         }
         best = (loss, model.weights.clone());

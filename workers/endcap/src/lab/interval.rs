@@ -1,12 +1,14 @@
 //! Means of a few runs, and how far they may be off.
 
+use serde::Serialize;
+
 /// A mean with its 95 % confidence interval.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Interval {
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Interval {
     /// The mean.
-    pub(super) mean: f64,
+    pub mean: f64,
     /// Half the width of the interval; not a number where there is one run alone.
-    pub(super) half: f64,
+    pub half: f64,
 }
 
 /// Student's t for 95 %, by degrees of freedom from 1 on; beyond these it is all but the last.
@@ -17,7 +19,7 @@ const T: [f64; 30] = [
 
 impl Interval {
     /// Of independent runs, at least one.
-    pub(super) fn of(runs: &[f64]) -> Self {
+    pub(crate) fn of(runs: &[f64]) -> Self {
         let count = runs.len() as f64;
         let mean = runs.iter().sum::<f64>() / count;
         let squares: f64 = runs.iter().map(|run| (run - mean) * (run - mean)).sum();
@@ -29,22 +31,22 @@ impl Interval {
     }
 
     /// By what share each run of `own` is above the one of `base` beside it.
-    pub(super) fn lift(own: &[f64], base: &[f64]) -> Self {
+    pub(crate) fn lift(own: &[f64], base: &[f64]) -> Self {
         Self::of(&own.iter().zip(base).map(|(own, base)| own / base - 1.0).collect::<Vec<_>>())
     }
 
     /// As a share in text: mean and half width in per cent with so many decimals.
-    pub(super) fn show_share(self, decimals: usize) -> String {
+    pub(crate) fn show_share(self, decimals: usize) -> String {
         format!("{:+.decimals$} % ± {:.decimals$}", 100.0 * self.mean, 100.0 * self.half)
     }
 
     /// As text: the mean and the half width with so many decimals.
-    pub(super) fn show(self, decimals: usize) -> String {
+    pub(crate) fn show(self, decimals: usize) -> String {
         format!("{:.decimals$} ± {:.decimals$}", self.mean, self.half)
     }
 
     /// Whether all of it lies above zero.
-    pub(super) fn is_above_zero(self) -> bool {
+    pub(crate) fn is_above_zero(self) -> bool {
         self.mean - self.half > 0.0
     }
 }

@@ -17,6 +17,7 @@ mod parallel;
 mod pier;
 mod plot;
 
+pub use interval::Interval;
 pub use pier::PierArgs;
 
 use parallel::in_parallel;

@@ -1,16 +1,19 @@
 //! Ways to arrange rows, side by side on the same storefronts: as the ranker leaves them, and by models of whole rows that were trained on the same
 //! log. What the paper's table 6 reports online is told of each: clicks, value, cost and time-outs.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use endcap_market::Expected;
 use endcap_ranker::{
     pier::{
-        Dataset, FpsmSetting, Kind, Model, Order, PLACES, Reader, Schedule, Visit, beam, best, best_first,
+        Dataset, FpsmSetting, HISTORY, Kind, Model, Order, PLACES, Reader, Schedule, Visit, beam, best, best_first,
         fpsm::Places,
         probability,
-        serve::{self, History, Interest, Kernel, Orders, Scratch, Selector, Slate},
+        serve::{self, ClickedPage, History, Interest, Kernel, Orders, Scratch, Selector, Slate},
         train,
     },
     seed,
@@ -18,7 +21,7 @@ use endcap_ranker::{
 use endcap_ranking::RowInput;
 
 use super::{
-    rows::{FrontRow, RowLog, worths},
+    rows::{FrontRow, RowLog, train_ocpm, worths},
     world::Shop,
 };
 
@@ -26,6 +29,8 @@ use super::{
 const ARRANGED_ROWS: usize = 4;
 /// Orders that beam search and FPSM hand to the evaluator (K).
 pub(super) const MOST: usize = 10;
+/// Visits of a judged household from which FPSM has its history: more than enough for the pages that it looks at.
+const HISTORY_ROUNDS: u64 = 10;
 /// What arranging one row may take; longer is a time-out.
 const ROW_TIME: Duration = Duration::from_millis(1);
 
@@ -40,7 +45,7 @@ pub enum Way {
     Beam,
     /// The best of all orders, by OCPM: what the product serves.
     Full,
-    /// The best of those that FPSM selects, by OCPM.
+    /// The best of those that FPSM selects by what was clicked before, by OCPM.
     Pier,
 }
 
@@ -88,9 +93,13 @@ pub fn compare(shop: &Shop<'_>, others: &Shop<'_>, rounds: u64, schedule: &Sched
     let fronts = others.households().iter().map(|household| others.rows(household, "judged"));
     let fronts = fronts.collect::<Result<Vec<Vec<FrontRow<'_>>>>>()?;
     let bench = Bench::new(log, fronts.iter().flatten(), schedule)?;
+    let mut past = RowLog::default();
+    past.watch(others, rounds.min(HISTORY_ROUNDS), seed(&[schedule.seed, 7]))?;
+    let interest = |household| bench.interest(&past, household);
+    let interests = (0..fronts.len()).map(interest).collect::<Result<Vec<_>>>()?;
     let values: Vec<Vec<Vec<f64>>> =
         fronts.iter().map(|rows| rows.iter().take(ARRANGED_ROWS).map(|row| worths(others, row)).collect()).collect();
-    Way::ALL.into_iter().map(|way| bench.arrange(way, others, &fronts, &values)).collect()
+    Way::ALL.into_iter().map(|way| bench.arrange(way, others, &fronts, &values, &interests)).collect()
 }
 
 /// The models, trained.
@@ -99,7 +108,8 @@ struct Bench {
     dataset: Dataset,
     prm: Model,
     kernel: Kernel,
-    nobody: (History, Interest),
+    /// What serves remembers no page of anybody.
+    nobody: History,
     selector: Selector,
     /// Clicks at each place of a row, as the log has them.
     rates: Vec<f64>,
@@ -110,28 +120,42 @@ impl Bench {
     fn new<'a>(mut log: RowLog, judged: impl Iterator<Item = &'a FrontRow<'a>>, schedule: &Schedule) -> Result<Self> {
         judged.for_each(|row| log.know(&row.input));
         let (dataset, point) = log.dataset()?;
-        let mut heard = |_| std::ops::ControlFlow::Continue(());
+        let mut heard = |_| ControlFlow::Continue(());
         let mut prm = Model::new(Kind::Prm, &dataset.vocabulary, schedule.seed);
         train(&mut prm, &dataset, &point, schedule, None, &mut heard).context("cannot train PRM")?;
-        let bytes = log.train(schedule, &mut heard).context("cannot train OCPM")?;
+        let bytes = train_ocpm(&dataset, &point, schedule, &mut heard).context("cannot train OCPM")?;
         let kernel = serve::read(&bytes)?;
         let setting =
             FpsmSetting { places: Places::Plain, bits: 64, half_life_ms: None, ties_by_rank: false, seed: schedule.seed };
         let selector = Selector::new(setting, PLACES);
-        let nobody = (kernel.encode(&[], &mut Scratch::default())?, selector.encode(&kernel, &[])?);
+        let nobody = kernel.encode(&[], &mut Scratch::default())?;
         let rates = (0..PLACES).map(|place| log.rate(place)).collect();
         Ok(Self { rates, prm, kernel, nobody, selector, all: Orders::all(PLACES, PLACES)?, dataset, log })
     }
 
-    fn arrange(&self, way: Way, shop: &Shop<'_>, fronts: &[Vec<FrontRow<'_>>], values: &[Vec<Vec<f64>>]) -> Result<Arranged> {
+    /// What FPSM makes of the rows that a household of `past` clicked on.
+    fn interest(&self, past: &RowLog, household: usize) -> Result<Interest> {
+        let rows: Vec<Vec<u32>> = past.clicked(household).take(HISTORY).collect();
+        let pages: Vec<_> = rows.iter().map(|items| ClickedPage { items, at_ms: 0 }).collect();
+        Ok(self.selector.encode(&self.kernel, &pages)?)
+    }
+
+    fn arrange(
+        &self,
+        way: Way,
+        shop: &Shop<'_>,
+        fronts: &[Vec<FrontRow<'_>>],
+        values: &[Vec<Vec<f64>>],
+        interests: &[Interest],
+    ) -> Result<Arranged> {
         let (mut room, mut worth, mut times) = (Scratch::default(), Vec::new(), Vec::new());
         let prm = self.prm.reader()?;
         let (mut got, mut possible) = (0.0, 0.0);
-        for (rows, values) in fronts.iter().zip(values) {
+        for ((rows, values), interest) in fronts.iter().zip(values).zip(interests) {
             let mut shown: Vec<_> = rows.iter().map(|row| row.products.clone()).collect();
             for ((row, values), shown) in rows.iter().zip(values).zip(&mut shown) {
                 let start = Instant::now();
-                let order = self.order(way, &row.input, &prm, &mut room)?;
+                let order = self.order(way, &row.input, (interest, times.len()), &prm, &mut room)?;
                 times.push(start.elapsed());
                 *shown = row.arranged(&order);
                 got += values[self.number(&order)];
@@ -149,14 +173,22 @@ impl Bench {
         self.all.iter().position(is_it).expect("an order of all products is among all orders")
     }
 
-    fn order(&self, way: Way, input: &RowInput, prm: &Reader<'_>, room: &mut Scratch) -> Result<Order> {
+    /// The order of a row; `interest` is the household's, with the row's number, by which equal distances fall.
+    fn order(
+        &self,
+        way: Way,
+        input: &RowInput,
+        (interest, row): (&Interest, usize),
+        prm: &Reader<'_>,
+        room: &mut Scratch,
+    ) -> Result<Order> {
         let items = input.items.concat();
         let slate = Slate { shopper: Some(input.budget), items: &items, point: &input.point, worth: None };
         let orders = match way {
             Way::Base => return Ok((0..PLACES).collect()),
             Way::Prm => return self.by_prm(input, prm),
             Way::Full => {
-                let arranged = self.kernel.arrange(&slate, &self.nobody.0, (&[], 0), room)?;
+                let arranged = self.kernel.arrange(&slate, &self.nobody, (&[], 0), room)?;
                 return Ok(arranged.order.iter().map(|place| usize::from(*place)).collect());
             }
             Way::Beam => {
@@ -164,13 +196,13 @@ impl Bench {
                 Orders::of(PLACES, PLACES, &beam(&scores, &self.rates, MOST))?
             }
             Way::Pier => {
-                let chosen = self.selector.select(&self.kernel, &slate, &self.nobody.1, &self.all, (MOST, 0), room)?;
+                let chosen = self.selector.select(&self.kernel, &slate, interest, &self.all, (MOST, row as i64), room)?;
                 let mut some = self.all.clone();
                 self.all.choose_into(chosen, &mut some);
                 some
             }
         };
-        let best = self.kernel.score(&slate, &self.nobody.0, &orders, room)?.best;
+        let best = self.kernel.score(&slate, &self.nobody, &orders, room)?.best;
         Ok(orders.get(best).iter().map(|place| usize::from(*place)).collect())
     }
 

@@ -18,7 +18,7 @@ use endcap_ranking::RankingConfig;
 pub use self::{
     ab::{Arm, run},
     arrange::{Arranged, Way, compare},
-    rows::{FrontRow, RowLog, worths},
+    rows::{FrontRow, RowLog, train_ocpm, worths},
     world::{Shop, World, Worlds},
 };
 use super::{in_parallel, prepare, threads, write};

@@ -1,7 +1,7 @@
 //! Rows of storefronts as the ranker leaves them: shown in orders by chance they are what a model of whole rows is trained on, and by the truth it is
 //! known what each order of one is worth.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::ControlFlow};
 
 use anyhow::Result;
 use endcap_market::{Act, Household};
@@ -19,10 +19,10 @@ use super::world::Shop;
 // A row's products in sight first are a page of the model.
 const _: () = assert!(ARRANGED == PLACES);
 
-/// When pages were shown, for the data: all of a part at once, as nobody's history is known.
-const PARTS_MS: [i64; 3] = [0, 1, 2];
-/// Pages that are not trained on, as the data must have some.
-const LEFT_OUT: usize = 64;
+/// The parts of the data by time: what is trained on, what says when training ends, and what it could be tested by.
+const PARTS: Cuts = Cuts { train_ms: 0, valid_ms: 1, test_ms: 2 };
+/// One household in so many says when training ends: whoever is trained on sees much the same rows again and again.
+const VALIDATES: usize = 10;
 
 /// A row in the ranker's order.
 pub struct FrontRow<'a> {
@@ -43,6 +43,8 @@ impl<'a> FrontRow<'a> {
 
 /// A row as it was shown: numbers of its items, place by place, and whether each was clicked.
 struct Logged {
+    /// Whose, by place among the households.
+    household: usize,
     budget: u32,
     items: [u32; PLACES],
     clicks: [Option<bool>; PLACES],
@@ -74,7 +76,7 @@ impl RowLog {
                     let of_row: Vec<_> = deeds.iter().filter(|deed| deed.row == place && deed.place < PLACES).collect();
                     if !of_row.is_empty() {
                         let is_clicked = |at| of_row.iter().any(|deed| deed.place == at && deed.act >= Act::Clicked);
-                        self.note(&row.input, order, std::array::from_fn(|at| Some(is_clicked(at))));
+                        self.note(number, &row.input, order, std::array::from_fn(|at| Some(is_clicked(at))));
                     }
                 }
             }
@@ -82,9 +84,9 @@ impl RowLog {
         Ok(())
     }
 
-    fn note(&mut self, input: &RowInput, order: &[usize], clicks: [Option<bool>; PLACES]) {
+    fn note(&mut self, household: usize, input: &RowInput, order: &[usize], clicks: [Option<bool>; PLACES]) {
         let items = std::array::from_fn(|at| self.number(input.items[order[at]], input.point[order[at]]));
-        self.logged.push(Logged { budget: input.budget, items, clicks });
+        self.logged.push(Logged { household, budget: input.budget, items, clicks });
     }
 
     fn number(&mut self, fields: [u32; 5], point: f32) -> u32 {
@@ -109,6 +111,13 @@ impl RowLog {
         items.map(|(fields, point)| self.numbers.get(&(*fields, point.to_bits())).copied()).collect()
     }
 
+    /// The rows that a household clicked on, newest first: fields of the items as they stood, `[PLACES, 5]` each.
+    pub fn clicked(&self, household: usize) -> impl Iterator<Item = Vec<u32>> {
+        let own = self.logged.iter().rev().filter(move |logged| logged.household == household);
+        let clicked = own.filter(|logged| logged.clicks.contains(&Some(true)));
+        clicked.map(|logged| logged.items.iter().flat_map(|item| self.items[*item as usize].0).collect())
+    }
+
     /// Share of the rows that were clicked at `place`.
     pub fn rate(&self, place: usize) -> f64 {
         let clicked = self.logged.iter().filter(|logged| logged.clicks[place] == Some(true)).count();
@@ -125,41 +134,44 @@ impl RowLog {
         self.logged.is_empty()
     }
 
-    /// The rows as data, with v of every page.
+    /// The rows as data, with v of every page: those of most households to train on.
     ///
     /// # Errors
     /// When there are too few.
     pub fn dataset(&self) -> Result<(Dataset, Vec<f32>), PierError> {
-        let trained = self.logged.len().saturating_sub(2 * LEFT_OUT);
-        let at_ms = |number: usize| PARTS_MS[usize::from(number >= trained) + usize::from(number >= trained + LEFT_OUT)];
-        let page = |(number, Logged { budget, items, clicks }): (usize, &Logged)| PageView {
+        let at_ms = |household: usize| match household {
+            1 => PARTS.test_ms,
+            _ if household.is_multiple_of(VALIDATES) => PARTS.valid_ms,
+            _ => PARTS.train_ms,
+        };
+        let page = |Logged { household, budget, items, clicks }: &Logged| PageView {
             shopper: *budget,
-            at_ms: at_ms(number),
+            at_ms: at_ms(*household),
             items: *items,
             clicks: *clicks,
         };
-        let pages = self.logged.iter().enumerate().map(page).collect();
+        let pages = self.logged.iter().map(page).collect();
         let items: Vec<Vec<u32>> = self.items.iter().map(|(fields, _)| fields.to_vec()).collect();
-        let cuts = Cuts { train_ms: PARTS_MS[0], valid_ms: PARTS_MS[1], test_ms: PARTS_MS[2] };
-        let dataset = Dataset::new(vocabulary(), &items, pages, cuts)?;
+        // Whoever shares a budget is not one shopper.
+        let dataset = Dataset::new(vocabulary(), &items, pages, PARTS)?.without_histories();
         let point = dataset.pages.iter().flat_map(|page| page.items.map(|item| self.items[item as usize].1)).collect();
         Ok((dataset, point))
     }
+}
 
-    /// The weights of an OCPM that was trained on the rows, as a service reads them. `heard` is told after each step and may end it.
-    ///
-    /// # Errors
-    /// When there are too few rows, or `heard` wants no more.
-    pub fn train(
-        &self,
-        schedule: &Schedule,
-        heard: &mut dyn FnMut(Progress) -> std::ops::ControlFlow<()>,
-    ) -> Result<Vec<u8>, PierError> {
-        let (dataset, point) = self.dataset()?;
-        let mut model = Model::new(Kind::Ocpm(Ocpm::WHOLE), &dataset.vocabulary, schedule.seed);
-        train(&mut model, &dataset, &point, schedule, None, heard)?;
-        Ok(serve::write(model.weights(), &dataset.vocabulary, schedule.seed))
-    }
+/// The weights of an OCPM that was trained on `dataset`, as a service reads them. `heard` is told after each step and may end it.
+///
+/// # Errors
+/// When `heard` wants no more.
+pub fn train_ocpm(
+    dataset: &Dataset,
+    point: &[f32],
+    schedule: &Schedule,
+    heard: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Vec<u8>, PierError> {
+    let mut model = Model::new(Kind::Ocpm(Ocpm::WHOLE), &dataset.vocabulary, schedule.seed);
+    train(&mut model, dataset, point, schedule, None, heard)?;
+    Ok(serve::write(model.weights(), &dataset.vocabulary, schedule.seed))
 }
 
 fn shuffled(dice: &mut ChaCha8Rng) -> Vec<usize> {

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use endcap_evaluation::markdown;
+use endcap_ranker::pier::HISTORY;
 
 use super::{
     super::interval::Interval,
@@ -43,8 +44,8 @@ impl Ways {
             "## Ways to arrange a row\n\nWhen the ranking has learnt, rows are shown in orders by chance ({} visits of each household), and models of whole rows \
              are trained on what was clicked. Here they arrange the first five products of the first four rows that other households see under the same \
              policy. CTR, clicks and value are what the truth expects of the whole storefront; V/V* is the true value of the rows over that of their best \
-             orders; a row that takes more than 1 ms is a time-out. PRM runs on candle, OCPM and FPSM on the serving kernel. No page of anybody is remembered, so \
-             FPSM has no history to go by: its {MOST} orders are drawn by chance.\n\n{}\n",
+             orders; a row that takes more than 1 ms is a time-out. PRM runs on candle, OCPM and FPSM on the serving kernel. FPSM selects {MOST} orders \
+             by the last {HISTORY} rows that a household clicked on; OCPM has no history, as the service remembers no page of anybody.\n\n{}\n",
             args.logged,
             self.table()
         )
