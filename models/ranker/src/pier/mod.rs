@@ -2,7 +2,7 @@
 //!
 //! The selection of orders by SimHash (FPSM, section 4.1), the evaluation of orders (OCPM, section 4.2) and its baselines, their training
 //! (section 4.3), generators of candidates (section 5.3.1), what a selection is worth, and a simulator that knows each order's true value.
-//! On candle, f32, CPU, one thread; the same seeds give the same weights on the same machine.
+//! On candle, f32, CPU, one thread; the same seeds give the same weights on the same machine. [`serve`] scores without candle.
 
 mod batch;
 mod contrast;

@@ -12,6 +12,7 @@
 //!   shows only through u_k. [`Ocpm::place`] leaves it out, to be compared.
 //! - **v** is the log-odds of the point-wise model; the paper's is its probability.
 //! - The **shopper's** embedding goes in with e_t, as every model here has it; Eq. 12 does not name it.
+//! - **A residual** within a field is a variant of ours, see [`Ocpm::residual`].
 //! - Projections have biases; Eq. 7 and Eq. 10 have none.
 
 use candle_core::{Result, Tensor};
@@ -33,11 +34,21 @@ pub struct Ocpm {
     pub interest: bool,
     /// The place of an item, for MLP_3.
     pub place: bool,
+    /// What each item is by itself, beside what attention within a field makes of it: H = softmax(Q Kᵀ / √D) V + V (ours). By Eq. 6 alone every
+    /// place begins as the mean of all items, while attention is still even, and orders of the same items look alike: little is learnt of them.
+    pub residual: bool,
 }
 
 impl Ocpm {
-    /// All parts.
-    pub const WHOLE: Self = Self { attention: true, interest: true, place: true };
+    /// All parts of the paper's.
+    pub const WHOLE: Self = Self { attention: true, interest: true, place: true, residual: false };
+    /// The same with [`Ocpm::residual`]: what serves.
+    pub const RESIDUAL: Self = Self { residual: true, ..Self::WHOLE };
+
+    /// Name of the layer that makes query, key and value of a field. It says what is made of them.
+    pub(crate) fn within(self, field: usize) -> String {
+        format!("ocpm.{}{field}", if self.residual { "residual" } else { "within" })
+    }
 }
 
 pub(super) struct Net {
@@ -61,7 +72,7 @@ impl Net {
         Self {
             parts,
             fields,
-            within: (0..fields).map(|field| Mlp::linear(format!("ocpm.within{field}"), DIMS, 3 * DIMS)).collect(),
+            within: (0..fields).map(|field| Mlp::linear(parts.within(field), DIMS, 3 * DIMS)).collect(),
             mlp1: Mlp::to_output("ocpm.mlp1", vocabulary.places() * DIMS, &HIDDEN, DIMS),
             across: Mlp::linear("ocpm.across", DIMS, 3 * DIMS),
             mlp2: Mlp::hidden("ocpm.mlp2", fields * DIMS, &MLP2),
@@ -78,7 +89,11 @@ impl Net {
             if !self.parts.attention {
                 return items.reshape((count, places, DIMS))?.mean(1);
             }
-            let attended = self_attention(&self.within[field].apply(graph, &items)?, places, false)?;
+            let projected = self.within[field].apply(graph, &items)?;
+            let mut attended = self_attention(&projected, places, false)?;
+            if self.parts.residual {
+                attended = (attended + projected.narrow(1, 2 * DIMS, DIMS)?)?;
+            }
             attended.reshape((count, places * DIMS))
         });
         let fields: Vec<Tensor> = fields.collect::<Result<_>>()?;

@@ -41,6 +41,8 @@ pub(super) struct Field {
     scores: Vec<f32>,
     powers: Vec<f32>,
     steep: bool,
+    /// Whether an item's own value counts beside its share.
+    residual: bool,
     /// What each class adds at each place, `[places, classes, FIRST_LANES]`.
     tables: Vec<Lane>,
     /// Different sequences of classes, `[rows, places]`, and the one of each order.
@@ -81,7 +83,7 @@ impl Attention {
         for (number, field) in self.fields.iter_mut().enumerate() {
             field.classify(items.iter().skip(number).step_by(fields));
             field.attend(kernel, number);
-            field.mix(self.whole);
+            field.mix(self.whole, kernel.residual);
             field.tabulate(kernel);
         }
     }
@@ -133,7 +135,8 @@ impl Field {
     }
 
     /// Makes what the tables are of: H of each class where a page shows all items; else the values, and what makes shares of any set.
-    fn mix(&mut self, whole: bool) {
+    fn mix(&mut self, whole: bool, residual: bool) {
+        self.residual = residual;
         let (classes, scores) = (self.classes(), &self.scores);
         self.mixed.clear();
         if !whole {
@@ -147,7 +150,7 @@ impl Field {
             }
             return;
         }
-        for row in scores.chunks_exact(classes) {
+        for (own, row) in scores.chunks_exact(classes).enumerate() {
             let highest = highest(self.class_of.iter().map(|class| &row[usize::from(*class)]));
             let (mut sum, mut total) = (Lane::default(), 0.0);
             for class in self.class_of.iter().map(|class| usize::from(*class)) {
@@ -155,7 +158,11 @@ impl Field {
                 sum.add_product::<false>(power, &self.projected[class * QKV + 2]);
                 total += power;
             }
-            self.mixed.push(Lane(sum.0.map(|sum| sum / total)));
+            let mut mixed = Lane(sum.0.map(|sum| sum / total));
+            if residual {
+                mixed = mixed.plus::<false>(&self.projected[own * QKV + 2]);
+            }
+            self.mixed.push(mixed);
         }
     }
 
@@ -302,11 +309,11 @@ fn add_shares_with<const WIDE: bool>(field: &Field, bias: &[Lane], sequences: &[
 }
 
 impl Field {
-    /// Shares of a set's items in the attention of each of them (Eq. 6), `[places, places]`.
+    /// Shares of a set's items in what each of them becomes (Eq. 6), `[places, places]`.
     #[inline(always)]
     fn shares(&self, sequence: &[u8], shares: &mut [f32]) {
         let classes = self.classes();
-        for (query, shares) in sequence.iter().zip(shares.chunks_exact_mut(sequence.len())) {
+        for (own, (query, shares)) in sequence.iter().zip(shares.chunks_exact_mut(sequence.len())).enumerate() {
             let at = usize::from(*query) * classes..;
             let (scores, powers) = (&self.scores[at.clone()], &self.powers[at]);
             if self.steep {
@@ -318,6 +325,7 @@ impl Field {
             }
             let whole = 1.0 / shares.iter().sum::<f32>();
             shares.iter_mut().for_each(|share| *share *= whole);
+            shares[own] += f32::from(u8::from(self.residual));
         }
     }
 }

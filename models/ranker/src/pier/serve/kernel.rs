@@ -5,7 +5,7 @@
 
 use super::{
     super::{
-        DIMS, HISTORY, Vocabulary, Weights,
+        DIMS, HISTORY, Ocpm, Vocabulary, Weights,
         nets::{HEAD, HIDDEN, MLP2, PAGE},
     },
     FIELDS_MAX, WEIGHT_MAX,
@@ -35,6 +35,8 @@ pub struct Kernel {
     pub(super) table: Vec<Lane>,
     /// Query, key and value of each field (Eq. 7).
     pub(super) within: Vec<Layer>,
+    /// Whether an item's value counts beside what attention makes of it ([`Ocpm::residual`]).
+    pub(super) residual: bool,
     /// The first layer of MLP_1, a part for each place, and its biases.
     pub(super) first: Vec<Layer>,
     pub(super) first_bias: Vec<Lane>,
@@ -75,7 +77,7 @@ pub(super) struct Head {
 }
 
 impl Kernel {
-    /// Packs the weights of a whole OCPM ([`super::super::Ocpm::WHOLE`]). `version` is whatever their maker counts them by.
+    /// Packs the weights of a whole OCPM, [`Ocpm::WHOLE`] or [`Ocpm::RESIDUAL`]. `version` is whatever their maker counts them by.
     ///
     /// # Errors
     /// When the weights are of another model or vocabulary, or hold numbers that are none.
@@ -85,7 +87,10 @@ impl Kernel {
         }
         let (source, fields, places) = (Source(weights), vocabulary.fields(), vocabulary.places());
         let table = source.tensor("embeddings", &[vocabulary.rows(), DIMS])?;
-        let within = (0..fields).map(|field| source.queries(&format!("ocpm.within{field}.0"), DIMS)).collect::<Result<_, _>>()?;
+        let residual = source.0.get(&format!("{}.0.weight", Ocpm::RESIDUAL.within(0))).is_some();
+        let parts = Ocpm { residual, ..Ocpm::WHOLE };
+        let within = |field| source.queries(&format!("{}.0", parts.within(field)), DIMS);
+        let within = (0..fields).map(within).collect::<Result<_, _>>()?;
         let [first, second, third, fourth] =
             [[places * DIMS, HIDDEN[0]], [HIDDEN[0], HIDDEN[1]], [HIDDEN[1], HIDDEN[2]], [HIDDEN[2], DIMS]];
         let (weights, bias) = source.layer("ocpm.mlp1.0", first)?;
@@ -95,6 +100,7 @@ impl Kernel {
             version,
             print: source.print(vocabulary),
             within,
+            residual,
             first: weights.chunks_exact(DIMS * HIDDEN[0]).map(of_place).collect(),
             first_bias: padded(bias, HIDDEN[0]),
             mlp1: [

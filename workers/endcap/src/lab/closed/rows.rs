@@ -19,9 +19,9 @@ use super::world::Shop;
 // A row's products in sight first are a page of the model.
 const _: () = assert!(ARRANGED == PLACES);
 
-/// The parts of the data by time: what is trained on, what says when training ends, and what it could be tested by.
+/// The parts of the data by time: what is trained on, what says what the loss is, and what it could be tested by.
 const PARTS: Cuts = Cuts { train_ms: 0, valid_ms: 1, test_ms: 2 };
-/// One household in so many says when training ends: whoever is trained on sees much the same rows again and again.
+/// One household in so many is not trained on, and says what the loss is: whoever is trained on sees much the same rows again and again.
 const VALIDATES: usize = 10;
 
 /// A row in the ranker's order.
@@ -159,7 +159,7 @@ impl RowLog {
     }
 }
 
-/// The weights of an OCPM that was trained on `dataset`, as a service reads them. `heard` is told after each step and may end it.
+/// The weights of an OCPM with residuals that was trained on `dataset`, as a service reads them. `heard` is told after each step and may end it.
 ///
 /// # Errors
 /// When `heard` wants no more.
@@ -169,7 +169,7 @@ pub fn train_ocpm(
     schedule: &Schedule,
     heard: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Vec<u8>, PierError> {
-    let mut model = Model::new(Kind::Ocpm(Ocpm::WHOLE), &dataset.vocabulary, schedule.seed);
+    let mut model = Model::new(Kind::Ocpm(Ocpm::RESIDUAL), &dataset.vocabulary, schedule.seed);
     train(&mut model, dataset, point, schedule, None, heard)?;
     Ok(serve::write(model.weights(), &dataset.vocabulary, schedule.seed))
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{
     PierArgs,
-    plan::{ALL, ALPHAS, FROZEN, MOST, OCPM, PAPER_MOST, PIER, POINT, SEARCH, Scale},
+    plan::{ALL, ALPHAS, FROZEN, MOST, OCPM, PAPER_MOST, PIER, POINT, RESIDUAL, SEARCH, Scale},
     search::{CALLS, WAYS},
     tables::{Results, tables},
 };
@@ -140,6 +140,7 @@ fn claims(results: &Results) -> Vec<Check> {
     }
     checks.push(above(results, "AUC: Edge-Rerank is above PRM", ("edge-rerank", auc), ("prm", auc)));
     checks.push(above(results, "AUC: TAU raises it", (OCPM, auc), ("ocpm-no-interest", auc)));
+    checks.push(above(results, "Ours: V/V*: residuals within OAU raise it", (RESIDUAL, "ratio"), (OCPM, "ratio")));
     for way in &WAYS[..3] {
         for calls in CALLS {
             let of = |way: &str| format!("{way}.self_ratio@{calls}");

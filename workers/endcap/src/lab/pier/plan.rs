@@ -17,6 +17,7 @@ pub(super) const POINT: &str = "dnn";
 pub(super) const OCPM: &str = "ocpm";
 pub(super) const FROZEN: &str = ALPHAS[0].0;
 pub(super) const PIER: &str = ALPHAS[3].0;
+pub(super) const RESIDUAL: &str = "ocpm-residual";
 pub(super) const SEARCH: &str = "search";
 /// How many times as much the interest in arrangements counts, where it is told what a history can tell of it.
 pub(super) const INTERESTS: [(&str, f64); 3] = [("interest-1", 1.0), ("interest-3", 3.0), ("interest-10", 10.0)];
@@ -120,6 +121,7 @@ pub(super) fn steps(simulated: bool) -> Vec<Vec<Unit>> {
     // The longest first, so that the threads end together.
     let models = vec![
         alone(OCPM, Kind::Ocpm(Ocpm::WHOLE)),
+        alone(RESIDUAL, Kind::Ocpm(Ocpm::RESIDUAL)),
         without("ocpm-no-place", Ocpm { place: false, ..Ocpm::WHOLE }),
         without("ocpm-no-attention", Ocpm { attention: false, ..Ocpm::WHOLE }),
         alone("edge-rerank", Kind::EdgeRerank),

@@ -8,7 +8,7 @@ use super::{
     keep::Outcome,
     oracle::ORACLES,
     paper,
-    plan::{ALL, ALPHAS, FROZEN, INTERESTS, OCPM, PAPER_MOST, PIER, POINT, SEARCH},
+    plan::{ALL, ALPHAS, FROZEN, INTERESTS, OCPM, PAPER_MOST, PIER, POINT, RESIDUAL, SEARCH},
     search::{CALLS, WAYS},
 };
 
@@ -182,6 +182,7 @@ fn table3() -> Table {
         alone("- OAU", "ocpm-no-attention", Some(paper::NO_ATTENTION)),
         alone("- TAU", "ocpm-no-interest", Some(paper::NO_INTEREST)),
         alone("- place (ours)", "ocpm-no-place", None),
+        alone("+ residuals (ours)", RESIDUAL, None),
     ];
     Table { file: "table3.csv", title: "Table 3: parts of OCPM", columns: accuracy_columns(), papers: &ACCURACY, rows }
 }
