@@ -37,6 +37,8 @@ struct Place {
     market: endcap_retrieval::Market,
     demo: Arc<Market>,
     file: Embedded,
+    /// Terms that no product may have in its title.
+    banned: Vec<String>,
     _dir: tempfile::TempDir,
 }
 
@@ -51,7 +53,7 @@ fn place() -> Place {
     let dir = tempfile::tempdir().unwrap();
     let clock = Arc::new(ManualClock::at(NOW_MS));
     let file = Embedded::open(dir.path().join("endcap.db"), EmbeddedConfig::default(), clock).unwrap();
-    Place { market: MARKET.1.clone(), demo: MARKET.2.clone(), file, _dir: dir }
+    Place { market: MARKET.1.clone(), demo: MARKET.2.clone(), file, banned: Vec::new(), _dir: dir }
 }
 
 impl Place {
@@ -69,7 +71,7 @@ impl Place {
         let (judge, threshold) = fleet.judge.unwrap();
         let ground = Ground {
             config,
-            checks: Checks { banned: vec!["smoked".to_owned()], threshold },
+            checks: Checks { banned: self.banned.clone(), threshold },
             market: self.market.clone(),
             store: Arc::new(self.file.clone()),
             policies: Arc::new(self.file.clone()),
@@ -150,7 +152,7 @@ fn ask(ranking: &Ranking, user: &UserKey, id: &str) -> Storefront {
 }
 
 fn ids(storefront: &Storefront, row: usize) -> Vec<&str> {
-    storefront.placements[row].products.iter().map(|product| product.id.as_str()).collect()
+    storefront.placements[row].products.iter().map(|product| product.card.id.as_str()).collect()
 }
 
 #[test]
@@ -176,7 +178,7 @@ fn a_page_is_ranked_with_what_nominators_bring_in_and_nothing_that_fails_a_check
     for placement in &after.placements {
         assert!(placement.products.len() <= 20 && placement.expected.is_finite());
         for shown in &placement.products {
-            let product = place.demo.product(&shown.id).unwrap();
+            let product = place.demo.product(&shown.card.id).unwrap();
             assert!(product.in_stock && !product.age_restricted && shown.relevance >= 0.5, "{shown:?}");
             assert!(!shown.nominators.is_empty() && shown.score.is_finite() && shown.bonus > 0.0, "{shown:?}");
         }
@@ -192,7 +194,7 @@ fn a_page_is_ranked_with_what_nominators_bring_in_and_nothing_that_fails_a_check
 
 #[test]
 fn diets_dislikes_and_banned_terms_are_checked_when_it_is_served() {
-    let place = place();
+    let mut place = place();
     let (ada, demo) = (UserKey::of("ada"), &place.demo);
     let with = |diet: Diet| {
         let leaf = demo.categories.iter().find(|leaf| {
@@ -204,11 +206,13 @@ fn diets_dislikes_and_banned_terms_are_checked_when_it_is_served() {
     };
     let leaf = with(Diet::NutFree);
     place.put(&ada, vec![place.placement(&leaf, 20)]);
-    let word = {
-        let product =
-            demo.products_of(&leaf).iter().find(|product| product.in_stock && !product.violates.contains(Diet::NutFree));
-        product.unwrap().name.split(' ').next().unwrap().to_owned()
-    };
+    let fitting = demo.products_of(&leaf).iter().take(20);
+    let fitting = fitting.filter(|product| product.in_stock && !product.violates.contains(Diet::NutFree));
+    let mut words: Vec<String> = fitting.map(|product| product.name.split(' ').next().unwrap().to_owned()).collect();
+    words.dedup();
+    let [word, banned] = [words[0].clone(), words.into_iter().rev().find(|other| !other.is_empty()).unwrap()];
+    assert_ne!(word, banned);
+    place.banned = vec![banned.clone()];
     let (ranking, preparer) = place.service(
         RankingConfig { products_min: 1, ..RankingConfig::default() },
         known(history(&ada, &[Diet::NutFree], &[&word], &leaf, "none")),
@@ -217,9 +221,10 @@ fn diets_dislikes_and_banned_terms_are_checked_when_it_is_served() {
         let storefront = ask(&ranking, &ada, "one");
         assert!(!storefront.placements.is_empty() && storefront.diets == ["nut free"] && !storefront.is_default, "round {round}");
         for shown in storefront.placements.iter().flat_map(|placement| &placement.products) {
-            let product = demo.product(&shown.id).unwrap();
+            let product = demo.product(&shown.card.id).unwrap();
             assert!(!product.violates.contains(Diet::NutFree), "round {round}: {shown:?}");
-            assert!(!product.name.split(' ').any(|part| part == word), "round {round}, {word}: {shown:?}");
+            let has = |word: &str| product.name.split(' ').any(|part| part == word);
+            assert!(!has(&word) && !has(&banned), "round {round}, {word}, {banned}: {shown:?}");
         }
         preparer.catch_up();
     }
@@ -237,7 +242,7 @@ fn whoever_has_no_page_gets_the_default_one_and_whoever_keeps_diets_a_fitting_on
         let products = storefront.placements.iter().flat_map(|placement| &placement.products);
         let kept: DietSet = diets.iter().copied().collect();
         assert!(products.clone().count() > 20);
-        assert!(products.into_iter().all(|shown| !place.demo.product(&shown.id).unwrap().violates.intersects(kept)));
+        assert!(products.into_iter().all(|shown| !place.demo.product(&shown.card.id).unwrap().violates.intersects(kept)));
     }
 }
 
