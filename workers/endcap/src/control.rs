@@ -2,11 +2,12 @@
 
 use anyhow::{Context, Result};
 use endcap_evaluation::control_library;
+use endcap_ranking::KeywordCard;
 use endcap_retrieval::{Filter, Snapshot};
 use endcap_schemas::{DietSet, Product};
 use serde::Serialize;
 
-use crate::view::{KeywordView, PlacementView, ProductView};
+use crate::view::{PlacementView, ProductView};
 
 /// Placements of the control page.
 const PLACEMENTS: usize = 8;
@@ -37,7 +38,7 @@ pub fn page(market: &Snapshot) -> Result<ControlView> {
                 intent: draft.theme.intent,
                 because: None,
                 origin: draft.theme.origin,
-                keywords: draft.keywords.iter().map(KeywordView::of).collect(),
+                keywords: draft.keywords.iter().map(KeywordCard::of).collect(),
                 retrieved: i32::try_from(products.len()).unwrap_or(i32::MAX),
                 products: products.iter().map(|product: &Product| ProductView::of(product, None)).collect(),
             });

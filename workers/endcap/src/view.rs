@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::{Context, Result};
+use endcap_ranking::{KeywordCard, ProductCard};
 use endcap_retrieval::Snapshot;
-use endcap_schemas::{Descriptor, Head, Keyword, Origin, Page, Placement, Product, PurchaseMemory};
+use endcap_schemas::{Head, Origin, Page, Placement, Product, PurchaseMemory};
 use serde::Serialize;
 
 /// A page for the front end.
@@ -46,39 +47,19 @@ pub struct PlacementView {
     /// Who wrote it.
     pub origin: Origin,
     /// What retrieved its products.
-    pub keywords: Vec<KeywordView>,
+    pub keywords: Vec<KeywordCard>,
     /// Its products in order.
     pub products: Vec<ProductView>,
     /// How many the keywords retrieved.
     pub retrieved: i32,
 }
 
-/// A keyword for the front end.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct KeywordView {
-    /// The term.
-    pub text: String,
-    /// Its kind.
-    pub descriptor: Descriptor,
-}
-
 /// A product for the front end.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ProductView {
-    /// Its id.
-    pub id: String,
-    /// Name without brand and size.
-    pub name: String,
-    /// Brand; empty where there is none.
-    pub brand: String,
-    /// Package size; empty where unknown.
-    pub size: String,
-    /// Price, where known.
-    pub price_cents: Option<i64>,
-    /// Taxonomy leaf.
-    pub category: String,
-    /// Top of its taxonomy path.
-    pub department: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub card: ProductCard,
     /// Relevance to the placement, 0…1; none on the control page.
     pub score: Option<f64>,
 }
@@ -86,23 +67,7 @@ pub struct ProductView {
 impl ProductView {
     /// The view of a product.
     pub fn of(product: &Product, score: Option<f64>) -> Self {
-        Self {
-            id: product.id.clone(),
-            name: product.name.clone(),
-            brand: product.brand.clone(),
-            size: product.size.clone(),
-            price_cents: product.price_cents,
-            category: product.category().to_owned(),
-            department: product.department().to_owned(),
-            score,
-        }
-    }
-}
-
-impl KeywordView {
-    /// The view of a keyword.
-    pub fn of(keyword: &Keyword) -> Self {
-        Self { text: keyword.text.clone(), descriptor: keyword.descriptor }
+        Self { card: ProductCard::of(product), score }
     }
 }
 
@@ -167,7 +132,7 @@ fn show_placement(placement: &Placement, because: Option<String>, products: Vec<
         intent: placement.theme.intent.clone(),
         because,
         origin: placement.theme.origin,
-        keywords: placement.keywords.iter().map(KeywordView::of).collect(),
+        keywords: placement.keywords.iter().map(KeywordCard::of).collect(),
         products,
         retrieved: placement.retrieved,
     }

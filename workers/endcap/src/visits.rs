@@ -61,7 +61,7 @@ impl Visitors {
 /// The products of a storefront, as the market knows them.
 pub(crate) fn rows<'a>(storefront: &Storefront, market: &'a Market) -> Vec<Vec<&'a Product>> {
     let placements = storefront.placements.iter();
-    placements.map(|placement| placement.products.iter().filter_map(|shown| market.product(&shown.id)).collect()).collect()
+    placements.map(|placement| placement.products.iter().filter_map(|shown| market.product(&shown.card.id)).collect()).collect()
 }
 
 /// What was done, as a program tells it: an entry for each slate.
@@ -70,7 +70,7 @@ pub(crate) fn told(storefront: &Storefront, deeds: &[Deed]) -> Vec<Value> {
     for (row, placement) in storefront.placements.iter().enumerate() {
         let of = |least: Act| {
             let done = deeds.iter().filter(|deed| deed.row == row && deed.act >= least);
-            done.filter_map(|deed| Some(placement.products.get(deed.place)?.id.as_str())).collect::<Vec<_>>()
+            done.filter_map(|deed| Some(placement.products.get(deed.place)?.card.id.as_str())).collect::<Vec<_>>()
         };
         let seen = of(Act::Seen);
         if !seen.is_empty() {

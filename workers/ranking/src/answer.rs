@@ -1,6 +1,6 @@
 //! What a storefront is answered as.
 
-use endcap_schemas::{Descriptor, Origin};
+use endcap_schemas::{Descriptor, Keyword, Origin, Product};
 use serde::Serialize;
 
 /// A shopper's page as it is shown.
@@ -22,7 +22,7 @@ pub struct Storefront {
     pub generation: Option<i32>,
     /// Version of the policy that ranked it; 0 for the one that has learnt nothing.
     pub policy: i64,
-    /// Whether any placement was arranged as a whole; else all are in the ranker's order.
+    /// Whether any placement was arranged as a whole; else all are in the ranker's order, or shuffled.
     pub reranked: bool,
     /// Whether the slates of this request were shuffled, to learn what the policy would not show.
     pub shuffled: bool,
@@ -40,10 +40,10 @@ pub struct StorefrontPlacement {
     /// Who wrote it.
     pub origin: Origin,
     /// What retrieved its products.
-    pub keywords: Vec<StorefrontKeyword>,
-    /// The expected reward of what is in sight first: what placements are ordered by.
+    pub keywords: Vec<KeywordCard>,
+    /// The mean expected reward of as many of its best products as are in sight first: what placements are ordered by.
     pub expected: f64,
-    /// Whether its products in sight first are in the order of the model of whole rows; else all are in the ranker's.
+    /// Whether its products in sight first are in the order of the model of whole rows; else all are in the ranker's, or shuffled.
     pub reranked: bool,
     /// What feedback is sent back with.
     pub slate: String,
@@ -55,16 +55,23 @@ pub struct StorefrontPlacement {
 
 /// A keyword as it is shown.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct StorefrontKeyword {
+pub struct KeywordCard {
     /// The term.
     pub text: String,
     /// Its kind.
     pub descriptor: Descriptor,
 }
 
-/// A product as it is shown.
+impl KeywordCard {
+    /// That of `keyword`.
+    pub fn of(keyword: &Keyword) -> Self {
+        Self { text: keyword.text.clone(), descriptor: keyword.descriptor }
+    }
+}
+
+/// What is shown of a product, wherever it stands.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct StorefrontProduct {
+pub struct ProductCard {
     /// Its id.
     pub id: String,
     /// Name without brand and size.
@@ -79,6 +86,29 @@ pub struct StorefrontProduct {
     pub category: String,
     /// Top of its taxonomy path.
     pub department: String,
+}
+
+impl ProductCard {
+    /// That of `product`.
+    pub fn of(product: &Product) -> Self {
+        Self {
+            id: product.id.clone(),
+            name: product.name.clone(),
+            brand: product.brand.clone(),
+            size: product.size.clone(),
+            price_cents: product.price_cents,
+            category: product.category().to_owned(),
+            department: product.department().to_owned(),
+        }
+    }
+}
+
+/// A product of a placement.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StorefrontProduct {
+    /// What it is.
+    #[serde(flatten)]
+    pub card: ProductCard,
     /// Probability that it belongs to the placement, 0…1.
     pub relevance: f64,
     /// Expected reward, by the policy.

@@ -1,10 +1,10 @@
 //! From ranked placements to the storefront that is answered: the first rows are arranged as a whole, and each slate is sealed.
 
 use endcap_ranker::linucb::Score;
-use endcap_schemas::{Diet, Keyword};
+use endcap_schemas::Diet;
 
 use crate::{
-    Storefront, StorefrontKeyword, StorefrontPlacement, StorefrontProduct,
+    KeywordCard, ProductCard, Storefront, StorefrontPlacement, StorefrontProduct,
     features::Nominator,
     metric::Parts,
     rank::{Nominated, Ranked},
@@ -56,13 +56,11 @@ impl Composer<'_> {
         let reranked = is_wanted && self.arrange(&nominated, &mut placed);
         parts.rerank += self.ground.clock.monotonic().saturating_sub(start);
         let slate = self.slate(number, &nominated, &placed, shuffled);
-        let keyword =
-            |Keyword { text, descriptor, .. }: &Keyword| StorefrontKeyword { text: text.clone(), descriptor: *descriptor };
         StorefrontPlacement {
             title: placement.theme.title.clone(),
             intent: placement.theme.intent.clone(),
             origin: placement.theme.origin,
-            keywords: placement.keywords.iter().map(keyword).collect(),
+            keywords: placement.keywords.iter().map(KeywordCard::of).collect(),
             expected,
             reranked,
             slate: slate.write(&self.ground.key),
@@ -113,15 +111,8 @@ impl Nominated<'_> {
 
     fn product(&self, at: usize, score: &Score) -> StorefrontProduct {
         let offer = &self.offers[at];
-        let product = &offer.candidate.item.product;
         StorefrontProduct {
-            id: product.id.clone(),
-            name: product.name.clone(),
-            brand: product.brand.clone(),
-            size: product.size.clone(),
-            price_cents: product.price_cents,
-            category: product.category().to_owned(),
-            department: product.department().to_owned(),
+            card: ProductCard::of(&offer.candidate.item.product),
             relevance: offer.candidate.relevance,
             score: score.mean,
             bonus: score.bonus,

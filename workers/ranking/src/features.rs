@@ -13,8 +13,8 @@
 //! | `POPULARITY` | product | how much it sells |
 //! | `DEARNESS` | product | price ÷ (price + mean price of the placement's candidates); ½ where unknown |
 //! | `RELEVANCE` | product, placement | probability of relevance, by the cross-encoder |
-//! | `KEYWORD` | product, placement | 10 ÷ (10 + best place in a keyword's list); 0 where no keyword brought it |
-//! | `EMBEDDING` | product, placement | cosine of the theme and the term that brought it; 0 where none did |
+//! | `KEYWORD` | product, placement | 10 ÷ (10 + best place in a keyword's list); 0 where no keyword brought it, or the pool is not complete yet |
+//! | `EMBEDDING` | product, placement | cosine of a concept of the theme and the term that brought it; 0 where none did |
 //! | `ANCHOR` | product, placement | 1 on the shelf of the theme's first concept |
 //! | `PLACE` | placement | 1 ÷ (1 + place on the page as it was made) |
 //! | `MERCHANDISED` | placement | 1 where the merchandiser wrote it |

@@ -27,7 +27,7 @@ mod shopper;
 pub mod slate;
 mod storefront;
 
-pub use answer::{Storefront, StorefrontKeyword, StorefrontPlacement, StorefrontProduct};
+pub use answer::{KeywordCard, ProductCard, Storefront, StorefrontPlacement, StorefrontProduct};
 pub use cold::merchandised;
 pub use config::RankingConfig;
 pub use kept::read as read_policy;

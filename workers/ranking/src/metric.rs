@@ -8,7 +8,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 pub const STOREFRONTS: &str = "endcap_storefronts_total";
 /// Seconds of a storefront by part: `read`, `nominate`, `rank`, `rerank`, `whole`.
 pub const SECONDS: &str = "endcap_storefront_seconds";
-/// Placements that were served, by whether their pool was complete: `whole`, `partial` (only what the page has of it).
+/// Placements that were ranked, by whether their pool was complete: `whole`, `partial` (only what the page has of it).
 pub const POOLS: &str = "endcap_storefront_pools_total";
 /// Feedback by outcome at the door: `accepted`, `ignored` (its slate was never shown), `rejected`; `refused` counts bodies, when too many come at
 /// once.
@@ -22,7 +22,7 @@ pub const POLICIES_REFUSED: &str = "endcap_policies_refused_total";
 pub fn describe() {
     describe_counter!(STOREFRONTS, Unit::Count, "storefronts by outcome");
     describe_histogram!(SECONDS, Unit::Seconds, "seconds of a storefront by part");
-    describe_counter!(POOLS, Unit::Count, "placements served, by whether all nominators had their say");
+    describe_counter!(POOLS, Unit::Count, "placements ranked, by whether all nominators had their say");
     describe_counter!(FEEDBACK, Unit::Count, "feedback by outcome at the door");
     describe_gauge!(POLICY, Unit::Count, "version of the policy that is served");
     describe_counter!(POLICIES_REFUSED, Unit::Count, "kept policies that could not be used");

@@ -206,7 +206,8 @@ impl Shop<'_> {
         let mut rows = Vec::with_capacity(front.placements.len());
         for placement in front.placements.iter().filter(|placement| placement.products.len() >= ARRANGED) {
             let slate = Slate::read(&placement.slate, self.ranking.key())?;
-            let known = placement.products.iter().map(|shown| self.demo().product(&shown.id).context("a product of the market"));
+            let known =
+                placement.products.iter().map(|shown| self.demo().product(&shown.card.id).context("a product of the market"));
             let products = known.collect::<Result<Vec<_>>>()?;
             let seen = |place: usize| Seen {
                 product: products[place],
