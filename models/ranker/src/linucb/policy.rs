@@ -141,13 +141,12 @@ impl TwoStage {
         let order = best(bounds, most, ties);
         let mut placed: Vec<Placed> = order.into_iter().map(|candidate| Placed { candidate, score: scores[candidate] }).collect();
         let mut propensity = None;
-        if shuffled > 0.0 && placed.len() > 1 {
-            if stream(&[SHUFFLE_STREAM, ties]).random::<f64>() < shuffled {
-                let ids = placed.iter().map(|placed| candidates[placed.candidate].id);
-                let own: Vec<u64> = [SHUFFLE_STREAM, ties].into_iter().chain(ids).collect();
-                placed.shuffle(&mut stream(&own));
-                propensity = Some((placed.len() as f64).recip());
-            }
+        // The odds are drawn from 0 to below 1: where none are to be shuffled none is.
+        if placed.len() > 1 && stream(&[SHUFFLE_STREAM, ties]).random::<f64>() < shuffled {
+            let ids = placed.iter().map(|placed| candidates[placed.candidate].id);
+            let own: Vec<u64> = [SHUFFLE_STREAM, ties].into_iter().chain(ids).collect();
+            placed.shuffle(&mut stream(&own));
+            propensity = Some((placed.len() as f64).recip());
         }
         Ok(Slate { placed, propensity })
     }

@@ -78,7 +78,7 @@ pub fn train(
         losses.push(validate(model, dataset, point)?);
         let loss = losses[epoch as usize];
         // What is no number is no improvement.
-        if schedule.by_validation && !(loss < best.0) {
+        if schedule.by_validation && (loss >= best.0 || loss.is_nan()) {
             break;
         }
         best = (loss, model.weights.clone());

@@ -44,7 +44,7 @@ fn a_keyspace_is_made_by_a_migration_alone_and_a_second_one_does_nothing() {
 fn a_data_centre_that_nobody_is_in_is_told_with_those_that_there_are() {
     let Some((server, _guard)) = server() else { return };
     let keyspace = Keyspace::named(&server);
-    let error = plan(&keyspace.config(json!({ "datacenter": "nowhere" }))).err().expect("nobody is there").to_string();
+    let error = plan(&keyspace.config(json!({ "datacenter": "nowhere" }))).expect_err("nobody is there").to_string();
     assert!(error.contains("`nowhere`") && error.contains("set `datacenter` to one of `datacenter1`"), "{error}");
     plan(&keyspace.config(json!({ "datacenter": "datacenter1" }))).unwrap();
 }
