@@ -22,8 +22,8 @@ use crate::{
     ledger::{Ledger, News, Taken},
 };
 
-/// Feedback is taken of slates that were served no later than so long after it came, ms: clocks differ. One from further ahead would make all others
-/// seem old.
+/// Feedback is taken of slates that were served, and wishes that were made, no later than so long after they came, ms: clocks differ. One from further
+/// ahead would make all others seem old.
 const AHEAD_MAX_MS: i64 = 300_000;
 
 /// The stage.
@@ -67,19 +67,23 @@ impl Learner {
 
     fn learn(&self, lesson: &mut Lesson, input: &Input<Feedback>) -> Result<Verdict<Feedback>, StageError> {
         let feedback = &input.value;
+        // A wish is remembered as slates are, so it may be no further ahead than they.
+        let ahead_ms = feedback.served_ms.saturating_sub(input.appended_ms);
+        if ahead_ms > AHEAD_MAX_MS {
+            return Ok(Verdict::Rejected(Rejection {
+                kind: "future",
+                message: format!(
+                    "it is dated {} s after it came, at most {} s are taken: set the clock of the process that dated it",
+                    ahead_ms / 1_000,
+                    AHEAD_MAX_MS / 1_000
+                ),
+            }));
+        }
         match feedback.put_back {
             Some(version) => Ok(match self.earlier(version)? {
                 Ok(policy) => lesson.put_back(policy, feedback),
                 Err(rejection) => Verdict::Rejected(rejection),
             }),
-            None if feedback.served_ms > input.appended_ms.saturating_add(AHEAD_MAX_MS) => Ok(Verdict::Rejected(Rejection {
-                kind: "future",
-                message: format!(
-                    "its slate was served {} s after it came, at most {} s are taken: set the clock of the process that served it",
-                    (feedback.served_ms - input.appended_ms) / 1_000,
-                    AHEAD_MAX_MS / 1_000
-                ),
-            })),
             None => Ok(lesson.learn(feedback, &self.config)),
         }
     }

@@ -185,7 +185,9 @@ fn an_earlier_policy_is_put_back_where_the_wish_stands_and_learning_goes_on() {
     assert!(labels(&verdicts).iter().all(|label| *label == "duplicate"), "neither a wish again nor what was given up is news");
     place.learner().process(&inputs(&[Feedback::put_back(0, "wish".into(), NOW_MS + 1)], 22)).unwrap();
     assert!(apart(&place.newest().policy, &untaught()) < 1e-12);
-    let verdicts = place.learner().process(&inputs(&all[13..14], 23)).unwrap();
+    let ahead = [Feedback::put_back(0, "ahead".into(), NOW_MS + 3 * 86_400_000)];
+    assert_eq!(labels(&place.learner().process(&inputs(&ahead, 23)).unwrap()), ["future"]);
+    let verdicts = place.learner().process(&inputs(&all[13..14], 24)).unwrap();
     assert_eq!(labels(&verdicts), ["duplicate"], "a click whose impression the policy that was put back does not know");
 }
 
