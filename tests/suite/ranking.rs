@@ -187,8 +187,30 @@ fn a_page_is_ranked_with_what_nominators_bring_in_and_nothing_that_fails_a_check
     }
     let all: Vec<&str> =
         after.placements.iter().flat_map(|placement| &placement.products).flat_map(|shown| shown.nominators.clone()).collect();
-    for nominator in ["keyword", "popularity", "history"] {
+    for nominator in ["keyword", "embedding", "popularity", "history"] {
         assert!(all.contains(&nominator), "{nominator} brings nothing in: {all:?}");
+    }
+}
+
+#[test]
+fn what_was_found_for_a_placement_serves_every_shopper_whose_page_has_it() {
+    let place = place();
+    let leaf = &place.leaves()[0].name;
+    let (ada, bob) = (UserKey::of("ada"), UserKey::of("bob"));
+    let (mut first, mut second) = (place.placement(leaf, 6), place.placement(leaf, 12));
+    second.products.drain(..6);
+    place.put(&ada, vec![first.clone()]);
+    place.put(&bob, vec![second.clone()]);
+    let (ranking, preparer) = place.service(RankingConfig { pool_max: 40, ..RankingConfig::default() }, Known::new());
+    ask(&ranking, &ada, "one");
+    preparer.catch_up();
+    assert!(ids(&ask(&ranking, &bob, "one"), 0).len() > 6, "what was found for one serves the other");
+    // What is another placement is looked up anew: one of another theme, and one of other keywords.
+    first.theme.title = "Another".to_owned();
+    second.keywords.clear();
+    for (user, placement) in [("cy", first), ("dee", second)] {
+        place.put(&UserKey::of(user), vec![placement]);
+        assert_eq!(ids(&ask(&ranking, &UserKey::of(user), "one"), 0).len(), 6, "{user}");
     }
 }
 

@@ -100,20 +100,20 @@ impl Composer<'_> {
 impl Nominated<'_> {
     fn offered(&self, at: usize, is_shown: bool) -> Offered {
         let offer = &self.offers[at];
-        let product = if is_shown { offer.candidate.item.product.id.clone() } else { String::new() };
+        let product = if is_shown { offer.candidate.found.item.product.id.clone() } else { String::new() };
         Offered { product, traits: offer.traits, nominators: offer.nominators }
     }
 
     fn seen(&self, at: usize, score: &Score) -> Seen<'_> {
         let offer = &self.offers[at];
-        Seen { product: &offer.candidate.item.product, traits: offer.traits, expected: score.mean }
+        Seen { product: &offer.candidate.found.item.product, traits: offer.traits, expected: score.mean }
     }
 
     fn product(&self, at: usize, score: &Score) -> StorefrontProduct {
         let offer = &self.offers[at];
         StorefrontProduct {
-            card: ProductCard::of(&offer.candidate.item.product),
-            relevance: offer.candidate.relevance,
+            card: ProductCard::of(&offer.candidate.found.item.product),
+            relevance: offer.candidate.found.relevance,
             score: score.mean,
             bonus: score.bonus,
             nominators: Nominator::of_mask(offer.nominators).map(Nominator::name).collect(),

@@ -25,13 +25,15 @@ pub struct RankingConfig {
     pub reranked_max: usize,
     /// Products that each nominator brings in for a placement.
     pub nominations_max: usize,
-    /// Products that nominators choose from, per placement.
+    /// Products that are looked up for nominators to choose from, per placement, beside those of the page.
     pub pool_max: usize,
-    /// Products looked up per keyword, shelf or neighbouring term when a pool is made.
+    /// Products looked up per keyword and shelf; an eighth of that per neighbouring term.
     pub per_keyword_max: usize,
-    /// Pools that are kept in memory.
-    pub pools_max: usize,
-    /// Placements that wait for their pool to be completed; more are served from what the page has of them.
+    /// Placements of which it is kept in memory what was found for them: about 4 KB each.
+    pub lookups_max: usize,
+    /// Products that are kept in memory: about 1 KB each.
+    pub items_max: usize,
+    /// Placements that wait for being looked up; more are served from what the page has of them.
     pub preparing_max: usize,
     /// Share (0…1) of requests whose slates are shuffled.
     pub shuffled: f64,
@@ -59,7 +61,8 @@ impl Default for RankingConfig {
             nominations_max: 10,
             pool_max: 80,
             per_keyword_max: 30,
-            pools_max: 20_000,
+            lookups_max: 20_000,
+            items_max: 50_000,
             preparing_max: 2_000,
             shuffled: 0.02,
             exploration: 0.05,
@@ -84,7 +87,8 @@ impl RankingConfig {
             outside("nominations_max", self.nominations_max, 1..=nominated_max),
             outside("pool_max", self.pool_max, self.products_max..=1_000),
             outside("per_keyword_max", self.per_keyword_max, 1..=500),
-            outside("pools_max", self.pools_max, 1..=10_000_000),
+            outside("lookups_max", self.lookups_max, 1..=10_000_000),
+            outside("items_max", self.items_max, 1..=100_000_000),
             outside("preparing_max", self.preparing_max, 1..=100_000),
             outside("shuffled", self.shuffled, 0.0..=1.0),
             outside("exploration", self.exploration, 0.0..=10.0),

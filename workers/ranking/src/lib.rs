@@ -1,8 +1,8 @@
 //! The ranking service (paper 4.5): reads a shopper's page, ranks its placements and their products for this request, and learns from what
 //! shoppers do with them.
 //!
-//! [`Ranking::storefront`] serves: page and history are read, every placement's pool is at hand (`pool`, completed by [`Preparer`] beside the
-//! requests), nominators choose and the ranker orders (`rank`, over the features of [`features`]), the first rows are arranged as a whole ([`Rerank`], by [`Pier`]),
+//! [`Ranking::storefront`] serves: page and history are read, each placement's pool is what the page has and what [`Preparer`] found beside the
+//! requests (`pool`, `lookups`), nominators choose and the ranker orders (`rank`, over the features of [`features`]), the first rows are arranged as a whole ([`Rerank`], by [`Pier`]),
 //! and each slate goes out sealed ([`slate`]), so
 //! that whoever hears of it needs no memory of it. [`feedback::read`] takes it back in, [`Learner`] learns from it and keeps policies by
 //! version, and [`Ranking::refresh`] takes them up while requests go on.
@@ -16,6 +16,7 @@ pub mod feedback;
 mod kept;
 mod learner;
 mod ledger;
+mod lookups;
 pub mod metric;
 mod pier;
 mod pool;

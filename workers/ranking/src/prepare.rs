@@ -1,7 +1,8 @@
-//! Completes pools beside the requests: what a placement's keywords, the terms near its theme and its shelves find, checked as the page's own
-//! products were: diets, banned terms, age, stock, and relevance, by the cross-encoder's verdict from the cache or, once, from itself.
+//! Looks up beside the requests what may be nominated for a placement: what its keywords, the terms near its theme and its shelves find, checked as
+//! the page's own products were: diets, banned terms, age, stock, and relevance, by the cross-encoder's verdict from the cache or, once, from itself.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
@@ -15,12 +16,13 @@ use endcap_inference::{
 };
 use endcap_retrieval::{Filter, Market, Snapshot};
 use endcap_runtime::{Shutdown, Store};
-use endcap_schemas::{Descriptor, Keyword, Product};
+use endcap_schemas::{Descriptor, DietSet, Keyword, Placement, Product, Theme};
 
 use crate::{
     RankingConfig, RankingError,
     features::Nominator,
-    pool::{Gathered, Item, Pool, PoolKey, Pools, Wanted},
+    lookups::{LookupKey, Lookups},
+    pool::{Found, Item},
 };
 
 /// Terms near a concept that are looked at.
@@ -39,22 +41,40 @@ pub struct Checks {
     pub threshold: f32,
 }
 
-/// Where placements are handed in whose pools are to be completed.
+/// What is to be looked up.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    key: LookupKey,
+    theme: Theme,
+    keywords: Vec<Keyword>,
+    diets: DietSet,
+    /// Where it is kept then.
+    lookups: Arc<Lookups>,
+}
+
+/// Where it is handed in what is to be looked up.
 #[derive(Debug, Clone)]
 pub(crate) struct Door {
     wanted: SyncSender<Wanted>,
 }
 
 impl Door {
-    /// Asks for a pool, unless too many wait or somebody has asked already.
-    pub(crate) fn ask(&self, pools: &Pools, market: &Snapshot, key: PoolKey, wanted: impl FnOnce() -> Wanted) {
-        if pools.want(market, key) && self.wanted.try_send(wanted()).is_err() {
-            pools.unwant(market, &key);
+    /// Asks for what may be nominated for `placement`, under `key`, unless too many wait or somebody has asked already.
+    pub(crate) fn ask(&self, lookups: &Arc<Lookups>, key: LookupKey, placement: &Placement, diets: DietSet) {
+        let wanted = || Wanted {
+            key,
+            theme: placement.theme.clone(),
+            keywords: placement.keywords.clone(),
+            diets,
+            lookups: lookups.clone(),
+        };
+        if lookups.want(key) && self.wanted.try_send(wanted()).is_err() {
+            lookups.unwant(&key);
         }
     }
 }
 
-/// Completes pools, on a thread of its own.
+/// Looks up what is wanted, on a thread of its own.
 pub struct Preparer<E, X>
 where
     E: Model<Request = Embed, Answer = Embedding>,
@@ -67,7 +87,6 @@ where
     pub(crate) store: Arc<dyn Store>,
     pub(crate) encoder: Handle<E>,
     pub(crate) judge: Handle<X>,
-    pub(crate) pools: Arc<Pools>,
     pub(crate) wanted: Receiver<Wanted>,
 }
 
@@ -86,130 +105,93 @@ where
     pub fn run(self, shutdown: &Shutdown) {
         while !shutdown.is_triggered() {
             match self.wanted.recv_timeout(LOOK_EVERY) {
-                Ok(wanted) => self.complete(&wanted),
+                Ok(wanted) => self.answer(&wanted),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    /// Completes all that is wanted now.
+    /// Looks up all that is wanted now.
     pub fn catch_up(&self) {
         while let Ok(wanted) = self.wanted.try_recv() {
-            self.complete(&wanted);
+            self.answer(&wanted);
         }
     }
 
-    fn complete(&self, wanted: &Wanted) {
+    fn answer(&self, wanted: &Wanted) {
         let market = self.market.snapshot();
-        match self.pool(wanted, &market) {
-            Ok(pool) => self.pools.put(&market, wanted.key, Arc::new(pool)),
+        if !wanted.lookups.is_of(&market) {
+            return; // of a catalogue that nobody is served from any more
+        }
+        let mut gathered = Gathered {
+            lookups: &wanted.lookups,
+            market: &market,
+            filter: Filter::of_page(wanted.diets, &[]),
+            all: Vec::new(),
+            places: HashMap::new(),
+        };
+        match self.gather(wanted, &mut gathered).and_then(|()| self.judge(&prompts::theme_text(&wanted.theme), gathered.all)) {
+            Ok(found) => wanted.lookups.keep(wanted.key, found),
             Err(error) => {
                 // Served from what the page has; the next request asks again.
-                self.pools.unwant(&market, &wanted.key);
-                tracing::warn!(%error, "cannot complete what may be nominated for a placement");
+                wanted.lookups.unwant(&wanted.key);
+                tracing::warn!(%error, "cannot look up what may be nominated for a placement");
             }
         }
     }
 
-    fn pool(&self, wanted: &Wanted, market: &Snapshot) -> Result<Pool, RankingError> {
-        let placement = &wanted.placement;
-        let ids: Vec<&str> = placement.products.iter().map(|shown| shown.product.as_str()).collect();
-        let own = self.pools.items(market, market.products(&ids).map_err(RankingError::market)?);
-        let mut gathered = Gathered::default();
-        gathered.add_own(placement, &own);
-        let filter = Filter::of_page(wanted.diets, &[]);
-        // Each nominator has room for products that no other brings in.
-        let (own, room) = (own.len(), self.config.pool_max.saturating_sub(own.len()));
-        let (third, two_thirds) = (own + room / 3, own + room * 2 / 3);
-        self.by_keyword(&placement.keywords, &filter, market, (&mut gathered, third))?;
-        self.by_popularity(&placement.theme.concepts, &filter, market, (&mut gathered, two_thirds))?;
-        self.by_embedding(wanted, &filter, market, (&mut gathered, own + room))?;
-        self.judge(&prompts::theme_text(&placement.theme), &mut gathered)?;
-        Ok(gathered.pool(placement, true))
-    }
-
-    /// What was found that may be shown, as far as can be told without a shopper.
-    fn allowed(&self, found: Vec<Product>, filter: &Filter, market: &Snapshot) -> impl Iterator<Item = Arc<Item>> {
-        let allowed = found.into_iter().filter(|product| filter.allows(product)).collect();
-        self.pools.items(market, allowed).into_iter().filter(|item| !item.is_banned)
-    }
-
-    fn by_keyword(
-        &self,
-        keywords: &[Keyword],
-        filter: &Filter,
-        market: &Snapshot,
-        (gathered, most): (&mut Gathered, usize),
-    ) -> Result<(), RankingError> {
-        for keyword in keywords {
-            let found = market.products_for(keyword, filter, self.config.per_keyword_max).map_err(RankingError::market)?;
-            for (place, item) in self.allowed(found, filter, market).enumerate() {
-                if let Some(candidate) = gathered.add(&item, Nominator::Keyword, most) {
-                    candidate.keyword = candidate.keyword.max(MATCH_HALF / (MATCH_HALF + place as f64));
+    /// Each nominator has room for products that no other brings in.
+    fn gather(&self, wanted: &Wanted, gathered: &mut Gathered<'_>) -> Result<(), RankingError> {
+        let (most, per_keyword) = (self.config.pool_max, self.config.per_keyword_max);
+        for keyword in &wanted.keywords {
+            for (place, item) in gathered.by_keyword(keyword, per_keyword)?.into_iter().enumerate() {
+                if let Some(found) = gathered.add(item, Nominator::Keyword, most / 3) {
+                    found.keyword = found.keyword.max(MATCH_HALF / (MATCH_HALF + place as f64));
+                }
+            }
+        }
+        for concept in &wanted.theme.concepts {
+            for item in gathered.by_popularity(concept, per_keyword)? {
+                gathered.add(item, Nominator::Popularity, most * 2 / 3);
+            }
+        }
+        for (term, cosine) in self.near(wanted, gathered.market)? {
+            for item in gathered.by_keyword(&term, per_keyword.div_ceil(NEIGHBOURS).max(4))? {
+                if let Some(found) = gathered.add(item, Nominator::Embedding, most) {
+                    found.embedding = found.embedding.max(cosine);
                 }
             }
         }
         Ok(())
     }
 
-    fn by_popularity(
-        &self,
-        concepts: &[String],
-        filter: &Filter,
-        market: &Snapshot,
-        (gathered, most): (&mut Gathered, usize),
-    ) -> Result<(), RankingError> {
-        for concept in concepts {
-            let shelf = concept.trim().to_lowercase();
-            let found = market.popular(&shelf, filter, self.config.per_keyword_max).map_err(RankingError::market)?;
-            for item in self.allowed(found, filter, market) {
-                gathered.add(&item, Nominator::Popularity, most);
-            }
-        }
-        Ok(())
-    }
-
-    /// By the terms nearest to each concept that are not among the keywords.
-    fn by_embedding(
-        &self,
-        wanted: &Wanted,
-        filter: &Filter,
-        market: &Snapshot,
-        (gathered, most): (&mut Gathered, usize),
-    ) -> Result<(), RankingError> {
-        let concepts = &wanted.placement.theme.concepts;
-        let asked = concepts.iter().map(|concept| Embed { text: concept.clone() }).collect();
+    /// The terms nearest to each concept that are not among the keywords, with their cosines.
+    fn near(&self, wanted: &Wanted, market: &Snapshot) -> Result<Vec<(Keyword, f64)>, RankingError> {
+        let asked = wanted.theme.concepts.iter().map(|concept| Embed { text: concept.clone() }).collect();
+        let mut all = Vec::new();
         for answer in self.encoder.ask_all(asked) {
             let Embedding(vector) = match answer {
                 Ok(embedding) => embedding,
                 Err(error) if is_for_good(&error) => continue,
                 Err(error) => return Err(RankingError::Model("encoder", error)),
             };
-            let near = market.near(&vector, NEIGHBOURS + wanted.placement.keywords.len()).map_err(RankingError::market)?;
+            let near = market.near(&vector, NEIGHBOURS + wanted.keywords.len()).map_err(RankingError::market)?;
             let terms = market.terms(&near.iter().map(|near| near.term).collect::<Vec<_>>()).map_err(RankingError::market)?;
-            let is_keyword = |text: &str| wanted.placement.keywords.iter().any(|keyword| keyword.text == text);
+            let is_keyword = |text: &str| wanted.keywords.iter().any(|keyword| keyword.text == text);
             let others = terms.into_iter().filter(|(_, term)| !is_keyword(&term.text)).take(NEIGHBOURS);
-            for (id, term) in others {
+            all.extend(others.map(|(id, term)| {
                 let cosine = near.iter().find(|near| near.term == id).map_or(0.0, |near| f64::from(near.cosine));
-                let keyword = Keyword { id, text: term.text, descriptor: Descriptor::Query };
-                let limit = self.config.per_keyword_max.div_ceil(NEIGHBOURS).max(4);
-                let found = market.products_for(&keyword, filter, limit).map_err(RankingError::market)?;
-                for item in self.allowed(found, filter, market) {
-                    if let Some(candidate) = gathered.add(&item, Nominator::Embedding, most) {
-                        candidate.embedding = candidate.embedding.max(cosine);
-                    }
-                }
-            }
+                (Keyword { id, text: term.text, descriptor: Descriptor::Query }, cosine)
+            }));
         }
-        Ok(())
+        Ok(all)
     }
 
-    /// Fills in the relevance of what the page does not have. What is not found relevant, or can never be judged, stays without and falls out.
-    fn judge(&self, theme_text: &str, gathered: &mut Gathered) -> Result<(), RankingError> {
+    /// Those that are relevant. What can never be judged falls out.
+    fn judge(&self, theme_text: &str, mut gathered: Vec<Found>) -> Result<Vec<Found>, RankingError> {
         let judge = &self.judge;
-        let mut open: Vec<_> = gathered.candidates.iter_mut().filter(|candidate| candidate.relevance.is_nan()).collect();
-        let pairs: Vec<Pair> = open.iter().map(|candidate| pair(theme_text, &candidate.item.product)).collect();
+        let pairs: Vec<Pair> = gathered.iter().map(|found| pair(theme_text, &found.item.product)).collect();
         let keys: Vec<[u8; 32]> = pairs.iter().map(|pair| verdict_key(pair, judge.version())).collect();
         let known = self.store.cached(CACHE, &keys)?;
         let mut verdicts: Vec<Option<f32>> = known.iter().map(|bytes| bytes.as_deref().and_then(probability_of)).collect();
@@ -230,16 +212,60 @@ where
         if let Some(error) = fault {
             return Err(RankingError::Model("cross-encoder", error));
         }
-        for (candidate, verdict) in open.iter_mut().zip(verdicts) {
-            if let Some(probability) = verdict.filter(|probability| *probability >= self.threshold) {
-                candidate.relevance = f64::from(probability);
-            }
-        }
-        Ok(())
+        let mut verdicts = verdicts.into_iter();
+        gathered.retain_mut(|found| {
+            let verdict = verdicts.next().flatten();
+            found.relevance = verdict.map_or(0.0, f64::from);
+            verdict.is_some_and(|probability| probability >= self.threshold)
+        });
+        Ok(gathered)
     }
 }
 
-/// Whether asking again would bring the same fault. Any other one passes: the pool is asked for again.
+/// What was gathered for a placement, each product once; not judged yet.
+struct Gathered<'a> {
+    lookups: &'a Lookups,
+    market: &'a Snapshot,
+    filter: Filter,
+    all: Vec<Found>,
+    places: HashMap<String, usize>,
+}
+
+impl Gathered<'_> {
+    /// `item`, which `nominator` may bring in; not where it is new and there are `most` already.
+    fn add(&mut self, item: Arc<Item>, nominator: Nominator, most: usize) -> Option<&mut Found> {
+        let place = match self.places.get(&item.product.id) {
+            Some(place) => *place,
+            None if self.all.len() >= most => return None,
+            None => {
+                self.places.insert(item.product.id.clone(), self.all.len());
+                self.all.push(Found { item, of: 0, relevance: 0.0, keyword: 0.0, embedding: 0.0 });
+                self.all.len() - 1
+            }
+        };
+        let found = &mut self.all[place];
+        found.of |= nominator.bit();
+        Some(found)
+    }
+
+    fn by_keyword(&self, keyword: &Keyword, most: usize) -> Result<Vec<Arc<Item>>, RankingError> {
+        self.market.products_for(keyword, &self.filter, most).map(|found| self.allowed(found)).map_err(RankingError::market)
+    }
+
+    fn by_popularity(&self, concept: &str, most: usize) -> Result<Vec<Arc<Item>>, RankingError> {
+        let shelf = concept.trim().to_lowercase();
+        self.market.popular(&shelf, &self.filter, most).map(|found| self.allowed(found)).map_err(RankingError::market)
+    }
+
+    /// What was found that may be shown, as far as can be told without a shopper.
+    fn allowed(&self, found: Vec<Product>) -> Vec<Arc<Item>> {
+        let mut items = self.lookups.items(found.into_iter().filter(|product| self.filter.allows(product)).collect());
+        items.retain(|item| !item.is_banned);
+        items
+    }
+}
+
+/// Whether asking again would bring the same fault. Any other one passes: the next request asks for it again.
 fn is_for_good(error: &ModelError) -> bool {
     matches!(error, ModelError::Request(_))
 }

@@ -3,14 +3,14 @@
 use endcap_market::hash;
 use endcap_ranker::{
     RankerError,
-    linucb::{Item, Score, TwoStage},
+    linucb::{self, Score, TwoStage},
 };
 use endcap_schemas::{Origin, Placement};
 
 use crate::{
     RankingConfig,
     features::{Nominator, TRAITS, Traits, at},
-    pool::{Candidate, Pool},
+    pool::{Candidate, Item, Pool},
     rerank::ARRANGED,
     shopper::Shopper,
 };
@@ -25,7 +25,7 @@ pub(crate) struct NominatedOffer<'a> {
     pub(crate) candidate: &'a Candidate,
     pub(crate) traits: Traits,
     pub(crate) nominators: u8,
-    item: Item,
+    item: linucb::Item,
 }
 
 /// A slate in display order.
@@ -62,15 +62,16 @@ pub(crate) fn nominate<'a>(
 ) -> Result<Nominated<'a>, RankerError> {
     let mut offers: Vec<NominatedOffer<'_>> = Vec::with_capacity(pool.candidates.len());
     for candidate in &pool.candidates {
-        if !candidate.item.is_banned && shopper.may_have(&candidate.item.product, &candidate.item.words) {
+        let Item { product, words, is_banned } = &*candidate.found.item;
+        if !is_banned && shopper.may_have(product, words) {
             let traits = traits(candidate, shopper, place, placement.theme.origin);
-            let item = traits.item(hash(&candidate.item.product.id));
+            let item = traits.item(hash(&product.id));
             offers.push(NominatedOffer { candidate, traits, nominators: 0, item });
         }
     }
     for nominator in Nominator::ALL {
         let own: Vec<usize> = (0..offers.len()).filter(|at| may_bring(nominator, &offers[*at])).collect();
-        let pool: Vec<&Item> = own.iter().map(|at| &offers[*at].item).collect();
+        let pool: Vec<&linucb::Item> = own.iter().map(|at| &offers[*at].item).collect();
         for chosen in policy.nominate(nominator as usize, &pool, config.nominations_max, ties)? {
             offers[own[chosen]].nominators |= nominator.bit();
         }
@@ -89,7 +90,7 @@ pub(crate) fn rank(
     config: &RankingConfig,
     ties: u64,
 ) -> Result<Ranked, RankerError> {
-    let items: Vec<&Item> = nominated.offers.iter().map(|offer| &offer.item).collect();
+    let items: Vec<&linucb::Item> = nominated.offers.iter().map(|offer| &offer.item).collect();
     let slate = policy.rank(&items, config.products_max, config.shuffled, ties)?;
     let placed = slate.placed.iter().map(|placed| (placed.candidate, placed.score)).collect();
     Ok(Ranked { placed, shuffled: slate.propensity.is_some() })
@@ -99,12 +100,13 @@ pub(crate) fn rank(
 fn may_bring(nominator: Nominator, offer: &NominatedOffer<'_>) -> bool {
     match nominator {
         Nominator::History => offer.traits.0[at::AFFINITY] > 0 || offer.traits.0[at::BOUGHT] > 0,
-        _ => offer.candidate.of & nominator.bit() != 0,
+        _ => offer.candidate.found.of & nominator.bit() != 0,
     }
 }
 
 fn traits(candidate: &Candidate, shopper: &Shopper, place: usize, origin: Origin) -> Traits {
-    let product = &candidate.item.product;
+    let found = &candidate.found;
+    let product = &found.item.product;
     let (bought, recency) = shopper.bought(product);
     let mut values = [0.0; TRAITS];
     values[at::AFFINITY] = shopper.affinity(product);
@@ -114,9 +116,9 @@ fn traits(candidate: &Candidate, shopper: &Shopper, place: usize, origin: Origin
     values[at::BUDGET] = shopper.suits(candidate.dearness);
     values[at::POPULARITY] = f64::from(product.popularity);
     values[at::DEARNESS] = candidate.dearness;
-    values[at::RELEVANCE] = candidate.relevance;
-    values[at::KEYWORD] = candidate.keyword;
-    values[at::EMBEDDING] = candidate.embedding;
+    values[at::RELEVANCE] = found.relevance;
+    values[at::KEYWORD] = found.keyword;
+    values[at::EMBEDDING] = found.embedding;
     values[at::ANCHOR] = candidate.anchor;
     values[at::PLACE] = 1.0 / (1.0 + place as f64);
     values[at::MERCHANDISED] = f64::from(u8::from(origin != Origin::Model));

@@ -15,8 +15,9 @@ use thiserror::Error;
 use crate::{
     Checks, Preparer, RankingConfig, Rerank, Storefront, cold,
     compose::Composer,
+    lookups::{CurrentLookups, key_of},
     metric::{self, Parts},
-    pool::{Pool, Pools, Wanted, key_of},
+    pool::Pool,
     prepare::{Door, door},
     rank::{self, Nominated, Ranked},
     serving::Serving,
@@ -87,7 +88,7 @@ pub struct Ground {
 pub struct Ranking {
     ground: Ground,
     serving: Serving,
-    pools: Arc<Pools>,
+    lookups: CurrentLookups,
     door: Door,
     cold: Mutex<PerVersion<Page>>,
     at_work: Arc<AtomicUsize>,
@@ -118,14 +119,14 @@ pub(crate) struct Carousel<'a> {
 }
 
 impl Ranking {
-    /// The service, and what completes its pools: to be run on a thread of its own.
+    /// The service, and what looks up beside it: to be run on a thread of its own.
     pub fn new<E, X>(ground: Ground, encoder: Handle<E>, judge: Handle<X>) -> (Self, Preparer<E, X>)
     where
         E: Model<Request = Embed, Answer = Embedding>,
         X: Model<Request = Pair, Answer = Relevance>,
     {
         let (door, wanted) = door(&ground.config);
-        let pools = Arc::new(Pools::new(ground.config.pools_max, &ground.checks.banned));
+        let lookups = CurrentLookups::new(&ground.config, &ground.checks.banned);
         let preparer = Preparer {
             config: ground.config.clone(),
             threshold: ground.checks.threshold,
@@ -133,11 +134,10 @@ impl Ranking {
             store: ground.store.clone(),
             encoder,
             judge,
-            pools: pools.clone(),
             wanted,
         };
         let serving = Serving::new(ground.config.exploration);
-        (Self { ground, serving, pools, door, cold: Mutex::default(), at_work: Arc::default() }, preparer)
+        (Self { ground, serving, lookups, door, cold: Mutex::default(), at_work: Arc::default() }, preparer)
     }
 
     /// A turn, unless too many storefronts are worked on already: then whoever asks is better told so at once.
@@ -231,26 +231,23 @@ impl Ranking {
         cold.try_get(&version, || cold::page(market, &self.ground.config, now_ms))
     }
 
-    /// The pool of each placement: what is at hand, and asked for where it is not whole.
-    fn pools(&self, page: &Page, market: &Snapshot, parts: &mut Parts) -> Result<Vec<Arc<Pool>>, RankingError> {
+    /// The pool of each placement: what its page has, and what was found beside it; asked for where nobody has looked yet.
+    fn pools(&self, page: &Page, market: &Snapshot, parts: &mut Parts) -> Result<Vec<Pool>, RankingError> {
         let start = self.ground.clock.monotonic();
-        let mut pools = Vec::with_capacity(page.placements.len());
-        for placement in page.placements.iter().take(self.ground.config.placements_max) {
+        let lookups = self.lookups.of(market);
+        let placements = &page.placements[..page.placements.len().min(self.ground.config.placements_max)];
+        let own = placements.iter().flat_map(|placement| &placement.products).map(|shown| shown.product.as_str());
+        let items = lookups.named(market, own).map_err(RankingError::market)?;
+        let pool = |placement: &Placement| {
             let key = key_of(placement, page.diets);
-            let pool = match self.pools.get(market, &key) {
-                Some(pool) => pool,
-                None => {
-                    let pool = Arc::new(self.pools.partial(market, placement)?);
-                    self.pools.put(market, key, pool.clone());
-                    pool
-                }
-            };
-            if !pool.is_whole {
-                self.door.ask(&self.pools, market, key, || Wanted::of(key, placement, page.diets));
+            let found = lookups.found(&key);
+            if found.is_none() {
+                self.door.ask(&lookups, key, placement, page.diets);
             }
-            metric::pool(pool.is_whole);
-            pools.push(pool);
-        }
+            metric::pool(found.is_some());
+            Pool::of(placement, &items, found.as_deref().unwrap_or_default())
+        };
+        let pools = placements.iter().map(pool).collect();
         parts.nominate += self.ground.clock.monotonic().saturating_sub(start);
         Ok(pools)
     }
@@ -260,7 +257,7 @@ impl Ranking {
         &self,
         composer: &Composer<'_>,
         page: &'a Page,
-        pools: &'a [Arc<Pool>],
+        pools: &'a [Pool],
         parts: &mut Parts,
     ) -> Result<Vec<Carousel<'a>>, RankingError> {
         let (config, clock, policy) = (&self.ground.config, &*self.ground.clock, &composer.served.policy);
