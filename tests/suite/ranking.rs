@@ -77,7 +77,7 @@ impl Place {
             policies: Arc::new(self.file.clone()),
             history: Box::new(move |user| Ok(known.get(user).cloned())),
             clock: Arc::new(ManualClock::at(NOW_MS)),
-            key: Key::of(None),
+            key: Key::of(None, "demo"),
             rerank,
         };
         Ranking::new(ground, fleet.encoder, judge)
@@ -182,7 +182,7 @@ fn a_page_is_ranked_with_what_nominators_bring_in_and_nothing_that_fails_a_check
             assert!(product.in_stock && !product.age_restricted && shown.relevance >= 0.5, "{shown:?}");
             assert!(!shown.nominators.is_empty() && shown.score.is_finite() && shown.bonus > 0.0, "{shown:?}");
         }
-        let bounds: Vec<f64> = placement.products.iter().map(|shown| shown.score + 0.05 * shown.bonus).collect();
+        let bounds: Vec<f64> = placement.products.iter().map(|shown| shown.score + shown.bonus).collect();
         assert!(placement.propensity.is_some() || bounds.windows(2).all(|pair| pair[0] >= pair[1] - 1e-12), "{bounds:?}");
     }
     let all: Vec<&str> =

@@ -53,7 +53,7 @@ fn a_storefront_is_shown_told_of_learnt_from_and_put_back() {
     assert_eq!(learner["dropped"], json!({ "learnt": 1, "duplicate": 1 }), "what is told twice is learnt once");
 
     let listed = place.program().succeed(&["policy", "ls"], &[]).unwrap();
-    let expected = format!("policy {learnt}: learnt from {} impressions, ", shown.len());
+    let expected = format!("policy {learnt}: learnt from {} impressions, until 20", shown.len());
     assert!(listed.starts_with(&expected) && listed.lines().count() == 1, "{listed}");
     let said = place.program().succeed(&["policy", "put-back", "0"], &[]).unwrap();
     assert!(said.contains("goes on from policy 0"), "{said}");

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use anyhow::{Context, Result, bail};
-use endcap_ranking::read_policy;
-use endcap_runtime::{Clock, Policies, SystemClock};
+use endcap_ranking::{learnt_until, read_policy};
+use endcap_runtime::{Clock, Policies, StoredPolicy, SystemClock};
 use endcap_schemas::Feedback;
 use serde::Serialize;
 
@@ -13,6 +13,7 @@ use crate::{
     config::Config,
     serve::outgoing_of,
     sides::Sides,
+    times,
 };
 
 const CANNOT_READ: &str = "cannot read the policies";
@@ -21,8 +22,12 @@ const CANNOT_READ: &str = "cannot read the policies";
 #[derive(Debug, Serialize)]
 struct Row {
     version: i64,
+    /// Whether whoever serves goes by it.
+    serves: bool,
     /// Impressions that it has learnt from; none where it cannot be read.
     impressions: Option<u64>,
+    /// When the newest slate that it has learnt from was served.
+    learnt_until_ms: Option<i64>,
     bytes: usize,
     fault: Option<String>,
 }
@@ -39,31 +44,40 @@ pub fn command(command: &PolicyCommand, config: impl Fn(&DataArgs) -> Result<Con
 }
 
 fn list(policies: &(impl Policies + ?Sized), json: bool) -> Result<()> {
-    let mut out = io::stdout().lock();
+    let (mut out, mut serves) = (io::stdout().lock(), true);
     for version in policies.policy_versions().context(CANNOT_READ)? {
-        let Some(row) = row(policies, version)? else { continue };
-        if json {
-            writeln!(out, "{}", serde_json::to_string(&row)?)?;
-            continue;
-        }
-        let told = match (row.impressions, row.fault) {
-            (Some(impressions), _) => format!("learnt from {impressions} impressions"),
-            (None, fault) => format!("cannot be used: {}", fault.unwrap_or_default()),
-        };
-        writeln!(out, "policy {version}: {told}, {} bytes", row.bytes)?;
+        let Some(stored) = policies.policy(version).context(CANNOT_READ)? else { continue };
+        let row = Row::of(&stored, serves);
+        serves &= row.impressions.is_none();
+        let line = if json { serde_json::to_string(&row)? } else { row.told() };
+        writeln!(out, "{line}")?;
     }
     Ok(())
 }
 
-fn row(policies: &(impl Policies + ?Sized), version: i64) -> Result<Option<Row>> {
-    let Some(stored) = policies.policy(version).context(CANNOT_READ)? else { return Ok(None) };
-    let read = read_policy(&stored);
-    Ok(Some(Row {
-        version,
-        impressions: read.as_ref().ok().map(|policy| policy.ranker().observations()),
-        bytes: stored.snapshot.len(),
-        fault: read.err().map(|error| error.to_string()),
-    }))
+impl Row {
+    /// That of `stored`, which `serves` if it can be used.
+    fn of(stored: &StoredPolicy, serves: bool) -> Self {
+        let read = read_policy(stored);
+        Self {
+            version: stored.version,
+            serves: serves && read.is_ok(),
+            impressions: read.as_ref().ok().map(|policy| policy.ranker().observations()),
+            learnt_until_ms: learnt_until(stored),
+            bytes: stored.snapshot.len(),
+            fault: read.err().map(|error| error.to_string()),
+        }
+    }
+
+    fn told(&self) -> String {
+        let Self { version, serves, impressions, learnt_until_ms, bytes, fault } = self;
+        let until = learnt_until_ms.map(|ms| format!(", until {}", times::at(ms))).unwrap_or_default();
+        let told = match impressions {
+            Some(impressions) => format!("learnt from {impressions} impressions{until}"),
+            None => format!("cannot be used: {}", fault.as_deref().unwrap_or_default()),
+        };
+        format!("policy {version}: {told}, {bytes} bytes{}", if *serves { ", serves" } else { "" })
+    }
 }
 
 /// Appends the wish to the log: the learner carries it out where it stands among the feedback, so that nothing is learnt in between or lost.

@@ -1,4 +1,4 @@
-//! Storefronts in a process: the ranking service, what completes its pools, and what takes up new policies, wired to the sides and the market.
+//! Storefronts in a process: the ranking service, what looks up beside it, and what takes up new policies, wired to the sides and the market.
 
 use std::{
     fs, io,
@@ -20,6 +20,7 @@ use endcap_schemas::{Feedback, topics::Topic, wire};
 use crate::{
     config::Config,
     desk::Desk,
+    grounds,
     path::{Ground, PathConfig},
     reranker,
 };
@@ -53,7 +54,7 @@ impl Service {
     /// where there is something that does.
     ///
     /// # Errors
-    /// When there is no thread to be had.
+    /// When there is no thread to be had, or the market has no identity that can be read.
     pub fn start<E, X>(
         config: &Config,
         ranking: &RankingConfig,
@@ -75,7 +76,7 @@ impl Service {
             policies: ground.sides.store.clone(),
             history: history(ground.sides.store.clone(), ground.generation, path.context.clone()),
             clock: ground.clocks.wall.clone(),
-            key: Key::of(config.token.as_ref().map(|token| token.secret())),
+            key: Key::of(config.token.as_ref().map(|token| token.secret()), &grounds::identity(config, &ground.sides)?),
             rerank,
         };
         let (ranking, preparer) = Ranking::new(of, models.encoder, models.judge);

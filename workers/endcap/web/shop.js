@@ -13,7 +13,8 @@ const PATIENCE_MS = 6_000;
 
 const state = {
   user: null,
-  stamp: null,          // context and generation of the shown page
+  stamp: null,          // context and generation of the shown page; none while it is the default one
+  isDefault: false,     // whether the default page is shown
   seen: new Set(),      // titles and products of the page before
   purchase: null,       // { id, product, clicked, acceptedMs, fold, passed } while a page is awaited; `passed`: stage → when it was through
   mode: 'personal',
@@ -24,7 +25,7 @@ export const shopper = () => state.user;
 /** Shows `user`'s page; the same user again changes nothing. */
 export function openShop(user) {
   if (user === state.user && user !== null) return;
-  Object.assign(state, { user, stamp: null, seen: new Set(), purchase: null });
+  Object.assign(state, { user, stamp: null, isDefault: false, seen: new Set(), purchase: null });
   byId('journey').hidden = true;
   byId('facts').replaceChildren();
   byId('who').textContent = user ?? 'Storefront';
@@ -47,12 +48,16 @@ const refresh = every(1000, () => state.user !== null && !byId('view-shop').hidd
     const front = await storefront(user, page);
     if (user === state.user) show(page, front);
   } catch (error) {
-    if (user === state.user && state.stamp === null) {
-      byId('persona').textContent = error.status === 404 ? 'No page yet' : 'The page cannot be read';
-      byId('personal').replaceChildren(error.status === 404 ? waitingNote() : h('div.empty', {}, h('b', {}, 'The page cannot be read'), error.message));
-    }
+    if (user !== state.user || state.stamp !== null || state.isDefault) return;
+    if (error.status === 404) await showDefault(user);
+    else showNone('The page cannot be read', h('div.empty', {}, h('b', {}, 'The page cannot be read'), error.message));
   }
 });
+
+function showNone(persona, why) {
+  byId('persona').textContent = persona;
+  byId('personal').replaceChildren(why);
+}
 
 const waitingNote = () => h('div.empty', {}, h('b', {}, 'No page yet'), 'A page appears here a few seconds after the first event of the shopper.');
 
@@ -62,6 +67,26 @@ const waitingNote = () => h('div.empty', {}, h('b', {}, 'No page yet'), 'A page 
 async function storefront(user, page) {
   const front = await get(`/v1/storefronts/${encodeURIComponent(user)}`).catch(() => null);
   return front && !front.is_default && front.context_ms === page.context_ms && front.generation === page.generation ? front : null;
+}
+
+/** What everybody without a page sees; where this process ranks nothing, a word. */
+async function showDefault(user) {
+  const front = await get(`/v1/storefronts/${encodeURIComponent(user)}`).catch(() => null);
+  if (user !== state.user || state.stamp !== null) return;
+  if (!front?.is_default || !front.placements.length) return showNone('No page yet', waitingNote());
+  state.isDefault = true;
+  byId('persona').textContent = 'No page yet: this is what everybody sees';
+  const placements = placementsOf({ placements: [] }, front);
+  byId('facts').replaceChildren(...front.diets.map((diet) => h('li.chip.strong', {}, sentence(diet))), ...counts(placements, front));
+  byId('personal').replaceChildren(...placements.map((placement, order) => placementRow(placement, order, null)));
+}
+
+/** The page that is shown, ranked once more: by what was learnt meanwhile. */
+async function rankAgain() {
+  const user = state.user;
+  const page = await get(`/v1/pages/${encodeURIComponent(user)}`).catch(() => null);
+  const front = page && await storefront(user, page);
+  if (front && user === state.user) show(page, front);
 }
 
 /** The placements in the order in which they are shown: ranked, or as the page was made. */
@@ -97,12 +122,19 @@ function facts(page, placements, front) {
   const fallbacks = placements.filter((placement) => ORIGINS[placement.origin]).length;
   return [
     ...page.diets.map((diet) => h('li.chip.strong', {}, sentence(diet))),
+    ...counts(placements, front),
+    front ? h('li', {}, h('button.again', { type: 'button', title: 'Rank this page once more, by what was learnt meanwhile', onclick: rankAgain }, 'Rank again')) : null,
+    fallbacks ? h('li.chip', {}, `${fallbacks} by the merchandiser`) : null,
+    h('li.chip', { title: 'From the event being accepted to the page being readable' }, `made in ${seconds(page.freshness_ms / 1000)}, ${clock(page.published_ms)}`),
+  ].filter(Boolean);
+}
+
+function counts(placements, front) {
+  return [
     h('li.chip', {}, `${placements.length} placements`),
     h('li.chip', {}, `${number(placements.reduce((sum, placement) => sum + placement.products.length, 0))} products`),
     front ? h('li.chip', { title: 'Placements and products in the order of the ranking policy; what is looked at and bought here teaches it' },
       `${front.shuffled ? 'shuffled, ' : 'ranked by '}policy ${number(front.policy)}`) : null,
-    fallbacks ? h('li.chip', {}, `${fallbacks} by the merchandiser`) : null,
-    h('li.chip', { title: 'From the event being accepted to the page being readable' }, `made in ${seconds(page.freshness_ms / 1000)}, ${clock(page.published_ms)}`),
   ].filter(Boolean);
 }
 
@@ -114,6 +146,7 @@ function placementRow(placement, order, known) {
     h('div.placement-head', {},
       h('div', {},
         h('h2', {}, sentence(placement.title), isNew ? h('span.badge.new', {}, 'New') : null,
+          placement.reranked ? h('span.badge', { title: 'Its first products are in the order that pleases most as a whole, by PIER' }, 'Arranged') : null,
           ORIGINS[placement.origin] ? h('span.badge', {}, ORIGINS[placement.origin]) : null),
         why(placement)),
       arrows(shelf)),
@@ -150,7 +183,7 @@ function card(product, fresh, slate) {
   return made;
 }
 
-const ranking = ({ score, bonus, nominators }) => `Brought in by ${nominators.join(', ')} · expected reward ${score.toFixed(3)}, exploring it ${bonus.toFixed(3)}`;
+const ranking = ({ score, bonus, nominators }) => `Brought in by ${nominators.join(', ')} · expected reward ${score.toFixed(3)}, exploring it counts ${bonus.toFixed(3)}`;
 
 function arrows(shelf) {
   const turn = (direction) => shelf.scrollBy({ left: direction * shelf.clientWidth * 0.85, behavior: 'smooth' });

@@ -47,7 +47,7 @@ pub struct StorefrontPlacement {
     pub reranked: bool,
     /// What feedback is sent back with.
     pub slate: String,
-    /// Of a shuffled slate, the odds that a given product stands at a given place.
+    /// Of a shuffled slate, the probability that a given product stands at a given place.
     pub propensity: Option<f64>,
     /// Its products in order.
     pub products: Vec<StorefrontProduct>,
@@ -113,7 +113,7 @@ pub struct StorefrontProduct {
     pub relevance: f64,
     /// Expected reward, by the policy.
     pub score: f64,
-    /// What exploring it was worth beside that.
+    /// What exploring it counted beside that: where nothing was shuffled or arranged, products stand by the sum of both.
     pub bonus: f64,
     /// Who nominated it.
     pub nominators: Vec<&'static str>,

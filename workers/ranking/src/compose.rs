@@ -65,7 +65,7 @@ impl Composer<'_> {
             reranked,
             slate: slate.write(&self.ground.key),
             propensity: slate.propensity(),
-            products: placed.iter().map(|(at, score)| nominated.product(*at, score)).collect(),
+            products: placed.iter().map(|(at, score)| nominated.product(*at, score, self.ground.config.exploration)).collect(),
         }
     }
 
@@ -109,13 +109,13 @@ impl Nominated<'_> {
         Seen { product: &offer.candidate.found.item.product, traits: offer.traits, expected: score.mean }
     }
 
-    fn product(&self, at: usize, score: &Score) -> StorefrontProduct {
+    fn product(&self, at: usize, score: &Score, exploration: f64) -> StorefrontProduct {
         let offer = &self.offers[at];
         StorefrontProduct {
             card: ProductCard::of(&offer.candidate.found.item.product),
             relevance: offer.candidate.found.relevance,
             score: score.mean,
-            bonus: score.bonus,
+            bonus: exploration * score.bonus,
             nominators: Nominator::of_mask(offer.nominators).map(Nominator::name).collect(),
         }
     }

@@ -22,7 +22,7 @@ const NAMED_MAX: usize = 100;
 
 /// What a sender tells of one slate.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with `slate`, `impressions`, `clicks` and `cart_adds`")]
 struct Told {
     /// The slate, as it was answered.
     slate: String,
@@ -186,7 +186,7 @@ mod tests {
     };
 
     fn key() -> Key {
-        Key::of(Some("a secret of the tests"))
+        Key::of(Some("a secret of the tests"), "demo")
     }
 
     fn slate() -> String {

@@ -1,5 +1,7 @@
 //! Policies as a store keeps them: read, whole or not at all, and thinned out as they age.
 
+use std::collections::BTreeSet;
+
 use endcap_ranker::{
     SnapshotError,
     linucb::{
@@ -23,7 +25,7 @@ const KEPT_PER_DOUBLING: usize = 2;
 /// A policy, and what it has learnt from.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Kept {
-    /// Its version: the place in the log up to which it has learnt, greater than the one before; 0 for the untaught one.
+    /// Its version: the place in the log up to which it has learnt, greater than any that was kept before; 0 for the untaught one.
     pub(crate) version: i64,
     /// The policy.
     pub(crate) policy: TwoStage,
@@ -64,27 +66,42 @@ pub fn read(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError> {
     Ok(policy)
 }
 
-/// The newest policy beyond version `above` that can be read, of `versions`, which come newest first. Those that cannot are passed over, counted and
-/// told.
-///
-/// # Errors
-/// When the store does not answer.
-pub(crate) fn newest_readable(
-    store: &dyn Policies,
-    versions: &[i64],
-    above: i64,
-) -> Result<Option<(StoredPolicy, TwoStage)>, StoreError> {
-    for version in versions.iter().copied().take_while(|version| *version > above) {
-        let Some(stored) = store.policy(version)? else { continue }; // forgotten meanwhile
-        match read(&stored) {
-            Ok(policy) => return Ok(Some((stored, policy))),
-            Err(error) => {
-                metric::policy_refused();
-                tracing::warn!(version, %error, "a kept policy cannot be used; going by an earlier one");
+/// When the newest slate that `stored` has learnt from was served, or, where that is later, an earlier policy put back; ms since 1970. None where
+/// nothing was learnt, or what was cannot be read.
+pub fn learnt_until(stored: &StoredPolicy) -> Option<i64> {
+    Ledger::read(&stored.ledger)?.newest_ms()
+}
+
+/// Kept policies that cannot be used, as far as they were told: each once.
+#[derive(Debug, Default)]
+pub(crate) struct Refused(BTreeSet<i64>);
+
+impl Refused {
+    /// The newest policy beyond version `above` that can be read, of `versions`, which come newest first. Those that cannot are passed over, and
+    /// looked at again the next time: they may be mended.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(crate) fn newest_readable(
+        &mut self,
+        store: &dyn Policies,
+        versions: &[i64],
+        above: i64,
+    ) -> Result<Option<(StoredPolicy, TwoStage)>, StoreError> {
+        self.0.retain(|version| versions.contains(version));
+        for version in versions.iter().copied().take_while(|version| *version > above) {
+            let Some(stored) = store.policy(version)? else { continue }; // forgotten meanwhile
+            match read(&stored) {
+                Ok(policy) => return Ok(Some((stored, policy))),
+                Err(error) if self.0.insert(version) => {
+                    metric::policy_refused();
+                    tracing::warn!(version, %error, "a kept policy cannot be used; going by an earlier one");
+                }
+                Err(_) => {}
             }
         }
+        Ok(None)
     }
-    Ok(None)
 }
 
 /// Versions that may be forgotten of `versions`, which come newest first: the newest stay, and of the older ones fewer the older they are. So

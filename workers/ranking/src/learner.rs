@@ -2,8 +2,8 @@
 //!
 //! With a policy its [`Ledger`] is kept, which says what it has learnt from, and both before the log's position is committed: after a crash the log
 //! hands out again what was learnt already, and it is known and teaches nothing. All feedback has one key and so one order; whoever takes over
-//! goes on from the newest policy that is kept. Its version is the place in the log up to which it has learnt, or, where that is no greater than the
-//! version before, as in a log that was made anew, the next number.
+//! goes on from the newest policy that can be read. Its version is the place in the log up to which it has learnt, or, where that is no greater than
+//! every version that is kept, read or not, as in a log that was made anew, the next number.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{
     RankingConfig,
     features::{Nominator, Traits, VERSION, untaught},
-    kept::{self, Kept},
+    kept::{self, Kept, Refused},
     ledger::{Ledger, News, Taken},
 };
 
@@ -30,18 +30,19 @@ const AHEAD_MAX_MS: i64 = 300_000;
 pub struct Learner {
     config: RankingConfig,
     policies: Arc<dyn Policies>,
+    refused: Refused,
 }
 
 impl Learner {
     /// A learner that keeps its policies in `policies`.
     pub fn new(config: RankingConfig, policies: Arc<dyn Policies>) -> Self {
-        Self { config, policies }
+        Self { config, policies, refused: Refused::default() }
     }
 
-    /// Where learning goes on: from the newest policy that can be read.
-    fn begin(&self) -> Result<Kept, StageError> {
-        let versions = self.policies.policy_versions()?;
-        let Some((stored, policy)) = kept::newest_readable(&*self.policies, &versions, 0)? else { return Ok(Kept::untaught()) };
+    /// Where learning goes on: from the newest of the policies of `versions` that can be read.
+    fn begin(&mut self, versions: &[i64]) -> Result<Kept, StageError> {
+        let found = self.refused.newest_readable(&*self.policies, versions, 0)?;
+        let Some((stored, policy)) = found else { return Ok(Kept::untaught()) };
         let ledger = Ledger::read(&stored.ledger).unwrap_or_else(|| {
             tracing::warn!(
                 version = stored.version,
@@ -107,11 +108,13 @@ impl Stage for Learner {
     const NAME: &'static str = "learner";
 
     fn process(&mut self, batch: &[Input<Feedback>]) -> Result<Vec<Verdict<Feedback>>, StageError> {
-        let mut lesson = Lesson { kept: self.begin()?, has_learnt: false };
+        let versions = self.policies.policy_versions()?;
+        let mut lesson = Lesson { kept: self.begin(&versions)?, has_learnt: false };
         let verdicts = batch.iter().map(|input| self.learn(&mut lesson, input)).collect::<Result<Vec<_>, _>>()?;
         let through = batch.iter().map(|input| input.offset + 1).max().unwrap_or(0);
         if lesson.has_learnt {
-            lesson.kept.version = through.max(lesson.kept.version + 1);
+            let greatest = versions.first().copied().unwrap_or(0);
+            lesson.kept.version = through.max(greatest.saturating_add(1));
             self.policies.put_policy(&lesson.kept.store())?;
             self.thin_out();
         }

@@ -132,6 +132,11 @@ impl Ledger {
         }
     }
 
+    /// When the newest slate that is remembered was served, ms since 1970; none where none is.
+    pub(crate) fn newest_ms(&self) -> Option<i64> {
+        self.slates.last_key_value().map(|((served_ms, _), _)| *served_ms)
+    }
+
     /// The ledger in bytes.
     pub(crate) fn write(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD_BYTES + self.slates.len() * SLATE_BYTES);

@@ -1,15 +1,12 @@
 //! The policy that is served now, and how a newer one takes its place while requests go on.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use endcap_ranker::linucb::TwoStage;
 use endcap_runtime::{Policies, StoreError};
 
-use crate::{features::untaught, kept, metric};
+use crate::{features::untaught, kept::Refused, metric};
 
 /// A policy that is served.
 #[derive(Debug)]
@@ -23,15 +20,14 @@ pub(crate) struct Served {
 pub(crate) struct Serving {
     current: ArcSwap<Served>,
     exploration: f64,
-    /// The newest version that was looked at, whether it could be read or not.
-    looked_at: AtomicI64,
+    refused: Mutex<Refused>,
 }
 
 impl Serving {
     /// Serves the policy that has learnt nothing, until [`Serving::refresh`] finds another; `exploration` times the bonus counts.
     pub(crate) fn new(exploration: f64) -> Self {
         let untaught = Served { version: 0, policy: untaught().exploring(exploration) };
-        Self { current: ArcSwap::from_pointee(untaught), exploration, looked_at: AtomicI64::new(0) }
+        Self { current: ArcSwap::from_pointee(untaught), exploration, refused: Mutex::default() }
     }
 
     pub(crate) fn now(&self) -> Arc<Served> {
@@ -45,12 +41,8 @@ impl Serving {
     /// When the store does not answer; then nothing changes.
     pub(crate) fn refresh(&self, store: &dyn Policies) -> Result<bool, StoreError> {
         let versions = store.policy_versions()?;
-        let newest = versions.first().copied().unwrap_or(0);
-        if newest <= self.looked_at.load(Ordering::Relaxed) {
-            return Ok(false);
-        }
-        let found = kept::newest_readable(store, &versions, self.now().version)?;
-        self.looked_at.store(newest, Ordering::Relaxed);
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = refused.newest_readable(store, &versions, self.now().version)?;
         let Some((stored, policy)) = found else { return Ok(false) };
         metric::policy(stored.version);
         self.current.store(Arc::new(Served { version: stored.version, policy: policy.exploring(self.exploration) }));

@@ -26,15 +26,19 @@ const SEAL_BYTES: usize = 16;
 /// Longest text that is looked at: of the most offers, each with the longest id.
 pub const TEXT_MAX_BYTES: usize = 64 * 1024;
 
-/// What a slate is sealed with: processes with the same secret read each other's slates.
+/// What a slate is sealed with: processes with the same secret and market read each other's slates.
 #[derive(Clone)]
 pub struct Key([u8; 32]);
 
 impl Key {
-    /// The key that follows from `secret`: what callers must bring to be answered at all. Without one, on a loopback address, a slate is only
-    /// protected against being mistaken for something else.
-    pub fn of(secret: Option<&str>) -> Self {
-        Self(blake3::derive_key("endcap 2026 ranking slates", secret.unwrap_or_default().as_bytes()))
+    /// The key that follows from `secret`, which callers must bring to be answered at all, and from the identity of the market. Without a secret, on
+    /// a loopback address, a slate is only protected against being mistaken for something else.
+    pub fn of(secret: Option<&str>, market: &str) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("endcap 2026 ranking slates");
+        for part in [secret.unwrap_or_default(), market] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        Self(*hasher.finalize().as_bytes())
     }
 
     fn seal(&self, bytes: &[u8]) -> [u8; SEAL_BYTES] {
@@ -101,13 +105,20 @@ impl Slate {
         bytes.extend(self.id);
         bytes.extend(self.served_ms.to_le_bytes());
         bytes.extend(self.policy.to_le_bytes());
-        bytes.extend([u8::from(self.shuffled), u8::try_from(self.shown).unwrap_or(u8::MAX)]);
-        bytes.extend(u16::try_from(self.offers.len()).unwrap_or(u16::MAX).to_le_bytes());
+        bytes.extend([
+            u8::from(self.shuffled),
+            u8::try_from(self.shown).expect("no more are shown than feedback may tell of (`Feedback::SHOWN_MAX`)"),
+        ]);
+        bytes.extend(
+            u16::try_from(self.offers.len())
+                .expect("no more are nominated than feedback may tell of (`Feedback::OFFERS_MAX`)")
+                .to_le_bytes(),
+        );
         for (place, Offered { product, traits, nominators }) in self.offers.iter().enumerate() {
             bytes.extend(traits.0);
             bytes.push(*nominators);
             if place < self.shown {
-                bytes.extend(u16::try_from(product.len()).unwrap_or(u16::MAX).to_le_bytes());
+                bytes.extend(u16::try_from(product.len()).expect("catalogues take no id of more than 256 bytes").to_le_bytes());
                 bytes.extend(product.as_bytes());
             }
         }
@@ -227,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_slate_comes_back_as_it_went_and_is_short() {
-        let key = Key::of(Some("correct-horse-battery"));
+        let key = Key::of(Some("correct-horse-battery"), "demo");
         for slate in [slate(20, 37), slate(0, 0), slate(4, 4)] {
             let text = slate.write(&key);
             assert_eq!(Slate::read(&text, &key), Ok(slate));
@@ -240,9 +251,11 @@ mod tests {
     #[test]
     fn only_what_was_shown_here_is_a_slate() {
         const SEED: u64 = 3;
-        let (key, mut rng) = (Key::of(None), ChaCha8Rng::seed_from_u64(SEED));
+        let (key, mut rng) = (Key::of(None, "demo"), ChaCha8Rng::seed_from_u64(SEED));
         let text = slate(20, 37).write(&key);
-        assert_eq!(Slate::read(&text, &Key::of(Some("another"))), Err(SlateError::Unknown));
+        for other in [Key::of(Some("another"), "demo"), Key::of(None, "another"), Key::of(Some("demo"), "")] {
+            assert_eq!(Slate::read(&text, &other), Err(SlateError::Unknown));
+        }
         for length in 0..text.len() {
             assert!(Slate::read(&text[..length], &key).is_err(), "the first {length} characters were taken");
         }

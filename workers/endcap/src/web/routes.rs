@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Path, Query, State},
-    http::{HeaderMap, StatusCode, header},
+    extract::{FromRequestParts, Path, Query, State},
+    http::{HeaderMap, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -43,6 +43,9 @@ pub(super) fn routes() -> Router<Web> {
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .fallback(|| async { ApiError::absent("there is nothing here") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this is not asked for by that method")
+        })
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,14 +67,12 @@ async fn shoppers(State(web): State<Web>, Query(query): Query<ListQuery>) -> Res
     web.ask(move |desk| desk.shoppers(&search, query.limit.min(ROWS_MAX))).await.map(Json)
 }
 
-async fn page(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<PageView>, ApiError> {
-    let user = user_of(&user)?;
+async fn page(State(web): State<Web>, User(user): User) -> Result<Json<PageView>, ApiError> {
     let absent = absent("this shopper has no page yet", &user);
     web.ask(move |desk| desk.page(&user)).await?.map(Json).ok_or(absent)
 }
 
-async fn control(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<Arc<ControlView>>, ApiError> {
-    user_of(&user)?;
+async fn control(State(web): State<Web>, _: User) -> Result<Json<Arc<ControlView>>, ApiError> {
     web.ask(|desk| desk.control()).await.map(Json)
 }
 
@@ -80,13 +81,11 @@ struct Journey {
     stages: Vec<Mark>,
 }
 
-async fn journey(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<Journey>, ApiError> {
-    let user = user_of(&user)?;
+async fn journey(State(web): State<Web>, User(user): User) -> Result<Json<Journey>, ApiError> {
     web.ask(move |desk| desk.journey(&user)).await.map(|stages| Json(Journey { stages }))
 }
 
-async fn explain(State(web): State<Web>, Path(user): Path<String>) -> Result<Json<Story>, ApiError> {
-    let user = user_of(&user)?;
+async fn explain(State(web): State<Web>, User(user): User) -> Result<Json<Story>, ApiError> {
     let absent = absent("nothing is known of this shopper yet", &user);
     web.ask(move |desk| desk.explain(&user)).await?.map(Json).ok_or(absent)
 }
@@ -145,13 +144,20 @@ fn absent(what: &str, user: &UserKey) -> ApiError {
     ))
 }
 
-/// `user` or `tenant/user`: what stands before the first slash is a tenant.
-pub(super) fn user_of(text: &str) -> Result<UserKey, ApiError> {
-    let user = UserKey::named(text);
-    let fits = |part: &str| !part.is_empty() && part.len() <= ShopperEvent::TEXT_MAX_BYTES && !part.chars().any(char::is_control);
-    if fits(&user.tenant) && fits(&user.user) {
-        Ok(user)
-    } else {
-        Err(ApiError::new(StatusCode::BAD_REQUEST, "this cannot be a shopper's id"))
+/// The shopper of an address, `user` or `tenant/user`: what stands before the first slash is a tenant.
+pub(super) struct User(pub(super) UserKey);
+
+impl<S: Send + Sync> FromRequestParts<S> for User {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let fits =
+            |part: &str| !part.is_empty() && part.len() <= ShopperEvent::TEXT_MAX_BYTES && !part.chars().any(char::is_control);
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        path.ok()
+            .map(|Path(text)| UserKey::named(&text))
+            .filter(|user| fits(&user.tenant) && fits(&user.user))
+            .map(Self)
+            .ok_or_else(|| ApiError::new(StatusCode::BAD_REQUEST, "this cannot be a shopper's id"))
     }
 }

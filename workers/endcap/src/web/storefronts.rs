@@ -3,7 +3,7 @@
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Path, Query, State, rejection::QueryRejection},
+    extract::{Query, State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -20,7 +20,7 @@ use super::{
     Web,
     error::ApiError,
     ingest::{self, Layout},
-    routes::{BODY_TIME, user_of},
+    routes::{BODY_TIME, User},
 };
 use crate::desk::Desk;
 
@@ -51,11 +51,11 @@ struct Wishes {
 /// Refuses at once what would have to wait long: a storefront that comes late is none.
 async fn storefront(
     State(web): State<Web>,
-    Path(user): Path<String>,
+    User(user): User,
     query: Result<Query<Wishes>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let request = Request { user: user_of(&user)?, id: request_id(&headers)?, rerank: wished(query)? };
+    let request = Request { user, id: request_id(&headers)?, rerank: wished(query)? };
     let turn = ranking(web.life.desk()?)?.enter().ok_or_else(|| {
         metric::unanswered("refused");
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many storefronts are asked for at once").again_after(AGAIN_S)

@@ -38,7 +38,7 @@ impl Place {
     }
 
     fn newest(&self) -> Kept {
-        self.learner().begin().unwrap()
+        self.learner().begin(&self.file.policy_versions().unwrap()).unwrap()
     }
 }
 
@@ -206,11 +206,23 @@ fn a_damaged_or_foreign_policy_takes_nobodys_place() {
         assert!(!serving.refresh(&place.file).unwrap(), "policy {version} was taken up");
         assert_eq!((serving.now().version, place.newest().version), (4, 4));
     }
-    place.learner().process(&inputs(&all[4..], 12)).unwrap();
+    place.learner().process(&inputs(&all[4..6], 12)).unwrap();
     assert!(
-        serving.refresh(&place.file).unwrap() && serving.now().version == 16,
+        serving.refresh(&place.file).unwrap() && serving.now().version == 14,
         "whoever learns goes on from the last good one"
     );
+    // Under a version that the log is far from: it is passed over, and so is its number.
+    place.file.put_policy(&StoredPolicy { version: 900, snapshot: good.snapshot[..200].to_vec(), ledger: Vec::new() }).unwrap();
+    assert!(!serving.refresh(&place.file).unwrap());
+    place.learner().process(&inputs(&all[6..7], 14)).unwrap();
+    assert!(serving.refresh(&place.file).unwrap() && serving.now().version == 901);
+    // What is mended under the number that it had is taken up.
+    let mut mended = Kept { version: 902, ..place.newest() }.store();
+    let whole = std::mem::replace(&mut mended.snapshot, Vec::new());
+    place.file.put_policy(&mended).unwrap();
+    assert!(!serving.refresh(&place.file).unwrap());
+    place.file.put_policy(&StoredPolicy { snapshot: whole, ..mended }).unwrap();
+    assert!(serving.refresh(&place.file).unwrap() && serving.now().version == 902);
 }
 
 /// `bytes` with some of them changed, cut off, put in or repeated.

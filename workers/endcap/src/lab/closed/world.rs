@@ -144,7 +144,7 @@ impl World {
             policies: policies.clone(),
             history: Box::new(move |user| Ok(contexts.get(user).cloned())),
             clock: clock.clone(),
-            key: Key::of(None),
+            key: Key::of(None, "lab"),
             rerank,
         };
         let (ranking, preparer) = Ranking::new(ground, models.encoder.clone(), models.judge.clone());
