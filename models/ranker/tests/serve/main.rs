@@ -1,0 +1,5 @@
+//! The serving kernel: it says what the candle model says, selects what FPSM selects, and refuses what cannot be.
+
+mod refusals;
+mod scores;
+mod world;
