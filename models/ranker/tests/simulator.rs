@@ -19,8 +19,8 @@ fn shop() -> (Catalogue, Truth) {
 
 /// Values of every order of a visit's slate.
 fn values(catalogue: &Catalogue, truth: &Truth, shopper: u64, session: u64) -> Vec<f64> {
-    let slate = catalogue.slate(shopper, session);
-    truth.values(&truth.shopper(shopper, session), &catalogue.of(&slate))
+    let set = catalogue.candidate_set(shopper, session);
+    truth.values(&truth.shopper(shopper, session), &catalogue.of(&set))
 }
 
 #[test]
@@ -29,19 +29,19 @@ fn pages_are_a_function_of_their_seeds_and_the_policy_that_arranged_them_does_no
     let another = Truth::new(SEED + 1, &catalogue);
     let (mut clicks, mut other_clicks, mut times) = (0, 0, Vec::new());
     for session in 0..400 {
-        let page_by = |truth: &Truth| page(&catalogue, truth, catalogue.slate(1, session), SEED);
+        let page_by = |truth: &Truth| page(&catalogue, truth, catalogue.candidate_set(1, session), SEED);
         let (one, two) = (page_by(&truth), page_by(&another));
         assert_eq!(one, page_by(&truth), "seed {SEED}, session {session}");
         assert_eq!(
-            (&one.order, one.propensity, &one.slate),
-            (&two.order, two.propensity, &two.slate),
+            (&one.order, one.propensity, &one.candidates),
+            (&two.order, two.propensity, &two.candidates),
             "the truth shows in the log"
         );
-        let mut products = one.slate.products.to_vec();
+        let mut products = one.candidates.products.to_vec();
         products.sort_unstable();
         products.dedup();
         assert_eq!(products.len(), SLATE);
-        times.push(one.slate.at_ms);
+        times.push(one.candidates.at_ms);
         clicks += one.clicks.iter().filter(|click| **click).count();
         other_clicks += two.clicks.iter().filter(|click| **click).count();
     }
@@ -53,8 +53,8 @@ fn pages_are_a_function_of_their_seeds_and_the_policy_that_arranged_them_does_no
 fn every_order_is_logged_as_often_as_its_odds_say() {
     const PAGES: u64 = 60_000;
     let (catalogue, _) = shop();
-    let slate = catalogue.slate(3, 1);
-    let (products, all) = (catalogue.of(&slate), orders(SLATE, SLATE));
+    let set = catalogue.candidate_set(3, 1);
+    let (products, all) = (catalogue.of(&set), orders(SLATE, SLATE));
     let total: f64 = all.iter().map(|order| odds(&products, order)).sum();
     assert!((total - 1.0).abs() < 1e-12, "the odds of all orders are {total}");
     let mut counts = vec![0_u64; all.len()];
@@ -78,8 +78,8 @@ fn clicks_are_as_many_as_the_truth_says_and_fewer_further_down() {
     let (catalogue, truth) = shop();
     let (mut clicked, mut expected, mut variance) = ([0.0; SLATE], [0.0; SLATE], [0.0; SLATE]);
     for visit in 0..VISITS {
-        let page = page(&catalogue, &truth, catalogue.slate(visit, 2), SEED);
-        let odds = truth.clicks(&truth.shopper(visit, 2), &catalogue.of(&page.slate), &page.order);
+        let page = page(&catalogue, &truth, catalogue.candidate_set(visit, 2), SEED);
+        let odds = truth.clicks(&truth.shopper(visit, 2), &catalogue.of(&page.candidates), &page.order);
         for place in 0..SLATE {
             clicked[place] += f64::from(page.clicks[place]);
             expected[place] += odds[place];
@@ -101,8 +101,8 @@ fn arranging_is_worth_something_and_by_items_alone_it_is_half_done() {
     let ((catalogue, truth), all) = (shop(), orders(SLATE, SLATE));
     let (mut by_chance, mut by_items, mut worst) = (0.0, 0.0, 0.0);
     for visit in 0..VISITS {
-        let slate = catalogue.slate(visit, 3);
-        let (products, shopper) = (catalogue.of(&slate), truth.shopper(visit, 3));
+        let set = catalogue.candidate_set(visit, 3);
+        let (products, shopper) = (catalogue.of(&set), truth.shopper(visit, 3));
         let values = truth.values(&shopper, &products);
         let best = values[best(&values).expect("there are orders")];
         by_chance += values.iter().sum::<f64>() / values.len() as f64 / best / VISITS as f64;

@@ -18,7 +18,7 @@ use endcap_ranker::{
     WeightsError,
     pier::{
         Vocabulary,
-        serve::{self, History, Kernel, Scratch, Slate},
+        serve::{self, History, Kernel, RerankRequest, Scratch},
     },
 };
 use endcap_schemas::Budget;
@@ -120,7 +120,7 @@ impl Pier {
     /// The best order of a row of [`ARRANGED`] products. `None`, with a word, for what the model cannot see.
     pub fn arrange(&self, input: &RowInput) -> Option<Vec<usize>> {
         let items = input.items.concat();
-        let slate = Slate { shopper: Some(input.budget), items: &items, point: &input.point, worth: None };
+        let slate = RerankRequest { shopper: Some(input.budget), items: &items, point: &input.point, worth: None };
         let mut room = self.rooms.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         let arranged = self.kernel.arrange(&slate, &self.nobody, (&[], 0), &mut room);
         let order = match arranged {

@@ -67,7 +67,7 @@ pub struct Placed {
 
 /// Candidates in the order in which they are shown.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Slate {
+pub struct RankedList {
     /// First to last.
     pub placed: Vec<Placed>,
     /// Of a shuffled slate, the odds that a given item of it stands at a given place. Others are the policy's own choice, which is no matter of
@@ -134,7 +134,7 @@ impl TwoStage {
     ///
     /// # Errors
     /// When a candidate is not what the ranker takes.
-    pub fn rank(&self, candidates: &[&Item], most: usize, shuffled: f64, ties: u64) -> Result<Slate, RankerError> {
+    pub fn rank(&self, candidates: &[&Item], most: usize, shuffled: f64, ties: u64) -> Result<RankedList, RankerError> {
         let scores = candidates.iter().map(|item| Ok(self.ranker.score(self.of_ranker(item)?)));
         let scores = scores.collect::<Result<Vec<Score>, RankerError>>()?;
         let bounds = candidates.iter().zip(&scores).map(|(item, score)| (item.id, score.bound(self.exploration)));
@@ -148,7 +148,7 @@ impl TwoStage {
             placed.shuffle(&mut stream(&own));
             propensity = Some((placed.len() as f64).recip());
         }
-        Ok(Slate { placed, propensity })
+        Ok(RankedList { placed, propensity })
     }
 
     /// Learns from one request: every shown item with its reward, in display order, and everything that was nominated. The ranker and every

@@ -4,7 +4,7 @@ use endcap_ranker::{
     SlateError, WeightsError,
     pier::{
         Kind, Model, Vocabulary, Weights,
-        serve::{self, ClickedPage, History, Kernel, Orders, Reranker, Scratch, Slate},
+        serve::{self, ClickedPage, History, Kernel, Orders, RerankRequest, Reranker, Scratch},
     },
 };
 use rand::RngExt;
@@ -32,8 +32,9 @@ impl Asked {
         orders: &Orders,
         scratch: &'a mut Scratch,
     ) -> Result<serve::Scores<'a>, SlateError> {
-        let slate = Slate { shopper: self.shopper, items: &self.items, point: &self.point, worth: self.worth.as_deref() };
-        kernel.score(&slate, history, orders, scratch)
+        let request =
+            RerankRequest { shopper: self.shopper, items: &self.items, point: &self.point, worth: self.worth.as_deref() };
+        kernel.score(&request, history, orders, scratch)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use endcap_ranker::{
     pier::{
         Cuts, Dataset, Kind, Model, Ocpm, Order, PageView, Visit, Vocabulary, best, orders,
-        serve::{ClickedPage, Kernel, Orders, Scratch, Slate},
+        serve::{ClickedPage, Kernel, Orders, RerankRequest, Scratch},
     },
     seed,
 };
@@ -122,12 +122,12 @@ pub(crate) fn check(world: &World, scratch: &mut Scratch) {
         let visit = Visit { items: &items, ..world.dataset.visit(page) };
         let values = world.dataset.values(&items);
         let history = kernel.encode(&pages(&world.clicked(visit.history)), scratch).expect("a history");
-        let slate = Slate { shopper: Some(visit.shopper), items: &values, point: &point, worth: None };
+        let request = RerankRequest { shopper: Some(visit.shopper), items: &values, point: &point, worth: None };
         let some: Vec<Order> = all.iter().skip(page as usize % all.len().min(5)).step_by(7).cloned().collect();
         for orders in [&all, &some] {
             let wanted = reader.clicks(&world.dataset, &visit, &point, orders).expect("clicks");
             let listed = Orders::of(world.candidates, world.places(), orders).expect("orders");
-            let got = kernel.score(&slate, &history, &listed, scratch).expect("scores");
+            let got = kernel.score(&request, &history, &listed, scratch).expect("scores");
             // A number that is none is infinitely far off.
             let off = |got: &[f32], wanted: &[f64]| {
                 assert_eq!(got.len(), wanted.len());

@@ -18,7 +18,7 @@ mod select;
 
 pub use file::{read, write};
 pub use kernel::Kernel;
-pub use request::{ClickedPage, History, Orders, Slate};
+pub use request::{ClickedPage, History, Orders, RerankRequest};
 pub use reranker::{Arranged, Reranker};
 pub use score::{Prepared, Scores, Scratch};
 pub use select::{Interest, Selector};

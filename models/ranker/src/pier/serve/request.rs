@@ -8,9 +8,9 @@ use super::{
 };
 use crate::SlateError;
 
-/// A slate that is to be arranged: as many items as a page shows, or more.
+/// A slate that is to be arranged, and for whom: as many items as a page shows, or more.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Slate<'a> {
+pub struct RerankRequest<'a> {
     /// Number of the shopper; none for one whom the model does not know, who then has no embedding.
     pub shopper: Option<u32>,
     /// Values of the items' fields, `[items, fields]`.
@@ -162,8 +162,8 @@ fn next(order: &mut [u8], items: u8) -> bool {
 
 impl Kernel {
     /// Whether the slate is one that the weights can see.
-    pub(super) fn check(&self, slate: &Slate<'_>) -> Result<(), SlateError> {
-        let Slate { shopper, items, point, worth } = *slate;
+    pub(super) fn check(&self, request: &RerankRequest<'_>) -> Result<(), SlateError> {
+        let RerankRequest { shopper, items, point, worth } = *request;
         let (vocabulary, count) = (&self.vocabulary, point.len());
         if !(vocabulary.places()..=ITEMS_MAX).contains(&count) {
             return Err(SlateError::Items { got: count, shown: vocabulary.places() });

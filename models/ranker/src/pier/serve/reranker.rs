@@ -6,7 +6,7 @@ use super::{
     super::{EXACT_MAX, Order, guided, orders::count},
     file::read,
     kernel::Kernel,
-    request::{History, Orders, Slate},
+    request::{History, Orders, RerankRequest},
     score::Scratch,
 };
 use crate::{SlateError, WeightsError};
@@ -58,18 +58,18 @@ impl Kernel {
     /// When the slate, the history or an order of `start` is not such as the weights can see.
     pub fn arrange<'a>(
         &'a self,
-        slate: &Slate<'a>,
+        request: &RerankRequest<'a>,
         history: &'a History,
         (start, calls_max): (&[Order], usize),
         scratch: &'a mut Scratch,
     ) -> Result<Arranged<'a>, SlateError> {
-        self.check(slate)?;
-        let (items, shown) = (slate.point.len(), self.places());
+        self.check(request)?;
+        let (items, shown) = (request.point.len(), self.places());
         if count(items, shown) > EXACT_MAX {
-            return self.search(slate, history, (start, calls_max), scratch);
+            return self.search(request, history, (start, calls_max), scratch);
         }
         let orders = scratch.all_orders(items, shown)?;
-        let scored = self.score(slate, history, &orders, scratch).map(|scores| (scores.best, scores.values[scores.best]));
+        let scored = self.score(request, history, &orders, scratch).map(|scores| (scores.best, scores.values[scores.best]));
         let found = scored.map(|(best, value)| (best, value, orders.len()));
         if let Ok((best, ..)) = found {
             scratch.found.clear();
@@ -82,15 +82,15 @@ impl Kernel {
 
     fn search<'a>(
         &'a self,
-        slate: &Slate<'a>,
+        request: &RerankRequest<'a>,
         history: &'a History,
         (start, calls_max): (&[Order], usize),
         scratch: &'a mut Scratch,
     ) -> Result<Arranged<'a>, SlateError> {
-        let (items, shown) = (slate.point.len(), self.places());
+        let (items, shown) = (request.point.len(), self.places());
         let as_they_come = [(0..shown).collect::<Order>()];
         let start = if start.is_empty() { &as_they_come } else { start };
-        let mut prepared = self.prepare(slate, history, scratch)?;
+        let mut prepared = self.prepare(request, history, scratch)?;
         let found = guided(items, start, calls_max.max(1), |orders: &[Order]| -> Result<Vec<f64>, SlateError> {
             if orders.is_empty() {
                 return Ok(Vec::new());

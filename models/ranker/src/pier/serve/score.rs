@@ -8,7 +8,7 @@ use super::{
     attention::Attention,
     kernel::{HEAD_LANES, Head, Kernel, PAGE_LANES},
     lanes::{LANES, Lane, Layer, Out, Rows, exp, on_this_processor, times},
-    request::{ClickedPage, History, Orders, Slate},
+    request::{ClickedPage, History, Orders, RerankRequest},
     select::Selection,
 };
 use crate::{SlateError, pier::nets::MLP2};
@@ -95,20 +95,20 @@ impl Kernel {
     /// When the slate or the history is not such as the weights can see.
     pub fn prepare<'a>(
         &'a self,
-        slate: &Slate<'a>,
+        request: &RerankRequest<'a>,
         history: &'a History,
         scratch: &'a mut Scratch,
     ) -> Result<Prepared<'a>, SlateError> {
-        self.check(slate)?;
+        self.check(request)?;
         if history.print != self.print {
             return Err(SlateError::Stale);
         }
-        let items = slate.point.len();
-        scratch.attention.take(self, slate.items, items);
+        let items = request.point.len();
+        scratch.attention.take(self, request.items, items);
         scratch.blend(self, history);
-        scratch.place(self, slate);
+        scratch.place(self, request);
         scratch.block.resize(self);
-        Ok(Prepared { kernel: self, history, worth: slate.worth, items, scratch })
+        Ok(Prepared { kernel: self, history, worth: request.worth, items, scratch })
     }
 
     /// Scores orders of a slate: [`Kernel::prepare`] and [`Prepared::score`] in one.
@@ -117,12 +117,12 @@ impl Kernel {
     /// Theirs.
     pub fn score<'a>(
         &'a self,
-        slate: &Slate<'a>,
+        request: &RerankRequest<'a>,
         history: &'a History,
         orders: &Orders,
         scratch: &'a mut Scratch,
     ) -> Result<Scores<'a>, SlateError> {
-        let mut prepared = self.prepare(slate, history, scratch)?;
+        let mut prepared = self.prepare(request, history, scratch)?;
         prepared.run(orders)?;
         Ok(prepared.into_scratch().scores())
     }
@@ -182,22 +182,22 @@ impl Scratch {
     }
 
     /// MLP_3's first layer for each item at each place, without the page's part.
-    fn place(&mut self, kernel: &Kernel, slate: &Slate<'_>) {
+    fn place(&mut self, kernel: &Kernel, request: &RerankRequest<'_>) {
         let (vocabulary, predict) = (&kernel.vocabulary, &kernel.predict);
         let (fields, stride) = (vocabulary.fields(), vocabulary.fields() + 1);
         self.items.clear();
-        for (values, point) in slate.items.chunks_exact(fields).zip(slate.point) {
+        for (values, point) in request.items.chunks_exact(fields).zip(request.point) {
             let embedding = |(field, value): (usize, &u32)| kernel.table[vocabulary.field(field, *value) as usize];
             self.items.extend(values.iter().enumerate().map(embedding));
             self.items.push(Lane(std::array::from_fn(|at| if at == 0 { *point } else { 0.0 })));
         }
-        let embedding = slate.shopper.map_or_else(Lane::default, |shopper| kernel.table[vocabulary.shopper(shopper) as usize]);
+        let embedding = request.shopper.map_or_else(Lane::default, |shopper| kernel.table[vocabulary.shopper(shopper) as usize]);
         let (mut of_shopper, width) = ([Lane::default(); HEAD_LANES[0]], HEAD_LANES[0]);
         let x = Rows { lanes: &[embedding], stride: 1 };
         times(&predict.shopper, 1, x, Out { lanes: &mut of_shopper, stride: width, from: 0 });
-        self.of_items.resize(slate.point.len() * width, Lane::default());
+        self.of_items.resize(request.point.len() * width, Lane::default());
         let x = Rows { lanes: &self.items, stride };
-        times(&predict.item, slate.point.len(), x, Out { lanes: &mut self.of_items, stride: width, from: 0 });
+        times(&predict.item, request.point.len(), x, Out { lanes: &mut self.of_items, stride: width, from: 0 });
         self.placed.clear();
         for of_item in self.of_items.chunks_exact(width) {
             for of_place in predict.places.chunks_exact(width) {

@@ -2,7 +2,7 @@
 
 use rand::RngExt;
 
-use super::{Catalogue, Product, SLATE, Slate, Truth};
+use super::{CandidateSet, Catalogue, Product, SLATE, Truth};
 use crate::{pier::Order, random::stream};
 
 const ARRANGE_STREAM: u64 = 61;
@@ -14,7 +14,7 @@ const PREFERENCE: f64 = 2.0;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page {
     /// Who saw what.
-    pub slate: Slate,
+    pub candidates: CandidateSet,
     /// The order in which it was shown: which candidate stands at each place.
     pub order: Order,
     /// The odds that the logging policy had given this order.
@@ -31,13 +31,13 @@ impl Page {
 }
 
 /// The page of a visit: arranged by the logging policy, answered by the truth. `seed` is the log's.
-pub fn page(catalogue: &Catalogue, truth: &Truth, slate: Slate, seed: u64) -> Page {
-    let products = catalogue.of(&slate);
-    let (order, propensity) = arrange(&products, &[seed, slate.shopper, slate.session]);
-    let mut rng = stream(&[CLICK_STREAM, seed, slate.shopper, slate.session]);
-    let shopper = truth.shopper(slate.shopper, slate.session);
+pub fn page(catalogue: &Catalogue, truth: &Truth, candidates: CandidateSet, seed: u64) -> Page {
+    let products = catalogue.of(&candidates);
+    let (order, propensity) = arrange(&products, &[seed, candidates.shopper, candidates.session]);
+    let mut rng = stream(&[CLICK_STREAM, seed, candidates.shopper, candidates.session]);
+    let shopper = truth.shopper(candidates.shopper, candidates.session);
     let clicks = truth.clicks(&shopper, &products, &order).map(|probability| rng.random::<f64>() < probability);
-    Page { slate, order, propensity, clicks }
+    Page { candidates, order, propensity, clicks }
 }
 
 /// An order that the logging policy draws, and its odds. Places are filled from the first on, popular products being likelier (the model of

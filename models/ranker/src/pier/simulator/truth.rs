@@ -222,8 +222,8 @@ mod tests {
     fn the_set_counts_in_any_order_alike() {
         let catalogue = Catalogue::new(1, CatalogueSize::default());
         for session in 0..50 {
-            let slate = catalogue.slate(1, session);
-            let products = catalogue.of(&slate);
+            let set = catalogue.candidate_set(1, session);
+            let products = catalogue.of(&set);
             let backwards: [&Product; SLATE] = std::array::from_fn(|place| products[SLATE - 1 - place]);
             for place in 0..SLATE {
                 assert_eq!(in_company(&products, place), in_company(&backwards, SLATE - 1 - place));

@@ -13,7 +13,7 @@ use endcap_ranker::{
         Dataset, FpsmSetting, HISTORY, Kind, Model, Order, PLACES, Reader, Schedule, Visit, beam, best, best_first,
         fpsm::Places,
         probability,
-        serve::{self, ClickedPage, History, Interest, Kernel, Orders, Scratch, Selector, Slate},
+        serve::{self, ClickedPage, History, Interest, Kernel, Orders, RerankRequest, Scratch, Selector},
         train,
     },
     seed,
@@ -183,7 +183,7 @@ impl Bench {
         room: &mut Scratch,
     ) -> Result<Order> {
         let items = input.items.concat();
-        let slate = Slate { shopper: Some(input.budget), items: &items, point: &input.point, worth: None };
+        let slate = RerankRequest { shopper: Some(input.budget), items: &items, point: &input.point, worth: None };
         let orders = match way {
             Way::Base => return Ok((0..PLACES).collect()),
             Way::Prm => return self.by_prm(input, prm),
