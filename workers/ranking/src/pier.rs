@@ -18,7 +18,7 @@ use endcap_ranker::{
     WeightsError,
     pier::{
         Vocabulary,
-        serve::{self, History, Kernel, RerankRequest, Scratch},
+        serve::{self, EXACT_MAX, History, Kernel, RerankRequest, Scratch},
     },
 };
 use endcap_schemas::Budget;
@@ -120,9 +120,9 @@ impl Pier {
     /// The best order of a row of [`ARRANGED`] products. `None`, with a word, for what the model cannot see.
     pub fn arrange(&self, input: &RowInput) -> Option<Vec<usize>> {
         let items = input.items.concat();
-        let slate = RerankRequest { shopper: Some(input.budget), items: &items, point: &input.point, worth: None };
+        let slate = RerankRequest { shopper: Some(input.budget), items: &items, point: &input.point };
         let mut room = self.rooms.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        let arranged = self.kernel.arrange(&slate, &self.nobody, (&[], 0), &mut room);
+        let arranged = self.kernel.arrange(&slate, &self.nobody, EXACT_MAX, &mut room);
         let order = match arranged {
             Ok(arranged) => Some(arranged.order.iter().map(|place| usize::from(*place)).collect()),
             Err(error) => {

@@ -1,15 +1,8 @@
-//! Candidates that are found without FPSM: by beam search over point-wise scores, by looking at all, and by letting the evaluator lead.
+//! Candidates that are found without FPSM: by beam search over point-wise scores, and by letting the evaluator lead.
 
 use std::collections::HashSet;
 
-use super::{
-    Order,
-    measure::best,
-    orders::{count, orders},
-};
-
-/// Up to so many orders all are evaluated: then the best is found for sure, at a cost that a page can bear.
-pub const EXACT_MAX: usize = 1_000;
+use super::Order;
 
 /// PRS's generator (section 5.3.1): beam search over the expected clicks of a page, place by place, that point-wise scores foretell; `width`
 /// orders, best first. As the sum of the scores alone is the same for all orders of the same items, each place counts with its rate of clicks.
@@ -37,27 +30,6 @@ pub struct Found {
     pub value: f64,
     /// Orders that the evaluator was asked about.
     pub calls: usize,
-}
-
-/// The best of `shown` out of `items` under an evaluator: of all orders where those are at most [`EXACT_MAX`], else of at most `calls_max` that
-/// [`guided`] comes upon from `start`.
-///
-/// # Errors
-/// The evaluator's.
-pub fn arrange<E>(
-    items: usize,
-    start: &[Order],
-    shown: usize,
-    calls_max: usize,
-    mut evaluate: impl FnMut(&[Order]) -> Result<Vec<f64>, E>,
-) -> Result<Found, E> {
-    if count(items, shown) > EXACT_MAX {
-        return guided(items, start, calls_max, evaluate);
-    }
-    let all = orders(items, shown);
-    let values = evaluate(&all)?;
-    let place = best(&values).unwrap_or(0);
-    Ok(Found { order: all[place].clone(), value: values[place], calls: all.len() })
 }
 
 /// Best-first search: the evaluator is asked about `start`, then always about all that is one step (two places swapped, or one item replaced
@@ -134,13 +106,10 @@ mod tests {
     }
 
     #[test]
-    fn few_orders_are_all_evaluated_and_many_are_searched_within_the_calls() {
-        for (items, shown, calls_max, wanted) in [(5, 5, 7, 120), (10, 3, 7, 720), (10, 5, 300, 300)] {
-            let start: Vec<Order> = vec![(0..shown).collect()];
-            let found = arrange(items, &start, shown, calls_max, by_number).expect("a value");
-            assert_eq!(found.calls, wanted, "{shown} of {items}");
-            assert_eq!(found.order, (0..shown).map(|place| items - 1 - place).collect::<Order>());
-        }
+    fn many_orders_are_searched_within_the_calls() {
+        let start: Vec<Order> = vec![(0..5).collect()];
+        let found = guided(10, &start, 300, by_number).expect("a value");
+        assert_eq!((found.calls, found.order), (300, vec![9, 8, 7, 6, 5]));
         let none = guided(10, &[], 10, by_number).expect("no value");
         assert_eq!(none.calls, 0);
     }

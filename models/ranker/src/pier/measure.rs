@@ -64,13 +64,6 @@ pub fn log_loss(log_odds: &[f32], odds: &[f64]) -> f64 {
     log_odds.iter().zip(odds).map(cost).sum::<f64>() / odds.len().max(1) as f64
 }
 
-/// What orders are worth, given the click probability at each of their places: Σ of it times what the item there is worth (1 for clicks, its
-/// price for sales: section 4.2.3's closing remark).
-pub fn worth(clicks: &[f64], orders: &[Order], worth: &[f64]) -> Vec<f64> {
-    let mut clicks = clicks.iter();
-    orders.iter().map(|order| order.iter().zip(clicks.by_ref()).map(|(item, click)| click * worth[*item]).sum()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,15 +91,6 @@ mod tests {
         let entropy = -(0.2 * 0.2_f64.ln() + 0.8 * 0.8_f64.ln());
         assert!((log_loss(&[(0.25_f32).ln()], &[0.2]) - entropy).abs() < 1e-7);
         assert!(log_loss(&[40.0], &[0.0]) > 39.0);
-    }
-
-    #[test]
-    fn a_dear_item_counts_for_more_where_sales_do() {
-        let (clicks, orders) = ([0.3, 0.1, 0.2, 0.2], [vec![0, 1], vec![1, 0]]);
-        let near =
-            |got: Vec<f64>, wanted: [f64; 2]| assert!(got.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-12), "{got:?}");
-        near(worth(&clicks, &orders, &[1.0, 1.0]), [0.4, 0.4]);
-        near(worth(&clicks, &orders, &[1.0, 10.0]), [1.3, 2.2]);
     }
 
     #[test]

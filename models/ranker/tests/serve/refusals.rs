@@ -4,13 +4,13 @@ use endcap_ranker::{
     SlateError, WeightsError,
     pier::{
         Kind, Model, Vocabulary, Weights,
-        serve::{self, ClickedPage, History, Kernel, Orders, RerankRequest, Reranker, Scratch},
+        serve::{self, ClickedPage, History, Kernel, Orders, RerankRequest, Scratch},
     },
 };
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use crate::world::{World, check, rng};
+use crate::world::{World, check_kernel, rng};
 
 /// A change to a slate, and what is said of it.
 type Case = (&'static str, fn(&mut Asked), &'static str);
@@ -21,7 +21,6 @@ struct Asked {
     shopper: Option<u32>,
     items: Vec<u32>,
     point: Vec<f32>,
-    worth: Option<Vec<f32>>,
 }
 
 impl Asked {
@@ -32,8 +31,7 @@ impl Asked {
         orders: &Orders,
         scratch: &'a mut Scratch,
     ) -> Result<serve::Scores<'a>, SlateError> {
-        let request =
-            RerankRequest { shopper: self.shopper, items: &self.items, point: &self.point, worth: self.worth.as_deref() };
+        let request = RerankRequest { shopper: self.shopper, items: &self.items, point: &self.point };
         kernel.score(&request, history, orders, scratch)
     }
 }
@@ -43,9 +41,9 @@ fn what_cannot_be_scored_is_refused_with_a_reason() {
     let world = World::new(3, (5, 5), 1.0);
     let (kernel, other, mut scratch) = (world.kernel(), World::new(4, (5, 5), 1.0).kernel(), Scratch::default());
     let (_, items, point) = world.visits().remove(0);
-    let good = Asked { shopper: Some(0), items: world.dataset.values(&items), point, worth: Some(vec![1.0; 5]) };
+    let good = Asked { shopper: Some(0), items: world.dataset.values(&items), point };
     let (all, history) = (Orders::all(5, 5).expect("orders"), kernel.encode(&[], &mut scratch).expect("no history"));
-    let cases: [Case; 10] = [
+    let cases: [Case; 7] = [
         ("NaN", |asked| asked.point[3] = f32::NAN, "log-odds of item 3 are NaN"),
         ("no bounds", |asked| asked.point[0] = f32::INFINITY, "log-odds of item 0 are inf"),
         ("a field too few", |asked| _ = asked.items.pop(), "values of fields"),
@@ -53,9 +51,6 @@ fn what_cannot_be_scored_is_refused_with_a_reason() {
         ("far too many items", |asked| asked.point = vec![0.0; 65], "slate has 65 items"),
         ("an unknown value", |asked| asked.items[0] = 40, "field 0 of item 0 is 40"),
         ("an unknown shopper", |asked| asked.shopper = Some(6), "shopper 6 is not known"),
-        ("worth NaN", |asked| asked.worth = Some(vec![1.0, f32::NAN, 1.0, 1.0, 1.0]), "item 1 is worth NaN"),
-        ("worth below nothing", |asked| asked.worth = Some(vec![-1.0; 5]), "item 0 is worth -1"),
-        ("a worth too many", |asked| asked.worth = Some(vec![1.0; 6]), "6 worths"),
     ];
     for (what, change, needle) in cases {
         let mut asked = good.clone();
@@ -77,7 +72,7 @@ fn requests_that_chance_has_spoilt_are_scored_or_refused_and_harm_no_later_one()
     let world = World::new(5, (5, 5), 1.0);
     let (kernel, mut scratch, mut rng) = (world.kernel(), Scratch::default(), rng(&[5, 9]));
     let (_, items, point) = world.visits().remove(0);
-    let good = Asked { shopper: Some(0), items: world.dataset.values(&items), point, worth: None };
+    let good = Asked { shopper: Some(0), items: world.dataset.values(&items), point };
     let (all, history) = (Orders::all(5, 5).expect("orders"), kernel.encode(&[], &mut scratch).expect("no history"));
     let wanted = good.score(&kernel, &history, &all, &mut scratch).expect("scores").values.to_vec();
     let (mut refused, rounds) = (0, 2_000);
@@ -100,7 +95,7 @@ fn requests_that_chance_has_spoilt_are_scored_or_refused_and_harm_no_later_one()
 
 fn spoil(asked: &mut Asked, rng: &mut ChaCha8Rng) {
     let strange = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, -0.0, 100.0, -100.0];
-    match rng.random_range(0..7) {
+    match rng.random_range(0..5) {
         0 if !asked.point.is_empty() => {
             let at = rng.random_range(0..asked.point.len());
             asked.point[at] = strange[rng.random_range(0..strange.len())];
@@ -111,19 +106,15 @@ fn spoil(asked: &mut Asked, rng: &mut ChaCha8Rng) {
         }
         2 => asked.point.resize(rng.random_range(0..70), 0.5),
         3 => asked.items.resize(rng.random_range(0..300), 0),
-        4 => asked.shopper = if rng.random_bool(0.5) { None } else { Some(rng.random()) },
-        5 => asked.worth = Some((0..rng.random_range(0..8)).map(|_| strange[rng.random_range(0..strange.len())]).collect()),
-        _ => asked.worth = Some(vec![rng.random(); asked.point.len()]),
+        _ => asked.shopper = if rng.random_bool(0.5) { None } else { Some(rng.random()) },
     }
 }
 
 #[test]
-fn weights_travel_in_bytes_and_whatever_else_comes_the_last_good_ones_go_on_serving() {
+fn weights_travel_in_bytes_and_whatever_else_comes_is_refused_with_a_reason() {
     let world = World::new(6, (10, 3), 1.0);
     let (weights, vocabulary) = (world.model.weights(), &world.dataset.vocabulary);
     let bytes = serve::write(weights, vocabulary, 7);
-    let reranker = Reranker::new(world.kernel());
-    assert_eq!(reranker.take(&bytes), Ok(7));
     let length = bytes.len() as u64;
     let sealed = |bytes: &[u8]| [bytes, blake3::hash(bytes).as_bytes()].concat();
     let body = &bytes[..bytes.len() - 32];
@@ -152,19 +143,16 @@ fn weights_travel_in_bytes_and_whatever_else_comes_the_last_good_ones_go_on_serv
         ("another model", serve::write(other.weights(), vocabulary, 8), None),
         ("another vocabulary", serve::write(weights, &Vocabulary::new(vocabulary.values(), 99).of_places(3), 8), None),
     ] {
-        let error = reranker.take(&bytes).expect_err(what);
+        let error = serve::read(&bytes).err().expect(what);
         match wanted {
             Some(wanted) => assert_eq!(error, wanted, "{what}"),
             None => assert!(matches!(error, WeightsError::Shape { .. }), "{what}: {error}"),
         }
-        assert_eq!(reranker.kernel().version(), 7, "{what}");
     }
-    let (again, mut scratch) = (serve::read(&bytes).expect("weights"), Scratch::default());
-    check(
-        &World { model: Model::from_bytes(world.model.kind(), vocabulary, &weights.to_bytes()).expect("a model"), ..world },
-        &mut scratch,
-    );
-    assert_eq!(again.vocabulary(), reranker.kernel().vocabulary());
+    let again = serve::read(&bytes).expect("weights");
+    assert_eq!((again.version(), again.vocabulary()), (7, vocabulary));
+    let model = Model::from_bytes(world.model.kind(), vocabulary, &weights.to_bytes()).expect("a model");
+    check_kernel(&World { model, ..world }, &again, &mut Scratch::default());
 }
 
 fn with_nan(weights: &Weights) -> Vec<u8> {
@@ -182,7 +170,7 @@ fn with_nan(weights: &Weights) -> Vec<u8> {
 fn bytes_that_chance_has_spoilt_are_refused() {
     let world = World::new(7, (5, 5), 1.0);
     let bytes = serve::write(world.model.weights(), &world.dataset.vocabulary, 7);
-    let (reranker, mut rng) = (Reranker::new(world.kernel()), rng(&[7, 9]));
+    let mut rng = rng(&[7, 9]);
     for round in 0..300 {
         let mut spoilt = bytes.clone();
         for _ in 0..rng.random_range(1..6) {
@@ -202,7 +190,6 @@ fn bytes_that_chance_has_spoilt_are_refused() {
             spoilt.extend(*blake3::hash(&spoilt).as_bytes());
         }
         // What was sealed may be good weights with other numbers; it is never a panic.
-        assert!(reranker.take(&spoilt).is_err() || sealed || spoilt == bytes, "round {round} of seed 7");
-        reranker.take(&bytes).expect("the good ones");
+        assert!(serve::read(&spoilt).is_err() || sealed || spoilt == bytes, "round {round} of seed 7");
     }
 }

@@ -2,10 +2,10 @@
 
 use endcap_ranker::{
     pier::{
-        EXACT_MAX, Fpsm, FpsmSetting, HISTORY, Ocpm, Order, PLACES, Visit, count,
+        Fpsm, FpsmSetting, HISTORY, Ocpm, Order, PLACES, Visit, count,
         fpsm::{self, Behaviour, Places, SimHash, Ties},
         orders,
-        serve::{Orders, RerankRequest, Scratch, Selector},
+        serve::{EXACT_MAX, Orders, RerankRequest, Scratch, Selector},
     },
     seed,
 };
@@ -54,7 +54,7 @@ fn kernel_and_candle_are_both_near_what_f64_makes_of_the_equations() {
             let visit = Visit { items: &items, ..world.dataset.visit(page) };
             let (values, clicked) = (world.dataset.values(&items), world.clicked(visit.history));
             let history = kernel.encode(&pages(&clicked), &mut scratch).expect("a history");
-            let request = RerankRequest { shopper: Some(visit.shopper), items: &values, point: &point, worth: None };
+            let request = RerankRequest { shopper: Some(visit.shopper), items: &values, point: &point };
             let of_kernel = kernel.score(&request, &history, &listed, &mut scratch).expect("scores").clicks;
             let of_candle = reader.clicks(&world.dataset, &visit, &point, &some).expect("clicks");
             let seen = Seen { shopper: visit.shopper, items: &values, point: &point, clicked: &clicked };
@@ -68,19 +68,14 @@ fn kernel_and_candle_are_both_near_what_f64_makes_of_the_equations() {
 }
 
 #[test]
-fn a_click_counts_with_what_it_is_worth_and_an_unknown_shopper_is_nobody_in_particular() {
+fn an_unknown_shopper_is_nobody_in_particular() {
     let world = World::new(1, (5, 5), 1.0);
     let (kernel, mut scratch) = (world.kernel(), Scratch::default());
     let (all, none) = (Orders::all(5, 5).expect("orders"), kernel.encode(&[], &mut scratch).expect("no history"));
     let (_, items, point) = world.visits().remove(0);
-    let (values, worth) = (world.dataset.values(&items), [0.0, 1.0, 2.5, 0.1, 9.0]);
-    let request = RerankRequest { shopper: None, items: &values, point: &point, worth: Some(&worth) };
-    let scores = kernel.score(&request, &none, &all, &mut scratch).expect("scores");
-    for ((order, value), clicks) in all.iter().zip(scores.values).zip(scores.clicks.chunks_exact(5)) {
-        let wanted: f32 = order.iter().zip(clicks).map(|(item, click)| click * worth[usize::from(*item)]).sum();
-        assert!((value - wanted).abs() < 1e-5, "{order:?}: {value}, not {wanted}");
-    }
-    let of_nobody = scores.clicks.to_vec();
+    let values = world.dataset.values(&items);
+    let request = RerankRequest { shopper: None, items: &values, point: &point };
+    let of_nobody = kernel.score(&request, &none, &all, &mut scratch).expect("scores").clicks.to_vec();
     let known = RerankRequest { shopper: Some(3), ..request };
     assert_ne!(kernel.score(&known, &none, &all, &mut scratch).expect("scores").clicks, of_nobody);
 }
@@ -102,7 +97,7 @@ fn the_selection_is_fpsms_to_the_bit() {
             for (page, items, point) in world.visits() {
                 let visit = Visit { items: &items, ..world.dataset.visit(page) };
                 let (values, clicked) = (world.dataset.values(&items), world.clicked(visit.history));
-                let request = RerankRequest { shopper: Some(visit.shopper), items: &values, point: &point, worth: None };
+                let request = RerankRequest { shopper: Some(visit.shopper), items: &values, point: &point };
                 let interest = selector.encode(&kernel, &pages(&clicked)).expect("an interest");
                 for most in [1, 10, 100, 1_000] {
                     let got = selector.select(&kernel, &request, &interest, &listed, (most, visit.at_ms), &mut scratch);
@@ -159,12 +154,12 @@ fn a_slate_is_arranged_as_the_model_likes_it_best_and_a_larger_space_is_searched
         for (page, items, point) in world.visits() {
             let visit = world.dataset.visit(page);
             let values = world.dataset.values(&items);
-            let request = RerankRequest { shopper: Some(visit.shopper), items: &values, point: &point, worth: None };
+            let request = RerankRequest { shopper: Some(visit.shopper), items: &values, point: &point };
             let history = kernel.encode(&pages(&world.clicked(visit.history)), &mut scratch).expect("a history");
             let scores = kernel.score(&request, &history, &listed, &mut scratch).expect("scores");
             let (highest, first) = (scores.values[scores.best], scores.values[0]);
             let best = listed.get(scores.best).to_vec();
-            let arranged = kernel.arrange(&request, &history, (&[], calls_max), &mut scratch).expect("an order");
+            let arranged = kernel.arrange(&request, &history, calls_max, &mut scratch).expect("an order");
             if count(size.0, size.1) <= EXACT_MAX {
                 assert_eq!((arranged.order, arranged.value, arranged.calls), (&best[..], highest, listed.len()));
             } else {

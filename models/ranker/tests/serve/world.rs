@@ -114,15 +114,19 @@ pub(crate) fn pages(clicked: &[(Vec<u32>, i64)]) -> Vec<ClickedPage<'_>> {
     clicked.iter().map(|(items, at_ms)| ClickedPage { items, at_ms: *at_ms }).collect()
 }
 
-/// Holds a kernel against the candle model of the same weights, over all orders of some visits; with few of them too, as they share less.
+/// Holds the kernel of a world against its candle model.
 pub(crate) fn check(world: &World, scratch: &mut Scratch) {
-    let (kernel, reader, all) =
-        (world.kernel(), world.model.reader().expect("a reader"), orders(world.candidates, world.places()));
+    check_kernel(world, &world.kernel(), scratch);
+}
+
+/// Holds a kernel against the candle model of the same weights, over all orders of some visits; with few of them too, as they share less.
+pub(crate) fn check_kernel(world: &World, kernel: &Kernel, scratch: &mut Scratch) {
+    let (reader, all) = (world.model.reader().expect("a reader"), orders(world.candidates, world.places()));
     for (page, items, point) in world.visits() {
         let visit = Visit { items: &items, ..world.dataset.visit(page) };
         let values = world.dataset.values(&items);
         let history = kernel.encode(&pages(&world.clicked(visit.history)), scratch).expect("a history");
-        let request = RerankRequest { shopper: Some(visit.shopper), items: &values, point: &point, worth: None };
+        let request = RerankRequest { shopper: Some(visit.shopper), items: &values, point: &point };
         let some: Vec<Order> = all.iter().skip(page as usize % all.len().min(5)).step_by(7).cloned().collect();
         for orders in [&all, &some] {
             let wanted = reader.clicks(&world.dataset, &visit, &point, orders).expect("clicks");

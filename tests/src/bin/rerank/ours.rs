@@ -139,7 +139,7 @@ impl<'a> Ours<'a> {
 
 fn request<'a>(world: &World, asked: &'a Asked) -> RerankRequest<'a> {
     let shopper = Some(world.dataset.visit(asked.page).shopper);
-    RerankRequest { shopper, items: &asked.values, point: &asked.point, worth: None }
+    RerankRequest { shopper, items: &asked.values, point: &asked.point }
 }
 
 /// Times of `arrange` over so many slates, one after the other, µs.

@@ -7,7 +7,7 @@ use std::array;
 
 use super::{
     super::{
-        DIMS, HISTORY, Ocpm, Vocabulary, Weights,
+        DIMS, Ocpm, Vocabulary, Weights,
         nets::{HEAD, HIDDEN, MLP2, PAGE},
     },
     FIELDS_MAX, WEIGHT_MAX,
@@ -157,11 +157,6 @@ impl Kernel {
     /// The version that its maker gave the weights.
     pub fn version(&self) -> u64 {
         self.version
-    }
-
-    /// Pages of a history that count.
-    pub fn history_max(&self) -> usize {
-        HISTORY
     }
 }
 

@@ -54,7 +54,7 @@ struct Block {
 /// What came of scoring orders.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scores<'a> {
-    /// What each order is worth: the clicks to be expected of it, each counted with what it is worth.
+    /// What each order is worth: the clicks to be expected of it.
     pub values: &'a [f32],
     /// Click probabilities, `[orders, places]`.
     pub clicks: &'a [f32],
@@ -66,13 +66,12 @@ pub struct Scores<'a> {
 pub struct Prepared<'a> {
     kernel: &'a Kernel,
     history: &'a History,
-    worth: Option<&'a [f32]>,
     items: usize,
     scratch: &'a mut Scratch,
 }
 
 impl Kernel {
-    /// What the weights make of a shopper's clicked pages, newest first; those beyond [`Kernel::history_max`] are left out.
+    /// What the weights make of a shopper's clicked pages, newest first; those beyond [`HISTORY`] are left out.
     ///
     /// # Errors
     /// When a page is not such as the weights can see.
@@ -108,7 +107,7 @@ impl Kernel {
         scratch.blend(self, history);
         scratch.place(self, request);
         scratch.block.resize(self);
-        Ok(Prepared { kernel: self, history, worth: request.worth, items, scratch })
+        Ok(Prepared { kernel: self, history, items, scratch })
     }
 
     /// Scores orders of a slate: [`Kernel::prepare`] and [`Prepared::score`] in one.
@@ -143,7 +142,7 @@ impl<'a> Prepared<'a> {
     }
 
     fn run(&mut self, orders: &Orders) -> Result<(), SlateError> {
-        let Self { kernel, history, worth, items, scratch } = self;
+        let Self { kernel, history, items, scratch } = self;
         kernel.check_orders(orders, *items)?;
         let Scratch { attention, slots, placed, block, clicks, values, .. } = &mut **scratch;
         attention.project(kernel, orders);
@@ -156,12 +155,7 @@ impl<'a> Prepared<'a> {
             block.interest(kernel, history, slots, count);
             block.predict(kernel, placed, orders, from, &mut clicks[from * places..][..count * places]);
         }
-        for ((value, clicks), order) in values.iter_mut().zip(clicks.chunks_exact(places)).zip(orders.iter()) {
-            *value = match worth {
-                None => clicks.iter().sum(),
-                Some(worth) => clicks.iter().zip(order).map(|(click, item)| click * worth[usize::from(*item)]).sum(),
-            };
-        }
+        values.iter_mut().zip(clicks.chunks_exact(places)).for_each(|(value, clicks)| *value = clicks.iter().sum());
         Ok(())
     }
 }

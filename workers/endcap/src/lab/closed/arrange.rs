@@ -13,7 +13,7 @@ use endcap_ranker::{
         Dataset, FpsmSetting, HISTORY, Kind, Model, Order, PLACES, Reader, Schedule, Visit, beam, best, best_first,
         fpsm::Places,
         probability,
-        serve::{self, ClickedPage, History, Interest, Kernel, Orders, RerankRequest, Scratch, Selector},
+        serve::{self, ClickedPage, EXACT_MAX, History, Interest, Kernel, Orders, RerankRequest, Scratch, Selector},
         train,
     },
     seed,
@@ -183,12 +183,12 @@ impl Bench {
         room: &mut Scratch,
     ) -> Result<Order> {
         let items = input.items.concat();
-        let slate = RerankRequest { shopper: Some(input.budget), items: &items, point: &input.point, worth: None };
+        let slate = RerankRequest { shopper: Some(input.budget), items: &items, point: &input.point };
         let orders = match way {
             Way::Base => return Ok((0..PLACES).collect()),
             Way::Prm => return self.by_prm(input, prm),
             Way::Full => {
-                let arranged = self.kernel.arrange(&slate, &self.nobody, (&[], 0), room)?;
+                let arranged = self.kernel.arrange(&slate, &self.nobody, EXACT_MAX, room)?;
                 return Ok(arranged.order.iter().map(|place| usize::from(*place)).collect());
             }
             Way::Beam => {

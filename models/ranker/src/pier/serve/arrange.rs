@@ -1,43 +1,13 @@
-//! What a service holds and calls: the weights in use, and the best order of a slate.
-
-use std::sync::{Arc, PoisonError, RwLock};
+//! The best order of a slate: of all, or of those that a search comes upon.
 
 use super::{
-    super::{EXACT_MAX, Order, guided, orders::count},
-    file::read,
+    super::{Order, guided, orders::count},
+    EXACT_MAX,
     kernel::Kernel,
     request::{History, Orders, RerankRequest},
     score::Scratch,
 };
-use crate::{SlateError, WeightsError};
-
-/// The weights in use. New ones take their place while slates are being arranged: whoever has begun ends with those that it began with.
-pub struct Reranker {
-    current: RwLock<Arc<Kernel>>,
-}
-
-impl Reranker {
-    /// Serves with these weights.
-    pub fn new(kernel: Kernel) -> Self {
-        Self { current: RwLock::new(Arc::new(kernel)) }
-    }
-
-    /// The weights in use, for one request.
-    pub fn kernel(&self) -> Arc<Kernel> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Serves with what [`super::write`] gave from now on; returns its version.
-    ///
-    /// # Errors
-    /// When the bytes are no such weights. Those in use go on serving.
-    pub fn take(&self, bytes: &[u8]) -> Result<u64, WeightsError> {
-        let kernel = Arc::new(read(bytes)?);
-        let version = kernel.version();
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = kernel;
-        Ok(version)
-    }
-}
+use crate::SlateError;
 
 /// An arranged slate.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,22 +21,22 @@ pub struct Arranged<'a> {
 }
 
 impl Kernel {
-    /// The best order of a slate: of all, where those are at most [`EXACT_MAX`]; else the best of at most `calls_max` that [`guided`] comes upon
-    /// from `start`, or from the order in which the items come where `start` is empty.
+    /// The best order of a slate: of all, where those are at most [`EXACT_MAX`]; else the best of at most `calls_max`, one at least, that [`guided`]
+    /// comes upon from the order in which the items come.
     ///
     /// # Errors
-    /// When the slate, the history or an order of `start` is not such as the weights can see.
+    /// When the slate or the history is not such as the weights can see.
     pub fn arrange<'a>(
         &'a self,
         request: &RerankRequest<'a>,
         history: &'a History,
-        (start, calls_max): (&[Order], usize),
+        calls_max: usize,
         scratch: &'a mut Scratch,
     ) -> Result<Arranged<'a>, SlateError> {
         self.check(request)?;
         let (items, shown) = (request.point.len(), self.places());
         if count(items, shown) > EXACT_MAX {
-            return self.search(request, history, (start, calls_max), scratch);
+            return self.search(request, history, calls_max, scratch);
         }
         let orders = scratch.all_orders(items, shown)?;
         let scored = self.score(request, history, &orders, scratch).map(|scores| (scores.best, scores.values[scores.best]));
@@ -84,14 +54,13 @@ impl Kernel {
         &'a self,
         request: &RerankRequest<'a>,
         history: &'a History,
-        (start, calls_max): (&[Order], usize),
+        calls_max: usize,
         scratch: &'a mut Scratch,
     ) -> Result<Arranged<'a>, SlateError> {
         let (items, shown) = (request.point.len(), self.places());
-        let as_they_come = [(0..shown).collect::<Order>()];
-        let start = if start.is_empty() { &as_they_come } else { start };
+        let as_they_come: Order = (0..shown).collect();
         let mut prepared = self.prepare(request, history, scratch)?;
-        let found = guided(items, start, calls_max.max(1), |orders: &[Order]| -> Result<Vec<f64>, SlateError> {
+        let found = guided(items, &[as_they_come], calls_max.max(1), |orders: &[Order]| -> Result<Vec<f64>, SlateError> {
             if orders.is_empty() {
                 return Ok(Vec::new());
             }
