@@ -4,9 +4,9 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use endcap_evaluation::markdown;
+use endcap_evaluation::{markdown, mean, standard_error};
 use endcap_ranker::{
-    linucb::experiment::{Problem, Setting, Summary, System, regrets},
+    linucb::experiment::{Problem, Setting, System, regrets},
     seed,
 };
 
@@ -40,6 +40,13 @@ struct Study {
     /// Features that nominators see; `None` in the motivating example.
     seen: Option<usize>,
     setting: Setting,
+}
+
+/// Mean of a figure over runs, and the standard error of that mean.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Summary {
+    mean: f64,
+    error: f64,
 }
 
 /// What came of a study: one summary for each recorded round.
@@ -101,7 +108,10 @@ fn outcomes(studies: &[Study], args: &LinucbArgs) -> Vec<Outcome> {
     let results = in_parallel(jobs, threads(args.threads), job, done);
     steps.finish();
     let of_study = studies.iter().zip(results.chunks(chunks as usize));
-    let summary = |runs: &[Vec<Vec<f64>>], place: usize| Summary::of(runs.iter().flatten().map(|run| run[place]));
+    let summary = |runs: &[Vec<Vec<f64>>], place: usize| {
+        let regrets: Vec<f64> = runs.iter().flatten().map(|run| run[place]).collect();
+        Summary { mean: mean(&regrets), error: standard_error(&regrets) }
+    };
     of_study
         .map(|(study, runs)| Outcome { study: *study, regret: (0..rounds.len()).map(|place| summary(runs, place)).collect() })
         .collect()

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use endcap_evaluation::quantile;
 use endcap_ranker::{
     pier::{Fpsm, Model, Order, PLACES, Reader, beam, best, hits, of_page, probability, random_choice, value_ratio},
     seed,
@@ -121,7 +122,8 @@ impl<'a> Bench<'a> {
         for generator in generators {
             let mut costs: Vec<f64> = slates.iter().map(|page| self.cost_ms(generator, *page)).collect::<Result<_>>()?;
             costs.sort_by(f64::total_cmp);
-            outcome.set(format!("{}.cost_ms", generator.name()), costs[costs.len() / 2]);
+            let cost = quantile(&costs, 0.5).context("no slate is timed")?;
+            outcome.set(format!("{}.cost_ms", generator.name()), cost);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What a trained model is worth: on the test pages as they were shown, and on all orders of some of them.
 
 use anyhow::Result;
+use endcap_evaluation::mean;
 use endcap_ranker::pier::{Kind, Model, Order, PLACES, auc, best, best_first, known, log_loss, of_page, value_ratio};
 
 use super::{Stop, keep::Outcome, world::World};
@@ -61,7 +62,7 @@ pub(super) fn arranging(model: &Model, world: &World, point: &[f32], stop: Stop,
             best(&reader.values(&world.dataset, &visit, of_page(point, *page), &world.orders)?)
         };
         ratio += value_ratio(chosen.unwrap_or(0), &truth);
-        chance += (0..truth.len()).map(|order| value_ratio(order, &truth)).sum::<f64>() / truth.len() as f64;
+        chance += mean(&(0..truth.len()).map(|order| value_ratio(order, &truth)).collect::<Vec<_>>());
     }
     outcome.set("ratio", ratio / world.slates.len() as f64);
     if model.kind().is_pointwise() {
