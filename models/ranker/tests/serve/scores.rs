@@ -5,7 +5,7 @@ use endcap_ranker::{
         Fpsm, FpsmSetting, HISTORY, Ocpm, Order, PLACES, Visit, count,
         fpsm::{self, Behaviour, Places, SimHash, Ties},
         orders,
-        serve::{EXACT_MAX, Orders, RerankRequest, Scratch, Selector},
+        serve::{EXACT_MAX, Orders, RerankRequest, Scratch, Selector, Wanted},
     },
     seed,
 };
@@ -100,7 +100,8 @@ fn the_selection_is_fpsms_to_the_bit() {
                 let request = RerankRequest { shopper: Some(visit.shopper), items: &values, point: &point };
                 let interest = selector.encode(&kernel, &pages(&clicked)).expect("an interest");
                 for most in [1, 10, 100, 1_000] {
-                    let got = selector.select(&kernel, &request, &interest, &listed, (most, visit.at_ms), &mut scratch);
+                    let got =
+                        selector.select(&kernel, &request, &interest, &listed, Wanted { most, at_ms: visit.at_ms }, &mut scratch);
                     let got: Vec<usize> = got.expect("a selection").iter().map(|order| *order as usize).collect();
                     let wanted = by_hand(&world, setting, &visit, &all, most);
                     assert_eq!(got, wanted, "seed {seed}, {size:?}, {setting:?}, page {page}, {most}");

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use endcap_ranker::pier::{
     FpsmSetting, Order, Reader, best,
     fpsm::{BITS_MAX, Places},
-    serve::{History, Interest, Kernel, Orders, RerankRequest, Scratch, Selector},
+    serve::{History, Interest, Kernel, Orders, RerankRequest, Scratch, Selector, Wanted},
 };
 
 use crate::slates::{Asked, World};
@@ -39,8 +39,8 @@ impl<'a> Ours<'a> {
         for asked in &world.slates {
             let (pages, visit) = (asked.pages(), world.visit(asked));
             let of_shopper = (kernel.encode(&pages, &mut scratch)?, selector.encode(&kernel, &pages)?);
-            let when = (size.some, visit.at_ms);
-            let numbers = selector.select(&kernel, &request(world, asked), &of_shopper.1, &all, when, &mut scratch)?;
+            let wanted = Wanted { most: size.some, at_ms: visit.at_ms };
+            let numbers = selector.select(&kernel, &request(world, asked), &of_shopper.1, &all, wanted, &mut scratch)?;
             let numbers: Vec<usize> = numbers.iter().map(|number| *number as usize).collect();
             let orders: Vec<Order> = numbers.iter().map(|number| world.all[*number].clone()).collect();
             some.push(Orders::of(size.items, size.places, &orders)?);
@@ -73,15 +73,15 @@ impl<'a> Ours<'a> {
             (
                 "select",
                 timed(world, count, |at, asked| {
-                    let when = (most, world.visit(asked).at_ms);
-                    Ok(selector.select(kernel, &request(world, asked), &known[at].1, all, when, scratch)?.len())
+                    let wanted = Wanted { most, at_ms: world.visit(asked).at_ms };
+                    Ok(selector.select(kernel, &request(world, asked), &known[at].1, all, wanted, scratch)?.len())
                 })?,
             ),
             (
                 "select and score",
                 timed(world, count, |at, asked| {
-                    let (request, when) = (request(world, asked), (most, world.visit(asked).at_ms));
-                    all.choose_into(selector.select(kernel, &request, &known[at].1, all, when, scratch)?, &mut chosen);
+                    let (request, wanted) = (request(world, asked), Wanted { most, at_ms: world.visit(asked).at_ms });
+                    all.choose_into(selector.select(kernel, &request, &known[at].1, all, wanted, scratch)?, &mut chosen);
                     Ok(kernel.score(&request, &known[at].0, &chosen, scratch)?.best)
                 })?,
             ),

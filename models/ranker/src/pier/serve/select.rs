@@ -28,6 +28,15 @@ pub struct Selector {
     directions: Vec<Vec<Lane>>,
 }
 
+/// What is to be selected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Orders, at most (K).
+    pub most: usize,
+    /// The visit's time in milliseconds, which decides with the shopper how equal distances fall.
+    pub at_ms: i64,
+}
+
 /// What a selector makes of a shopper's clicked pages: kept like a [`super::History`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Interest {
@@ -84,8 +93,7 @@ impl Selector {
         Ok(Interest { print: kernel.print, slots: history.into_iter().flatten().enumerate().map(slot).collect() })
     }
 
-    /// Numbers of the `most` orders that lie nearest to what the shopper clicked on, nearest first. `at_ms` is the visit's time, which decides
-    /// with the shopper how equal distances fall.
+    /// Numbers of the orders that lie nearest to what the shopper clicked on, nearest first.
     ///
     /// # Errors
     /// When slate, orders or interest are not such as the weights can see.
@@ -95,7 +103,7 @@ impl Selector {
         request: &RerankRequest<'_>,
         interest: &Interest,
         orders: &Orders,
-        (most, at_ms): (usize, i64),
+        wanted: Wanted,
         scratch: &'a mut Scratch,
     ) -> Result<&'a [u32], SlateError> {
         kernel.check(request)?;
@@ -109,7 +117,7 @@ impl Selector {
         selection.distances.resize(orders.len(), 0.0);
         distances(&self.directions, interest, &selection.added, orders, &mut selection.distances);
         let shopper = request.shopper.map_or(u64::MAX, u64::from);
-        Ok(selection.nearest(most, self.setting.ties(shopper, at_ms)))
+        Ok(selection.nearest(wanted.most, self.setting.ties(shopper, wanted.at_ms)))
     }
 }
 
