@@ -11,7 +11,8 @@ use std::ops::Range;
 
 use super::{
     kernel::{FIRST_LANES, Kernel, QKV},
-    lanes::{LANES, Lane, Out, Rows, exp, on_this_processor, times},
+    lanes::{LANES, Lane, exp, on_this_processor},
+    layer::{Out, Rows, times},
     request::Orders,
 };
 use crate::pier::{PLACES, nets::HIDDEN};

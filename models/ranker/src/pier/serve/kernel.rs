@@ -11,7 +11,8 @@ use super::{
         nets::{HEAD, HIDDEN, MLP2, PAGE},
     },
     FIELDS_MAX, WEIGHT_MAX,
-    lanes::{LANES, Lane, Layer, padded},
+    lanes::{LANES, Lane, padded},
+    layer::Layer,
 };
 use crate::WeightsError;
 

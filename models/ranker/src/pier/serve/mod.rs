@@ -12,6 +12,7 @@ mod attention;
 mod file;
 mod kernel;
 mod lanes;
+mod layer;
 mod request;
 mod score;
 mod select;

@@ -7,7 +7,8 @@ use super::{
     super::{HISTORY, model::LOG_ODDS_MAX},
     attention::Attention,
     kernel::{HEAD_LANES, Head, Kernel, PAGE_LANES},
-    lanes::{LANES, Lane, Layer, Out, Rows, exp, on_this_processor, times},
+    lanes::{LANES, Lane, exp, on_this_processor},
+    layer::{Layer, Out, Rows, times},
     request::{ClickedPage, History, Orders, RerankRequest},
     select::Selection,
 };
