@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::Order;
+use super::{Order, measure::first_highest};
 
 /// PRS's generator (section 5.3.1): beam search over the expected clicks of a page, place by place, that point-wise scores foretell; `width`
 /// orders, best first. As the sum of the scores alone is the same for all orders of the same items, each place counts with its rate of clicks.
@@ -52,7 +52,7 @@ pub fn guided<E>(
         let values = evaluate(&next)?;
         expanded.resize(known.len() + next.len(), false);
         known.extend(next.drain(..).zip(values));
-        let open = (0..known.len()).filter(|place| !expanded[*place]).max_by(|a, b| known[*a].1.total_cmp(&known[*b].1));
+        let open = first_highest((0..known.len()).filter(|place| !expanded[*place]).map(|place| (place, known[place].1)));
         match open.filter(|_| seen.len() < calls_max) {
             Some(place) => {
                 expanded[place] = true;
@@ -62,7 +62,8 @@ pub fn guided<E>(
         }
     }
     let calls = known.len();
-    let (order, value) = known.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or_default();
+    let best = first_highest(known.iter().map(|(order, value)| ((order, *value), *value)));
+    let (order, value) = best.map(|(order, value)| (order.clone(), value)).unwrap_or_default();
     Ok(Found { order, value, calls })
 }
 

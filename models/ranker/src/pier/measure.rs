@@ -9,7 +9,18 @@ const CHOICE_STREAM: u64 = 31;
 
 /// Place of the largest of `values`, the first of equals; `None` where there are none.
 pub fn best(values: &[f64]) -> Option<usize> {
-    (0..values.len()).rev().max_by(|a, b| values[*a].total_cmp(&values[*b]))
+    first_highest(values.iter().copied().enumerate())
+}
+
+/// The one among `selected` orders that has the largest of `values`, one for each order; the first of equals. `None` of none.
+pub fn best_of(selected: &[usize], values: &[f64]) -> Option<usize> {
+    first_highest(selected.iter().map(|order| (*order, values[*order])))
+}
+
+/// What has the highest value, the first of equals.
+pub(super) fn first_highest<T>(of: impl IntoIterator<Item = (T, f64)>) -> Option<T> {
+    let higher = |best: (T, f64), next: (T, f64)| if next.1.total_cmp(&best.1).is_gt() { next } else { best };
+    of.into_iter().reduce(higher).map(|(what, _)| what)
 }
 
 /// The order of items by their scores, the highest first; equals as they come.
@@ -100,6 +111,7 @@ mod tests {
             assert_eq!(hits(&selected, &values), hit, "{selected:?}");
         }
         assert_eq!((best(&values), best(&[])), (Some(1), None));
+        assert_eq!((best_of(&[0, 3, 1], &values), best_of(&[], &values)), (Some(3), None));
         assert_eq!(best_first(&values), [1, 3, 0, 2]);
         assert!((value_ratio(0, &values) - 0.2 / 0.9).abs() < 1e-12);
     }

@@ -23,7 +23,7 @@ pub use crate::error::PierError;
 pub use contrast::{Contrast, Joint};
 pub use dataset::{Cuts, Dataset, HISTORY, PLACES, PageView, Visit, Vocabulary};
 pub use generate::{Found, beam, guided};
-pub use measure::{auc, best, best_first, hits, log_loss, random_choice, value_ratio};
+pub use measure::{auc, best, best_first, best_of, hits, log_loss, random_choice, value_ratio};
 pub use model::{Model, Reader, log_odds, of_page, probability};
 pub use net::Weights;
 pub use nets::{DIMS, Kind, Ocpm};

@@ -4,7 +4,7 @@
 //! the history has in it, of MLP_3 the page's part for all its places and the item's part for all orders.
 
 use super::{
-    super::{HISTORY, model::LOG_ODDS_MAX},
+    super::{HISTORY, measure::first_highest, model::LOG_ODDS_MAX},
     attention::Attention,
     kernel::{HEAD_LANES, Head, Kernel, PAGE_LANES},
     lanes::{LANES, Lane, exp, on_this_processor},
@@ -163,8 +163,8 @@ impl<'a> Prepared<'a> {
 
 impl Scratch {
     fn scores(&self) -> Scores<'_> {
-        let better = |best: usize, order: usize| if self.values[order] > self.values[best] { order } else { best };
-        Scores { values: &self.values, clicks: &self.clicks, best: (0..self.values.len()).fold(0, better) }
+        let best = first_highest(self.values.iter().map(|value| f64::from(*value)).enumerate());
+        Scores { values: &self.values, clicks: &self.clicks, best: best.unwrap_or(0) }
     }
 
     /// MLP_Att's first layer for each page of the history.

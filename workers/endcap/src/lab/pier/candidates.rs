@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use endcap_evaluation::quantile;
 use endcap_ranker::{
-    pier::{Fpsm, Model, Order, PLACES, Reader, beam, best, hits, of_page, probability, random_choice, value_ratio},
+    pier::{Fpsm, Model, Order, PLACES, Reader, beam, best, best_of, hits, of_page, probability, random_choice, value_ratio},
     seed,
 };
 
@@ -107,7 +107,7 @@ impl<'a> Bench<'a> {
                     }
                     if let Some(truth) = &truth {
                         add("hr_true", hit(hits(&candidates, truth)));
-                        add("ratio", value_ratio(chosen(&candidates, &values).unwrap_or(0), truth));
+                        add("ratio", value_ratio(best_of(&candidates, &values).unwrap_or(0), truth));
                     }
                 }
             }
@@ -136,11 +136,6 @@ impl<'a> Bench<'a> {
         best(&self.reader.values(dataset, &dataset.visit(page), of_page(self.point, page), &chosen)?);
         Ok(began.elapsed().as_secs_f64() * 1e3)
     }
-}
-
-/// The candidate that the evaluator likes best.
-pub(super) fn chosen(candidates: &[usize], values: &[f64]) -> Option<usize> {
-    candidates.iter().copied().max_by(|a, b| values[*a].total_cmp(&values[*b]))
 }
 
 /// Clicks at each place over what point-wise scores foretell there, on the training pages.

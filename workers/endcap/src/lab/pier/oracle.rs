@@ -4,7 +4,7 @@
 use anyhow::Result;
 use endcap_ranker::{
     pier::{
-        Dataset, HISTORY, Order, PLACES, best,
+        Dataset, HISTORY, Order, PLACES, best_of,
         fpsm::{BITS_MAX, Behaviour, SimHash, Ties, distances, history, select, time_weights},
         hits, random_choice,
         simulator::{LOOKS, Shop, ShopSize},
@@ -51,8 +51,7 @@ pub(super) fn oracle(world: &World, times: f64, scale: &Scale, stop: Stop, outco
                 *outcome.figures.entry(name).or_default() += figure / world.slates.len() as f64;
             };
             add("hr_true", f64::from(u8::from(hits(&selected, &truth))));
-            let of_selected: Vec<f64> = selected.iter().map(|order| truth[*order]).collect();
-            add("ratio", value_ratio(selected[best(&of_selected).unwrap_or(0)], &truth));
+            add("ratio", value_ratio(best_of(&selected, &truth).unwrap_or(0), &truth));
         }
     }
     Ok(())
