@@ -3,7 +3,7 @@
 use endcap_ranker::{
     pier::{
         Order, best, hits, orders, random_choice,
-        simulator::{Catalogue, CatalogueSize, SLATE, Shop, ShopSize, Truth, arrange, odds, page},
+        simulator::{Catalogue, CatalogueSize, SLATE, Shop, ShopSize, Truth, arrange, page, propensity},
         value_ratio,
     },
     seed,
@@ -50,22 +50,22 @@ fn pages_are_a_function_of_their_seeds_and_the_policy_that_arranged_them_does_no
 }
 
 #[test]
-fn every_order_is_logged_as_often_as_its_odds_say() {
+fn every_order_is_logged_as_often_as_its_propensity_says() {
     const PAGES: u64 = 60_000;
     let (catalogue, _) = shop();
     let set = catalogue.candidate_set(3, 1);
     let (products, all) = (catalogue.of(&set), orders(SLATE, SLATE));
-    let total: f64 = all.iter().map(|order| odds(&products, order)).sum();
-    assert!((total - 1.0).abs() < 1e-12, "the odds of all orders are {total}");
+    let total: f64 = all.iter().map(|order| propensity(&products, order)).sum();
+    assert!((total - 1.0).abs() < 1e-12, "the propensities of all orders come to {total}");
     let mut counts = vec![0_u64; all.len()];
     for draw in 0..PAGES {
-        let (order, propensity) = arrange(&products, &[SEED, draw]);
+        let (order, of_order) = arrange(&products, &[SEED, draw]);
         let place = all.binary_search(&order).expect("an order of the slate");
-        assert_eq!(propensity, odds(&products, &order));
+        assert_eq!(of_order, propensity(&products, &order));
         counts[place] += 1;
     }
     let surprise: f64 = all.iter().zip(&counts).fold(0.0, |sum, (order, count)| {
-        let expected = PAGES as f64 * odds(&products, order);
+        let expected = PAGES as f64 * propensity(&products, order);
         sum + (*count as f64 - expected).powi(2) / expected
     });
     // χ² with 119 degrees of freedom: mean 119, standard deviation 15.4.
@@ -79,11 +79,11 @@ fn clicks_are_as_many_as_the_truth_says_and_fewer_further_down() {
     let (mut clicked, mut expected, mut variance) = ([0.0; SLATE], [0.0; SLATE], [0.0; SLATE]);
     for visit in 0..VISITS {
         let page = page(&catalogue, &truth, catalogue.candidate_set(visit, 2), SEED);
-        let odds = truth.clicks(&truth.shopper(visit, 2), &catalogue.of(&page.candidates), &page.order);
+        let probabilities = truth.clicks(&truth.shopper(visit, 2), &catalogue.of(&page.candidates), &page.order);
         for place in 0..SLATE {
             clicked[place] += f64::from(page.clicks[place]);
-            expected[place] += odds[place];
-            variance[place] += odds[place] * (1.0 - odds[place]);
+            expected[place] += probabilities[place];
+            variance[place] += probabilities[place] * (1.0 - probabilities[place]);
         }
     }
     for place in 0..SLATE {
@@ -130,9 +130,9 @@ fn a_random_choice_of_k_hits_in_k_of_120_and_all_orders_hit_always() {
     for most in [1, 5, 10, 20, 50, 119, 120] {
         let hit = |(visit, values): (usize, &Vec<f64>)| hits(&random_choice(120, most, seed(&[SEED, visit as u64])), values);
         let hit = values.iter().enumerate().filter(|visit| hit(*visit)).count() as f64 / VISITS as f64;
-        let odds = most as f64 / 120.0;
-        let error = (odds * (1.0 - odds) / VISITS as f64).sqrt();
-        assert!((hit - odds).abs() <= 3.0 * error, "{most} of 120 hit in {hit}, seed {SEED}");
+        let chance = most as f64 / 120.0;
+        let error = (chance * (1.0 - chance) / VISITS as f64).sqrt();
+        assert!((hit - chance).abs() <= 3.0 * error, "{most} of 120 hit in {hit}, seed {SEED}");
     }
     for values in &values {
         assert!(hits(&all, values));

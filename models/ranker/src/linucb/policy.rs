@@ -70,7 +70,7 @@ pub struct Placed {
 pub struct RankedList {
     /// First to last.
     pub placed: Vec<Placed>,
-    /// Of a shuffled slate, the odds that a given item of it stands at a given place. Others are the policy's own choice, which is no matter of
+    /// Of a shuffled slate, the probability that a given item of it stands at a given place. Others are the policy's own choice, which is no matter of
     /// chance: for them there is its version, and the bonus in each score.
     pub propensity: Option<f64>,
 }
@@ -141,7 +141,7 @@ impl TwoStage {
         let order = best(bounds, most, ties);
         let mut placed: Vec<Placed> = order.into_iter().map(|candidate| Placed { candidate, score: scores[candidate] }).collect();
         let mut propensity = None;
-        // The odds are drawn from 0 to below 1: where none are to be shuffled none is.
+        // What is drawn is from 0 to below 1: where none are to be shuffled none is.
         if placed.len() > 1 && stream(&[SHUFFLE_STREAM, ties]).random::<f64>() < shuffled {
             let ids = placed.iter().map(|placed| candidates[placed.candidate].id);
             let own: Vec<u64> = [SHUFFLE_STREAM, ties].into_iter().chain(ids).collect();

@@ -17,7 +17,7 @@ pub struct Page {
     pub candidates: CandidateSet,
     /// The order in which it was shown: which candidate stands at each place.
     pub order: Order,
-    /// The odds that the logging policy had given this order.
+    /// The probability that the logging policy had given this order.
     pub propensity: f64,
     /// Whether the item at each place was clicked.
     pub clicks: [bool; SLATE],
@@ -40,7 +40,7 @@ pub fn page(catalogue: &Catalogue, truth: &Truth, candidates: CandidateSet, seed
     Page { candidates, order, propensity, clicks }
 }
 
-/// An order that the logging policy draws, and its odds. Places are filled from the first on, popular products being likelier (the model of
+/// An order that the logging policy draws, and its probability. Places are filled from the first on, popular products being likelier (the model of
 /// Plackett and Luce); every order is possible. It sees what everybody sees, and nothing else.
 pub fn arrange(products: &[&Product; SLATE], seeds: &[u64]) -> (Order, f64) {
     let mut rng = stream(&[&[ARRANGE_STREAM], seeds].concat());
@@ -54,12 +54,12 @@ pub fn arrange(products: &[&Product; SLATE], seeds: &[u64]) -> (Order, f64) {
         });
         order.push(left.remove(chosen.unwrap_or(left.len() - 1)));
     }
-    let odds = odds(products, &order);
-    (order, odds)
+    let propensity = propensity(products, &order);
+    (order, propensity)
 }
 
-/// The odds of an order under the logging policy.
-pub fn odds(products: &[&Product; SLATE], order: &Order) -> f64 {
+/// The probability of an order under the logging policy.
+pub fn propensity(products: &[&Product; SLATE], order: &Order) -> f64 {
     let weights: Vec<f64> = order.iter().map(|item| weight(products[*item])).collect();
     (0..weights.len()).map(|place| weights[place] / weights[place..].iter().sum::<f64>()).product()
 }

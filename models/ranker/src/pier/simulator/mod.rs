@@ -10,7 +10,7 @@ mod shop;
 mod truth;
 
 pub use catalogue::{CandidateSet, Catalogue, CatalogueSize, FIELDS, Product};
-pub use log::{Page, arrange, odds, page};
+pub use log::{Page, arrange, page, propensity};
 pub use shop::{Shop, ShopSize};
 pub use truth::{LOOKS, Shopper, Truth};
 
