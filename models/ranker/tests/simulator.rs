@@ -17,10 +17,11 @@ fn shop() -> (Catalogue, Truth) {
     (catalogue, truth)
 }
 
-/// Values of every order of a visit's slate.
+/// True values of every order of a visit's candidates: the clicks to be expected of it.
 fn values(catalogue: &Catalogue, truth: &Truth, shopper: u64, session: u64) -> Vec<f64> {
     let set = catalogue.candidate_set(shopper, session);
-    truth.values(&truth.shopper(shopper, session), &catalogue.of(&set))
+    let (products, shopper) = (catalogue.of(&set), truth.shopper(shopper, session));
+    orders(SLATE, SLATE).iter().map(|order| truth.clicks(&shopper, &products, order).iter().sum()).collect()
 }
 
 #[test]
@@ -103,7 +104,7 @@ fn arranging_is_worth_something_and_by_items_alone_it_is_half_done() {
     for visit in 0..VISITS {
         let set = catalogue.candidate_set(visit, 3);
         let (products, shopper) = (catalogue.of(&set), truth.shopper(visit, 3));
-        let values = truth.values(&shopper, &products);
+        let values = values(&catalogue, &truth, visit, 3);
         let best = values[best(&values).expect("there are orders")];
         by_chance += values.iter().sum::<f64>() / values.len() as f64 / best / VISITS as f64;
         worst += values.iter().copied().fold(f64::MAX, f64::min) / best / VISITS as f64;

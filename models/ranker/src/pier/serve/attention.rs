@@ -329,7 +329,7 @@ impl Field {
             }
             let whole = 1.0 / shares.iter().sum::<f32>();
             shares.iter_mut().for_each(|share| *share *= whole);
-            shares[own] += f32::from(u8::from(self.residual));
+            shares[own] += f32::from(self.residual);
         }
     }
 }

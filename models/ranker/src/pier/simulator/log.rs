@@ -23,13 +23,6 @@ pub struct Page {
     pub clicks: [bool; SLATE],
 }
 
-impl Page {
-    /// Whether anything on it was clicked: only such pages tell of an interest.
-    pub fn is_clicked(&self) -> bool {
-        self.clicks.contains(&true)
-    }
-}
-
 /// The page of a visit: arranged by the logging policy, answered by the truth. `seed` is the log's.
 pub fn page(catalogue: &Catalogue, truth: &Truth, candidates: CandidateSet, seed: u64) -> Page {
     let products = catalogue.of(&candidates);

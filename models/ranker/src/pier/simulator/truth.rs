@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{Catalogue, Product, SLATE};
 use crate::{
-    pier::{Order, orders},
+    pier::Order,
     random::{normal, stream},
 };
 
@@ -114,11 +114,6 @@ impl Truth {
                 + self.arrangement * liked;
             1.0 / (1.0 + (-log_odds).exp())
         })
-    }
-
-    /// True value of every order of [`orders`]`(SLATE, SLATE)`: the clicks to be expected of it.
-    pub fn values(&self, shopper: &Shopper, products: &[&Product; SLATE]) -> Vec<f64> {
-        orders(SLATE, SLATE).iter().map(|order| self.clicks(shopper, products, order).iter().sum()).collect()
     }
 
     /// What the shopper thinks of an item by itself.

@@ -100,13 +100,12 @@ impl<'a> Bench<'a> {
                     let mut add = |what: &str, figure: f64| {
                         *outcome.figures.entry(format!("{}.{what}@{most}", generator.name())).or_default() += figure * share;
                     };
-                    let hit = |hit: bool| f64::from(u8::from(hit));
-                    add("hr_self", hit(hits(&candidates, &values)));
+                    add("hr_self", f64::from(hits(&candidates, &values)));
                     if let Some(frozen) = frozen.get(slate) {
-                        add("hr_frozen", hit(candidates.contains(frozen)));
+                        add("hr_frozen", f64::from(candidates.contains(frozen)));
                     }
                     if let Some(truth) = &truth {
-                        add("hr_true", hit(hits(&candidates, truth)));
+                        add("hr_true", f64::from(hits(&candidates, truth)));
                         add("ratio", value_ratio(best_of(&candidates, &values).unwrap_or(0), truth));
                     }
                 }
@@ -145,7 +144,7 @@ pub(super) fn place_rates(world: &World, point: &[f32]) -> [f64; PLACES] {
         let shown = world.dataset.pages[*page as usize].clicks.iter().zip(of_page(point, *page)).enumerate();
         for (place, (click, score)) in shown {
             if let Some(click) = click {
-                clicks[place] += f64::from(u8::from(*click));
+                clicks[place] += f64::from(*click);
                 foretold[place] += probability(*score);
             }
         }

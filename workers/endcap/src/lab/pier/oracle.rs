@@ -50,7 +50,7 @@ pub(super) fn oracle(world: &World, times: f64, scale: &Scale, stop: Stop, outco
                 let name = format!("{name}.{what}@{PAPER_MOST}");
                 *outcome.figures.entry(name).or_default() += figure / world.slates.len() as f64;
             };
-            add("hr_true", f64::from(u8::from(hits(&selected, &truth))));
+            add("hr_true", f64::from(hits(&selected, &truth)));
             add("ratio", value_ratio(best_of(&selected, &truth).unwrap_or(0), &truth));
         }
     }

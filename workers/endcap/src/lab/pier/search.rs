@@ -71,7 +71,7 @@ pub(super) fn search(
             let of_ways = [of(&chance), of(&nearest[..calls]), of(&likely), place_of(&found.order)];
             for (way, place) in WAYS.iter().zip(of_ways) {
                 let place = place.unwrap_or(0);
-                add(format!("{way}.hr_self@{calls}"), f64::from(u8::from(values[place] >= values[highest])));
+                add(format!("{way}.hr_self@{calls}"), f64::from(values[place] >= values[highest]));
                 add(format!("{way}.self_ratio@{calls}"), value_ratio(place, &values));
                 add(format!("{way}.ratio@{calls}"), value_ratio(place, &truth));
             }
