@@ -36,7 +36,7 @@ fn so_they_are_where_attention_leaves_nothing_to_most_items() {
     let mut scratch = Scratch::default();
     for size in SIZES {
         (0..3).for_each(|seed| check(&World::new(seed, size, 12.0), &mut scratch));
-        // More of these: one in twelve was off by more than is allowed while scores were worked out in f32.
+        // More of these: some were off by more than is allowed while scores were worked out in f32.
         (0..12).for_each(|seed| check(&World::of(Ocpm::RESIDUAL, seed, size, 12.0), &mut scratch));
     }
 }

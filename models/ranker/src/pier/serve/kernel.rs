@@ -53,8 +53,7 @@ pub struct Kernel {
 /// Attention within a field (Eq. 6, Eq. 7).
 pub(super) struct Within {
     /// The score of a pair of items, the query of one times the key of the other over √D, is a form of their embeddings, with a 1 behind each:
-    /// `[key, query]`. In f64, as scores may be hundreds, and what f32 loses of them shows in the clicks: where attention was steep (12 times the
-    /// drawn weights) and items counted by themselves, they were 1.2 · 10⁻⁵ off, and are 5 · 10⁻⁶ off like candle's.
+    /// `[key, query]`. In f64, as f32 loses of large scores what shows in the clicks (`docs/ranking.md` has how much).
     by_key: [[f64; DIMS + 1]; DIMS + 1],
     pub(super) value: Layer,
 }

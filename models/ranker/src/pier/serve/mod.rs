@@ -21,7 +21,7 @@ pub use arrange::Arranged;
 pub use file::{read, write};
 pub use kernel::Kernel;
 pub use request::{ClickedPage, History, Orders, RerankRequest};
-pub use score::{Prepared, Scores, Scratch};
+pub use score::{Scores, Scratch};
 pub use select::{Interest, Selector, Wanted};
 
 /// Most items of a slate.

@@ -64,7 +64,7 @@ pub struct Scores<'a> {
 }
 
 /// A slate that is ready to have its orders scored.
-pub struct Prepared<'a> {
+pub(super) struct Prepared<'a> {
     kernel: &'a Kernel,
     history: &'a History,
     items: usize,
@@ -93,7 +93,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the slate or the history is not such as the weights can see.
-    pub fn prepare<'a>(
+    pub(super) fn prepare<'a>(
         &'a self,
         request: &RerankRequest<'a>,
         history: &'a History,
@@ -111,10 +111,10 @@ impl Kernel {
         Ok(Prepared { kernel: self, history, items, scratch })
     }
 
-    /// Scores orders of a slate: [`Kernel::prepare`] and [`Prepared::score`] in one.
+    /// Scores orders of a slate.
     ///
     /// # Errors
-    /// Theirs.
+    /// When the slate or the history is not such as the weights can see, or the orders are not of such a slate.
     pub fn score<'a>(
         &'a self,
         request: &RerankRequest<'a>,
@@ -137,7 +137,7 @@ impl<'a> Prepared<'a> {
     ///
     /// # Errors
     /// When the orders are not of such a slate.
-    pub fn score(&mut self, orders: &Orders) -> Result<Scores<'_>, SlateError> {
+    pub(super) fn score(&mut self, orders: &Orders) -> Result<Scores<'_>, SlateError> {
         self.run(orders)?;
         Ok(self.scratch.scores())
     }
