@@ -6,9 +6,11 @@
 mod agreement;
 mod baselines;
 mod metrics;
+mod statistics;
 mod table;
 
 pub use agreement::{Agreement, keyword_overlap, theme_agreement};
 pub use baselines::{control_library, popular_keywords, popular_themes, random_keywords, random_themes};
 pub use metrics::{JudgedPage, JudgedPlacement, PolicyMetrics, judge};
+pub use statistics::{mean, quantile, standard_deviation, standard_error};
 pub use table::{markdown, share};

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::{
     linucb::{FEATURE_MAX, REWARD_MAX},
-    pier::serve::{ITEMS_MAX, ORDERS_MAX, POINT_MAX, WEIGHT_MAX, WORTH_MAX},
+    pier::serve::{ITEMS_MAX, ORDERS_MAX, POINT_MAX, WEIGHT_MAX},
 };
 
 /// Why a request or a lesson was refused. The policy is as it was before.
@@ -225,14 +225,6 @@ pub enum SlateError {
         /// Place of the item in the slate, from 0.
         item: usize,
         /// What they are.
-        value: f32,
-    },
-    /// What a click is worth is no number, below nothing or beyond all measure.
-    #[error("a click on item {item} is worth {value}: it is worth 0 at least and {WORTH_MAX} at most")]
-    Worth {
-        /// Place of the item in the slate, from 0.
-        item: usize,
-        /// What it is worth.
         value: f32,
     },
     /// There are too many orders to list them all.

@@ -88,13 +88,13 @@ fn bits_differ_as_often_as_the_angle_between_two_vectors_says() {
     for pair in 0..8 {
         let (a, b) = (vector(&mut rng), vector(&mut rng));
         let dot: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(a * b)).sum();
-        let odds = (dot / length(&a) / length(&b)).acos() / PI;
+        let probability = (dot / length(&a) / length(&b)).acos() / PI;
         let differ: u32 = (0..functions).map(|slot| distance(hash.hash(slot, &a), hash.hash(slot, &b))).sum();
         let count = (functions * bits) as f64;
-        let error = (odds * (1.0 - odds) / count).sqrt();
+        let error = (probability * (1.0 - probability) / count).sqrt();
         assert!(
-            (f64::from(differ) / count - odds).abs() < 4.0 * error,
-            "pair {pair}, seed {SEED}: {differ} of {count}, odds {odds}"
+            (f64::from(differ) / count - probability).abs() < 4.0 * error,
+            "pair {pair}, seed {SEED}: {differ} of {count}, probability {probability}"
         );
     }
     let positive: Vec<f32> = (0..DIMS).map(|_| rng.random_range(0.1..1.0)).collect();

@@ -57,7 +57,7 @@ fn score(model: &Model, dataset: &Dataset, point: &[f32], fpsm: &Fpsm) -> Score 
     let log_odds = reader.shown(dataset, point, &dataset.test).expect("log-odds");
     let (log_odds, clicks) = known(dataset, &dataset.test, &log_odds);
     let mut score = Score { auc: auc(&log_odds, &clicks).expect("clicks and others"), ..Score::default() };
-    let share = |is: bool| f64::from(u8::from(is)) / dataset.test.len() as f64;
+    let share = |is: bool| f64::from(is) / dataset.test.len() as f64;
     for page in &dataset.test {
         let visit = dataset.visit(*page);
         let values = reader.values(dataset, &visit, of_page(point, *page), &all).expect("values");

@@ -1,4 +1,4 @@
-//! The two-stage system as a service uses it: slates, odds, late feedback, refusals, snapshots.
+//! The two-stage system as a service uses it: slates, propensities, late feedback, refusals, snapshots.
 
 use endcap_ranker::{
     RankerError, SnapshotError,
@@ -60,7 +60,7 @@ fn a_slate_is_in_order_of_its_bounds_and_ties_fall_as_often_each_way() {
 }
 
 #[test]
-fn shuffled_requests_are_as_many_as_they_should_be_and_their_odds_are_true() {
+fn shuffled_requests_are_as_many_as_they_should_be_and_their_propensities_are_true() {
     const REQUESTS: u64 = 40_000;
     let (policy, items) = (taught(Sync::BeforeUpdate, 30), items(5, 3));
     let candidates: Vec<&Item> = items.iter().collect();
@@ -68,17 +68,17 @@ fn shuffled_requests_are_as_many_as_they_should_be_and_their_odds_are_true() {
     let (mut shuffled, mut at) = (0_u64, [[0_u64; 4]; 5]);
     for request in 0..REQUESTS {
         let slate = policy.rank(&candidates, 4, 0.25, request).unwrap();
-        let Some(odds) = slate.propensity else {
+        let Some(propensity) = slate.propensity else {
             assert_eq!(slate.placed, own.placed);
             continue;
         };
-        assert_eq!(odds, 0.25);
+        assert_eq!(propensity, 0.25);
         shuffled += 1;
         slate.placed.iter().enumerate().for_each(|(place, placed)| at[placed.candidate][place] += 1);
     }
-    let near = |count: u64, of: u64, odds: f64| {
-        let (expected, error) = (of as f64 * odds, (of as f64 * odds * (1.0 - odds)).sqrt());
-        assert!((count as f64 - expected).abs() < 4.5 * error, "{count} of {of}, odds {odds}");
+    let near = |count: u64, of: u64, probability: f64| {
+        let (expected, error) = (of as f64 * probability, (of as f64 * probability * (1.0 - probability)).sqrt());
+        assert!((count as f64 - expected).abs() < 4.5 * error, "{count} of {of}, probability {probability}");
     };
     near(shuffled, REQUESTS, 0.25);
     for placed in &own.placed {

@@ -3,7 +3,7 @@
 use endcap_ranker::{
     pier::{
         Order, best, hits, orders, random_choice,
-        simulator::{Catalogue, CatalogueSize, SLATE, Shop, ShopSize, Truth, arrange, odds, page},
+        simulator::{Catalogue, CatalogueSize, SLATE, Shop, ShopSize, Truth, arrange, page, propensity},
         value_ratio,
     },
     seed,
@@ -17,10 +17,11 @@ fn shop() -> (Catalogue, Truth) {
     (catalogue, truth)
 }
 
-/// Values of every order of a visit's slate.
+/// True values of every order of a visit's candidates: the clicks to be expected of it.
 fn values(catalogue: &Catalogue, truth: &Truth, shopper: u64, session: u64) -> Vec<f64> {
-    let slate = catalogue.slate(shopper, session);
-    truth.values(&truth.shopper(shopper, session), &catalogue.of(&slate))
+    let set = catalogue.candidate_set(shopper, session);
+    let (products, shopper) = (catalogue.of(&set), truth.shopper(shopper, session));
+    orders(SLATE, SLATE).iter().map(|order| truth.clicks(&shopper, &products, order).iter().sum()).collect()
 }
 
 #[test]
@@ -29,19 +30,19 @@ fn pages_are_a_function_of_their_seeds_and_the_policy_that_arranged_them_does_no
     let another = Truth::new(SEED + 1, &catalogue);
     let (mut clicks, mut other_clicks, mut times) = (0, 0, Vec::new());
     for session in 0..400 {
-        let page_by = |truth: &Truth| page(&catalogue, truth, catalogue.slate(1, session), SEED);
+        let page_by = |truth: &Truth| page(&catalogue, truth, catalogue.candidate_set(1, session), SEED);
         let (one, two) = (page_by(&truth), page_by(&another));
         assert_eq!(one, page_by(&truth), "seed {SEED}, session {session}");
         assert_eq!(
-            (&one.order, one.propensity, &one.slate),
-            (&two.order, two.propensity, &two.slate),
+            (&one.order, one.propensity, &one.candidates),
+            (&two.order, two.propensity, &two.candidates),
             "the truth shows in the log"
         );
-        let mut products = one.slate.products.to_vec();
+        let mut products = one.candidates.products.to_vec();
         products.sort_unstable();
         products.dedup();
         assert_eq!(products.len(), SLATE);
-        times.push(one.slate.at_ms);
+        times.push(one.candidates.at_ms);
         clicks += one.clicks.iter().filter(|click| **click).count();
         other_clicks += two.clicks.iter().filter(|click| **click).count();
     }
@@ -50,22 +51,22 @@ fn pages_are_a_function_of_their_seeds_and_the_policy_that_arranged_them_does_no
 }
 
 #[test]
-fn every_order_is_logged_as_often_as_its_odds_say() {
+fn every_order_is_logged_as_often_as_its_propensity_says() {
     const PAGES: u64 = 60_000;
     let (catalogue, _) = shop();
-    let slate = catalogue.slate(3, 1);
-    let (products, all) = (catalogue.of(&slate), orders(SLATE, SLATE));
-    let total: f64 = all.iter().map(|order| odds(&products, order)).sum();
-    assert!((total - 1.0).abs() < 1e-12, "the odds of all orders are {total}");
+    let set = catalogue.candidate_set(3, 1);
+    let (products, all) = (catalogue.of(&set), orders(SLATE, SLATE));
+    let total: f64 = all.iter().map(|order| propensity(&products, order)).sum();
+    assert!((total - 1.0).abs() < 1e-12, "the propensities of all orders come to {total}");
     let mut counts = vec![0_u64; all.len()];
     for draw in 0..PAGES {
-        let (order, propensity) = arrange(&products, &[SEED, draw]);
+        let (order, of_order) = arrange(&products, &[SEED, draw]);
         let place = all.binary_search(&order).expect("an order of the slate");
-        assert_eq!(propensity, odds(&products, &order));
+        assert_eq!(of_order, propensity(&products, &order));
         counts[place] += 1;
     }
     let surprise: f64 = all.iter().zip(&counts).fold(0.0, |sum, (order, count)| {
-        let expected = PAGES as f64 * odds(&products, order);
+        let expected = PAGES as f64 * propensity(&products, order);
         sum + (*count as f64 - expected).powi(2) / expected
     });
     // χ² with 119 degrees of freedom: mean 119, standard deviation 15.4.
@@ -78,12 +79,12 @@ fn clicks_are_as_many_as_the_truth_says_and_fewer_further_down() {
     let (catalogue, truth) = shop();
     let (mut clicked, mut expected, mut variance) = ([0.0; SLATE], [0.0; SLATE], [0.0; SLATE]);
     for visit in 0..VISITS {
-        let page = page(&catalogue, &truth, catalogue.slate(visit, 2), SEED);
-        let odds = truth.clicks(&truth.shopper(visit, 2), &catalogue.of(&page.slate), &page.order);
+        let page = page(&catalogue, &truth, catalogue.candidate_set(visit, 2), SEED);
+        let probabilities = truth.clicks(&truth.shopper(visit, 2), &catalogue.of(&page.candidates), &page.order);
         for place in 0..SLATE {
             clicked[place] += f64::from(page.clicks[place]);
-            expected[place] += odds[place];
-            variance[place] += odds[place] * (1.0 - odds[place]);
+            expected[place] += probabilities[place];
+            variance[place] += probabilities[place] * (1.0 - probabilities[place]);
         }
     }
     for place in 0..SLATE {
@@ -101,9 +102,9 @@ fn arranging_is_worth_something_and_by_items_alone_it_is_half_done() {
     let ((catalogue, truth), all) = (shop(), orders(SLATE, SLATE));
     let (mut by_chance, mut by_items, mut worst) = (0.0, 0.0, 0.0);
     for visit in 0..VISITS {
-        let slate = catalogue.slate(visit, 3);
-        let (products, shopper) = (catalogue.of(&slate), truth.shopper(visit, 3));
-        let values = truth.values(&shopper, &products);
+        let set = catalogue.candidate_set(visit, 3);
+        let (products, shopper) = (catalogue.of(&set), truth.shopper(visit, 3));
+        let values = values(&catalogue, &truth, visit, 3);
         let best = values[best(&values).expect("there are orders")];
         by_chance += values.iter().sum::<f64>() / values.len() as f64 / best / VISITS as f64;
         worst += values.iter().copied().fold(f64::MAX, f64::min) / best / VISITS as f64;
@@ -130,9 +131,9 @@ fn a_random_choice_of_k_hits_in_k_of_120_and_all_orders_hit_always() {
     for most in [1, 5, 10, 20, 50, 119, 120] {
         let hit = |(visit, values): (usize, &Vec<f64>)| hits(&random_choice(120, most, seed(&[SEED, visit as u64])), values);
         let hit = values.iter().enumerate().filter(|visit| hit(*visit)).count() as f64 / VISITS as f64;
-        let odds = most as f64 / 120.0;
-        let error = (odds * (1.0 - odds) / VISITS as f64).sqrt();
-        assert!((hit - odds).abs() <= 3.0 * error, "{most} of 120 hit in {hit}, seed {SEED}");
+        let chance = most as f64 / 120.0;
+        let error = (chance * (1.0 - chance) / VISITS as f64).sqrt();
+        assert!((hit - chance).abs() <= 3.0 * error, "{most} of 120 hit in {hit}, seed {SEED}");
     }
     for values in &values {
         assert!(hits(&all, values));

@@ -19,6 +19,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use endcap_evaluation::quantile;
 use endcap_runtime::{Stamp, Store, StoreError, SystemClock, Write};
 use endcap_schemas::UserKey;
 use endcap_store_scylla::{ScyllaConfig, ScyllaStore, migrate};
@@ -154,8 +155,8 @@ fn reads(time: Duration, shoppers: u64, read: impl Fn(&UserKey) -> Result<(), St
         times.push(asked.elapsed());
     }
     times.sort();
-    let at = |per_mille: usize| times[(times.len() * per_mille / 1_000).min(times.len() - 1)].as_micros();
-    Ok(Times { reads: times.len(), p50_us: at(500), p99_us: at(990), p999_us: at(999), longest_us: at(1_000) })
+    let at = |share: f64| quantile(&times, share).unwrap_or_default().as_micros();
+    Ok(Times { reads: times.len(), p50_us: at(0.5), p99_us: at(0.99), p999_us: at(0.999), longest_us: at(1.0) })
 }
 
 /// What the loop asks about a batch of shoppers before a stage sees it: one after the other, and together; medians, µs.
@@ -172,7 +173,7 @@ fn batches(store: &ScyllaStore) -> Result<BTreeMap<&'static str, f64>> {
     }
     let median = |times: &mut Vec<Duration>| {
         times.sort();
-        times[times.len() / 2].as_micros()
+        quantile(times, 0.5).unwrap_or_default().as_micros()
     };
     let (single, together) = (median(&mut single), median(&mut together));
     let figures = [("shoppers", BATCH as f64), ("one_by_one_us", single as f64), ("together_us", together as f64)];

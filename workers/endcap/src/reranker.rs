@@ -4,7 +4,7 @@
 use std::{fs, ops::ControlFlow, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, ensure};
-use endcap_ranker::pier::{PLACES, Schedule, best, orders};
+use endcap_ranker::pier::Schedule;
 use endcap_ranking::{Pier, RankingConfig};
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     lab::{
         Interval,
-        closed::{Arm, RowLog, Shop, World, Worlds, run, train_ocpm, worths},
+        closed::{Arm, RowLog, Shop, ValueRatio, World, Worlds, Worths, run, train_ocpm},
     },
     progress,
     train::DEMO,
@@ -116,33 +116,32 @@ pub fn train(args: &TrainArgs, config: &Config) -> Result<()> {
 /// # Errors
 /// When store or catalogue do not answer.
 pub fn judged(shop: &Shop<'_>, pier: &Pier) -> Result<Judged> {
-    let (all, mut count) = (orders(PLACES, PLACES), 0);
-    let (mut by_chance, mut possible) = (0.0, 0.0);
+    let (mut count, [mut by_chance, mut as_ranked, mut as_arranged]) = (0, [ValueRatio::default(); 3]);
     let (mut ranked, mut arranged) = (Vec::new(), Vec::new());
     for household in shop.households() {
         let rows = shop.rows(household, "judged")?;
         if rows.is_empty() {
             continue;
         }
-        let (mut as_ranked, mut as_arranged) = (0.0, 0.0);
-        for row in rows {
-            let worths = worths(shop, &row);
-            let order = pier.arrange(&row.input).context("a row that the service has is one that the model can see")?;
-            let place = all.iter().position(|other| *other == order).context("an order of all products is among all orders")?;
-            count += 1;
-            by_chance += worths.iter().sum::<f64>() / worths.len() as f64;
-            as_ranked += worths[0];
-            as_arranged += worths[place];
-            possible += best(&worths).map_or(0.0, |best| worths[best]);
+        let (mut of_ranked, mut of_arranged) = (0.0, 0.0);
+        for row in &rows {
+            let worths = Worths::of(shop, row);
+            let order = pier.arrange(&row.input).context("cannot arrange a row of the service")?;
+            by_chance.add(worths.by_chance(), &worths);
+            as_ranked.add(worths.as_ranked(), &worths);
+            as_arranged.add(worths.get(&order), &worths);
+            of_ranked += worths.as_ranked();
+            of_arranged += worths.get(&order);
         }
-        ranked.push(as_ranked);
-        arranged.push(as_arranged);
+        count += rows.len();
+        ranked.push(of_ranked);
+        arranged.push(of_arranged);
     }
     Ok(Judged {
         judged: count,
-        ratio_chance: by_chance / possible,
-        ratio_ranked: ranked.iter().sum::<f64>() / possible,
-        ratio_arranged: arranged.iter().sum::<f64>() / possible,
+        ratio_chance: by_chance.ratio(),
+        ratio_ranked: as_ranked.ratio(),
+        ratio_arranged: as_arranged.ratio(),
         lift: Interval::lift(&arranged, &ranked),
     })
 }

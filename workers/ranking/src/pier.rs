@@ -15,10 +15,10 @@
 use std::sync::{Mutex, PoisonError};
 
 use endcap_ranker::{
-    WeightsError,
+    SlateError, WeightsError,
     pier::{
-        Vocabulary,
-        serve::{self, History, Kernel, Scratch, Slate},
+        Vocabulary, log_odds,
+        serve::{self, EXACT_MAX, History, Kernel, Orders, RerankRequest, Scratch},
     },
 };
 use endcap_schemas::Budget;
@@ -80,14 +80,19 @@ impl RowInput {
                 Budget::High => 2,
             },
             items: (0..row.products.len()).map(item).collect(),
-            point: row.products.iter().map(|seen| log_odds(seen.expected)).collect(),
+            point: row.products.iter().map(|seen| point(seen.expected)).collect(),
         }
+    }
+
+    /// What a kernel is asked about it.
+    pub fn request(&self) -> RerankRequest<'_> {
+        RerankRequest { shopper: Some(self.budget), items: self.items.as_flattened(), point: &self.point }
     }
 }
 
-fn log_odds(expected: f64) -> f32 {
-    let odds = if expected.is_finite() { expected.clamp(EXPECTED.0, EXPECTED.1) } else { EXPECTED.0 };
-    (odds / (1.0 - odds)).ln() as f32
+/// v of an expected reward.
+fn point(expected: f64) -> f32 {
+    log_odds(if expected.is_finite() { expected.clamp(EXPECTED.0, EXPECTED.1) } else { EXPECTED.0 })
 }
 
 /// The model, with room for as many threads as ask at once.
@@ -117,27 +122,54 @@ impl Pier {
         self.kernel.version()
     }
 
-    /// The best order of a row of [`ARRANGED`] products. `None`, with a word, for what the model cannot see.
-    pub fn arrange(&self, input: &RowInput) -> Option<Vec<usize>> {
-        let items = input.items.concat();
-        let slate = Slate { shopper: Some(input.budget), items: &items, point: &input.point, worth: None };
-        let mut room = self.rooms.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        let arranged = self.kernel.arrange(&slate, &self.nobody, (&[], 0), &mut room);
-        let order = match arranged {
-            Ok(arranged) => Some(arranged.order.iter().map(|place| usize::from(*place)).collect()),
-            Err(error) => {
-                tracing::warn!(%error, "a row cannot be arranged and stays in the ranker's order");
-                None
-            }
-        };
-        self.rooms.lock().unwrap_or_else(PoisonError::into_inner).push(room);
-        order
+    /// The kernel, for whoever asks it in another way.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
     }
 
-    /// Arranges rows with it. One of fewer products than a page of the model has stays as it is.
-    pub fn into_rerank(self) -> Rerank {
-        Box::new(move |row: &Row<'_>| (row.products.len() == ARRANGED).then(|| self.arrange(&RowInput::of(row))).flatten())
+    /// The best of all orders of a row of [`ARRANGED`] products: its places in the order in which they are to be shown.
+    ///
+    /// # Errors
+    /// When the row is not such as the model can see.
+    pub fn arrange(&self, input: &RowInput) -> Result<Vec<usize>, SlateError> {
+        self.in_a_room(|room| {
+            let arranged = self.kernel.arrange(&input.request(), &self.nobody, EXACT_MAX, room)?;
+            Ok(places(arranged.order))
+        })
     }
+
+    /// The best of some orders of a row.
+    ///
+    /// # Errors
+    /// When the row is not such as the model can see, or the orders are of other rows.
+    pub fn best_of(&self, input: &RowInput, orders: &Orders) -> Result<Vec<usize>, SlateError> {
+        self.in_a_room(|room| {
+            let best = self.kernel.score(&input.request(), &self.nobody, orders, room)?.best;
+            Ok(places(orders.get(best)))
+        })
+    }
+
+    fn in_a_room<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
+        let rooms = || self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut room = rooms().pop().unwrap_or_default();
+        let done = work(&mut room);
+        rooms().push(room);
+        done
+    }
+
+    /// Arranges rows with it. One of fewer products than a page of the model has stays as it is; so does, with a word, what the model cannot see.
+    pub fn into_rerank(self) -> Rerank {
+        Box::new(move |row: &Row<'_>| {
+            let is_whole = row.products.len() == ARRANGED;
+            let arranged = is_whole.then(|| self.arrange(&RowInput::of(row)))?;
+            let unseen = |error: &SlateError| tracing::warn!(%error, "a row cannot be arranged and stays in the ranker's order");
+            arranged.inspect_err(unseen).ok()
+        })
+    }
+}
+
+fn places(order: &[u8]) -> Vec<usize> {
+    order.iter().map(|place| usize::from(*place)).collect()
 }
 
 #[cfg(test)]

@@ -154,25 +154,6 @@ fn round(problem: &Problem, policy: &mut TwoStage, noises: &[f64], ties: u64) ->
     arm
 }
 
-/// Mean of a figure over runs, and the standard error of that mean.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Summary {
-    /// The mean.
-    pub mean: f64,
-    /// Its standard error; 0 for a single run.
-    pub error: f64,
-}
-
-impl Summary {
-    /// Over the values of all runs, of which there is one at least; summed in their order.
-    pub fn of(values: impl Iterator<Item = f64> + Clone) -> Self {
-        let count = values.clone().count().max(1) as f64;
-        let mean = values.clone().sum::<f64>() / count;
-        let squares = values.map(|value| (value - mean) * (value - mean)).sum::<f64>();
-        Self { mean, error: (squares / (count - 1.0).max(1.0) / count).sqrt() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,14 +235,5 @@ mod tests {
                 assert_eq!(of(System::SyncPre), of(System::SyncPost), "seed {SEED}, run {run}, γ {gamma}, σ {sigma}");
             }
         }
-    }
-
-    #[test]
-    fn a_mean_has_the_error_of_its_runs() {
-        let values = [1.0, 2.0, 3.0, 4.0];
-        let summary = Summary::of(values.iter().copied());
-        assert_eq!(summary.mean, 2.5);
-        assert!((summary.error - (5.0_f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12, "{summary:?}");
-        assert_eq!(Summary::of([3.0].into_iter()), Summary { mean: 3.0, error: 0.0 });
     }
 }

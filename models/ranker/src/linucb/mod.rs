@@ -9,7 +9,7 @@ mod posterior;
 pub mod snapshot;
 mod stage;
 
-pub use policy::{Item, Nomination, Placed, Shown, Slate, Sync, TwoStage};
+pub use policy::{Item, Nomination, Placed, RankedList, Shown, Sync, TwoStage};
 pub use posterior::Posterior;
 pub use stage::{LinUcb, Score, sqrt_beta};
 

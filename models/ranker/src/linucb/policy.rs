@@ -67,10 +67,10 @@ pub struct Placed {
 
 /// Candidates in the order in which they are shown.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Slate {
+pub struct RankedList {
     /// First to last.
     pub placed: Vec<Placed>,
-    /// Of a shuffled slate, the odds that a given item of it stands at a given place. Others are the policy's own choice, which is no matter of
+    /// Of a shuffled slate, the probability that a given item of it stands at a given place. Others are the policy's own choice, which is no matter of
     /// chance: for them there is its version, and the bonus in each score.
     pub propensity: Option<f64>,
 }
@@ -134,21 +134,21 @@ impl TwoStage {
     ///
     /// # Errors
     /// When a candidate is not what the ranker takes.
-    pub fn rank(&self, candidates: &[&Item], most: usize, shuffled: f64, ties: u64) -> Result<Slate, RankerError> {
+    pub fn rank(&self, candidates: &[&Item], most: usize, shuffled: f64, ties: u64) -> Result<RankedList, RankerError> {
         let scores = candidates.iter().map(|item| Ok(self.ranker.score(self.of_ranker(item)?)));
         let scores = scores.collect::<Result<Vec<Score>, RankerError>>()?;
         let bounds = candidates.iter().zip(&scores).map(|(item, score)| (item.id, score.bound(self.exploration)));
         let order = best(bounds, most, ties);
         let mut placed: Vec<Placed> = order.into_iter().map(|candidate| Placed { candidate, score: scores[candidate] }).collect();
         let mut propensity = None;
-        // The odds are drawn from 0 to below 1: where none are to be shuffled none is.
+        // What is drawn is from 0 to below 1: where none are to be shuffled none is.
         if placed.len() > 1 && stream(&[SHUFFLE_STREAM, ties]).random::<f64>() < shuffled {
             let ids = placed.iter().map(|placed| candidates[placed.candidate].id);
             let own: Vec<u64> = [SHUFFLE_STREAM, ties].into_iter().chain(ids).collect();
             placed.shuffle(&mut stream(&own));
             propensity = Some((placed.len() as f64).recip());
         }
-        Ok(Slate { placed, propensity })
+        Ok(RankedList { placed, propensity })
     }
 
     /// Learns from one request: every shown item with its reward, in display order, and everything that was nominated. The ranker and every

@@ -1,15 +1,8 @@
-//! Candidates that are found without FPSM: by beam search over point-wise scores, by looking at all, and by letting the evaluator lead.
+//! Candidates that are found without FPSM: by beam search over point-wise scores, and by letting the evaluator lead.
 
 use std::collections::HashSet;
 
-use super::{
-    Order,
-    measure::best,
-    orders::{count, orders},
-};
-
-/// Up to so many orders all are evaluated: then the best is found for sure, at a cost that a page can bear.
-pub const EXACT_MAX: usize = 1_000;
+use super::{Order, measure::first_highest};
 
 /// PRS's generator (section 5.3.1): beam search over the expected clicks of a page, place by place, that point-wise scores foretell; `width`
 /// orders, best first. As the sum of the scores alone is the same for all orders of the same items, each place counts with its rate of clicks.
@@ -39,27 +32,6 @@ pub struct Found {
     pub calls: usize,
 }
 
-/// The best of `shown` out of `items` under an evaluator: of all orders where those are at most [`EXACT_MAX`], else of at most `calls_max` that
-/// [`guided`] comes upon from `start`.
-///
-/// # Errors
-/// The evaluator's.
-pub fn arrange<E>(
-    items: usize,
-    start: &[Order],
-    shown: usize,
-    calls_max: usize,
-    mut evaluate: impl FnMut(&[Order]) -> Result<Vec<f64>, E>,
-) -> Result<Found, E> {
-    if count(items, shown) > EXACT_MAX {
-        return guided(items, start, calls_max, evaluate);
-    }
-    let all = orders(items, shown);
-    let values = evaluate(&all)?;
-    let place = best(&values).unwrap_or(0);
-    Ok(Found { order: all[place].clone(), value: values[place], calls: all.len() })
-}
-
 /// Best-first search: the evaluator is asked about `start`, then always about all that is one step (two places swapped, or one item replaced
 /// by one that is not shown) from the best order whose neighbours it does not know yet. Ends after `calls_max` orders.
 ///
@@ -80,7 +52,7 @@ pub fn guided<E>(
         let values = evaluate(&next)?;
         expanded.resize(known.len() + next.len(), false);
         known.extend(next.drain(..).zip(values));
-        let open = (0..known.len()).filter(|place| !expanded[*place]).max_by(|a, b| known[*a].1.total_cmp(&known[*b].1));
+        let open = first_highest((0..known.len()).filter(|place| !expanded[*place]).map(|place| (place, known[place].1)));
         match open.filter(|_| seen.len() < calls_max) {
             Some(place) => {
                 expanded[place] = true;
@@ -90,7 +62,8 @@ pub fn guided<E>(
         }
     }
     let calls = known.len();
-    let (order, value) = known.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or_default();
+    let best = first_highest(known.iter().map(|(order, value)| ((order, *value), *value)));
+    let (order, value) = best.map(|(order, value)| (order.clone(), value)).unwrap_or_default();
     Ok(Found { order, value, calls })
 }
 
@@ -134,13 +107,10 @@ mod tests {
     }
 
     #[test]
-    fn few_orders_are_all_evaluated_and_many_are_searched_within_the_calls() {
-        for (items, shown, calls_max, wanted) in [(5, 5, 7, 120), (10, 3, 7, 720), (10, 5, 300, 300)] {
-            let start: Vec<Order> = vec![(0..shown).collect()];
-            let found = arrange(items, &start, shown, calls_max, by_number).expect("a value");
-            assert_eq!(found.calls, wanted, "{shown} of {items}");
-            assert_eq!(found.order, (0..shown).map(|place| items - 1 - place).collect::<Order>());
-        }
+    fn many_orders_are_searched_within_the_calls() {
+        let start: Vec<Order> = vec![(0..5).collect()];
+        let found = guided(10, &start, 300, by_number).expect("a value");
+        assert_eq!((found.calls, found.order), (300, vec![9, 8, 7, 6, 5]));
         let none = guided(10, &[], 10, by_number).expect("no value");
         assert_eq!(none.calls, 0);
     }

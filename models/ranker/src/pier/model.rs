@@ -156,6 +156,11 @@ pub fn of_page(numbers: &[f32], page: u32) -> &[f32] {
     }
 }
 
+/// Log-odds of a probability.
+pub fn log_odds(probability: f64) -> f32 {
+    (probability / (1.0 - probability)).ln() as f32
+}
+
 /// The probability of log-odds.
 pub fn probability(log_odds: f32) -> f64 {
     1.0 / (1.0 + f64::from(-log_odds.clamp(-LOG_ODDS_MAX, LOG_ODDS_MAX)).exp())

@@ -89,14 +89,14 @@ pub fn train(
 
 fn validate(model: &Model, dataset: &Dataset, point: &[f32]) -> Result<f64, PierError> {
     let log_odds = model.reader()?.shown(dataset, point, &dataset.valid)?;
-    let (log_odds, odds) = known(dataset, &dataset.valid, &log_odds);
-    Ok(log_loss(&log_odds, &odds))
+    let (log_odds, clicks) = known(dataset, &dataset.valid, &log_odds);
+    Ok(log_loss(&log_odds, &clicks))
 }
 
-/// Log-odds of pages' items whose clicks are known, and those clicks as odds 0 or 1.
+/// Log-odds of pages' items whose clicks are known, and those clicks as probabilities, 0 or 1.
 pub fn known(dataset: &Dataset, pages: &[u32], log_odds: &[f32]) -> (Vec<f32>, Vec<f64>) {
     let clicks = pages.iter().flat_map(|page| dataset.pages[*page as usize].clicks);
-    clicks.zip(log_odds).filter_map(|(click, x)| click.map(|click| (*x, f64::from(u8::from(click))))).unzip()
+    clicks.zip(log_odds).filter_map(|(click, x)| click.map(|click| (*x, f64::from(click)))).unzip()
 }
 
 /// Gradients of Eq. 15 by all weights.

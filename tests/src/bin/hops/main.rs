@@ -22,6 +22,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
+use endcap_evaluation::quantile;
 use endcap_log_kafka::{Kafka, KafkaConfig, KafkaSettings, TopicSettings, Topics};
 use endcap_runtime::{Broker, Embedded, EmbeddedConfig, Headers, Log, Outgoing, Store, SystemClock};
 use endcap_schemas::{UserKey, topics::Topic, wire};
@@ -208,7 +209,7 @@ fn measure(args: &Args, place: &Place, command: Command, dir: &Path) -> Result<R
     let memory_bytes = running.peak_memory()?;
     running.end()?;
     singles.sort_by(f64::total_cmp);
-    let at = |share: f64| singles[((singles.len() - 1) as f64 * share).round() as usize];
+    let at = |share: f64| quantile(&singles, share).unwrap_or(f64::NAN);
     Ok(Round { records_per_second, memory_bytes, cpu_us_per_record, single_ms_p50: at(0.5), single_ms_p99: at(0.99) })
 }
 
@@ -322,7 +323,7 @@ fn median(rounds: &[Round]) -> Round {
     let of = |figure: fn(&Round) -> f64| {
         let mut values: Vec<f64> = rounds.iter().map(figure).collect();
         values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
+        quantile(&values, 0.5).unwrap_or(f64::NAN)
     };
     Round {
         records_per_second: of(|round| round.records_per_second),

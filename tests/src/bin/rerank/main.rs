@@ -15,6 +15,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use endcap_evaluation::quantile;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -63,7 +64,7 @@ struct Round {
 impl Round {
     fn of(mut times_us: Vec<f64>) -> Self {
         times_us.sort_by(f64::total_cmp);
-        let at = |share: f64| times_us[((times_us.len() - 1) as f64 * share).round() as usize];
+        let at = |share: f64| quantile(&times_us, share).unwrap_or(f64::NAN);
         Self { p50_us: at(0.5), p99_us: at(0.99) }
     }
 }
@@ -155,6 +156,5 @@ fn figures(rounds: &[Round]) -> Value {
         values.iter().map(|value| (value * 10.0).round() / 10.0).collect::<Vec<_>>()
     };
     let (p50, p99) = (sorted(|round| round.p50_us), sorted(|round| round.p99_us));
-    let middle = rounds.len() / 2;
-    json!({ "p50": p50[middle], "p50_min": p50[0], "p50_max": p50[p50.len() - 1], "p99": p99[middle] })
+    json!({ "p50": quantile(&p50, 0.5), "p50_min": p50.first(), "p50_max": p50.last(), "p99": quantile(&p99, 0.5) })
 }

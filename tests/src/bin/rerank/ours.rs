@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use endcap_ranker::pier::{
     FpsmSetting, Order, Reader, best,
     fpsm::{BITS_MAX, Places},
-    serve::{History, Interest, Kernel, Orders, Scratch, Selector, Slate},
+    serve::{History, Interest, Kernel, Orders, RerankRequest, Scratch, Selector, Wanted},
 };
 
 use crate::slates::{Asked, World};
@@ -39,8 +39,8 @@ impl<'a> Ours<'a> {
         for asked in &world.slates {
             let (pages, visit) = (asked.pages(), world.visit(asked));
             let of_shopper = (kernel.encode(&pages, &mut scratch)?, selector.encode(&kernel, &pages)?);
-            let when = (size.some, visit.at_ms);
-            let numbers = selector.select(&kernel, &slate(world, asked), &of_shopper.1, &all, when, &mut scratch)?;
+            let wanted = Wanted { most: size.some, at_ms: visit.at_ms };
+            let numbers = selector.select(&kernel, &request(world, asked), &of_shopper.1, &all, wanted, &mut scratch)?;
             let numbers: Vec<usize> = numbers.iter().map(|number| *number as usize).collect();
             let orders: Vec<Order> = numbers.iter().map(|number| world.all[*number].clone()).collect();
             some.push(Orders::of(size.items, size.places, &orders)?);
@@ -62,25 +62,27 @@ impl<'a> Ours<'a> {
         let times = vec![
             (
                 "score all",
-                timed(world, count, |at, asked| Ok(kernel.score(&slate(world, asked), &known[at].0, all, scratch)?.best))?,
+                timed(world, count, |at, asked| Ok(kernel.score(&request(world, asked), &known[at].0, all, scratch)?.best))?,
             ),
             (
                 "score some",
-                timed(world, count, |at, asked| Ok(kernel.score(&slate(world, asked), &known[at].0, &some[at], scratch)?.best))?,
+                timed(world, count, |at, asked| {
+                    Ok(kernel.score(&request(world, asked), &known[at].0, &some[at], scratch)?.best)
+                })?,
             ),
             (
                 "select",
                 timed(world, count, |at, asked| {
-                    let when = (most, world.visit(asked).at_ms);
-                    Ok(selector.select(kernel, &slate(world, asked), &known[at].1, all, when, scratch)?.len())
+                    let wanted = Wanted { most, at_ms: world.visit(asked).at_ms };
+                    Ok(selector.select(kernel, &request(world, asked), &known[at].1, all, wanted, scratch)?.len())
                 })?,
             ),
             (
                 "select and score",
                 timed(world, count, |at, asked| {
-                    let (slate, when) = (slate(world, asked), (most, world.visit(asked).at_ms));
-                    all.choose_into(selector.select(kernel, &slate, &known[at].1, all, when, scratch)?, &mut chosen);
-                    Ok(kernel.score(&slate, &known[at].0, &chosen, scratch)?.best)
+                    let (request, wanted) = (request(world, asked), Wanted { most, at_ms: world.visit(asked).at_ms });
+                    all.choose_into(selector.select(kernel, &request, &known[at].1, all, wanted, scratch)?, &mut chosen);
+                    Ok(kernel.score(&request, &known[at].0, &chosen, scratch)?.best)
                 })?,
             ),
             ("encode history", timed(world, count, |_, asked| Ok(kernel.encode(&asked.pages(), scratch)?.len()))?),
@@ -107,7 +109,7 @@ impl<'a> Ours<'a> {
     pub(crate) fn values_all(&mut self) -> Result<Vec<Vec<f64>>> {
         let Self { world, kernel, scratch, all, known, .. } = self;
         let values = |(asked, known): (&Asked, &(History, Interest))| -> Result<Vec<f64>> {
-            let scores = kernel.score(&slate(world, asked), &known.0, all, scratch)?;
+            let scores = kernel.score(&request(world, asked), &known.0, all, scratch)?;
             Ok(scores.values.iter().map(|value| f64::from(*value)).collect())
         };
         world.slates.iter().zip(&*known).map(values).collect()
@@ -135,9 +137,9 @@ impl<'a> Ours<'a> {
     }
 }
 
-fn slate<'a>(world: &World, asked: &'a Asked) -> Slate<'a> {
+fn request<'a>(world: &World, asked: &'a Asked) -> RerankRequest<'a> {
     let shopper = Some(world.dataset.visit(asked.page).shopper);
-    Slate { shopper, items: &asked.values, point: &asked.point, worth: None }
+    RerankRequest { shopper, items: &asked.values, point: &asked.point }
 }
 
 /// Times of `arrange` over so many slates, one after the other, µs.

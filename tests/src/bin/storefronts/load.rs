@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use endcap_evaluation::quantile;
 use endcap_schemas::UserKey;
 use serde_json::{Value, json};
 
@@ -179,11 +180,8 @@ impl Seen {
 fn times(times: &[Duration]) -> Value {
     let mut times = times.to_vec();
     times.sort();
-    let at = |per_mille: usize| {
-        let place = (times.len() * per_mille / 1_000).min(times.len().saturating_sub(1));
-        times.get(place).map(|time| round(time.as_secs_f64() * 1e3))
-    };
-    json!({ "count": times.len(), "p50_ms": at(500), "p99_ms": at(990), "p999_ms": at(999), "longest_ms": at(1_000) })
+    let at = |share: f64| quantile(&times, share).map(|time| round(time.as_secs_f64() * 1e3));
+    json!({ "count": times.len(), "p50_ms": at(0.5), "p99_ms": at(0.99), "p999_ms": at(0.999), "longest_ms": at(1.0) })
 }
 
 pub(crate) fn round(value: f64) -> f64 {

@@ -1,5 +1,6 @@
 //! Means of a few runs, and how far they may be off.
 
+use endcap_evaluation::{mean, standard_error};
 use serde::Serialize;
 
 /// A mean with its 95 % confidence interval.
@@ -20,14 +21,11 @@ const T: [f64; 30] = [
 impl Interval {
     /// Of independent runs, at least one.
     pub(crate) fn of(runs: &[f64]) -> Self {
-        let count = runs.len() as f64;
-        let mean = runs.iter().sum::<f64>() / count;
-        let squares: f64 = runs.iter().map(|run| (run - mean) * (run - mean)).sum();
         let t = match runs.len() {
             0 | 1 => f64::NAN,
             runs => T[(runs - 2).min(T.len() - 1)],
         };
-        Self { mean, half: t * (squares / (count - 1.0) / count).sqrt() }
+        Self { mean: mean(runs), half: t * standard_error(runs) }
     }
 
     /// By what share each run of `own` is above the one of `base` beside it.

@@ -4,9 +4,9 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use endcap_evaluation::markdown;
+use endcap_evaluation::{markdown, mean, standard_error};
 use endcap_ranker::{
-    linucb::experiment::{Problem, Setting, Summary, System, regrets},
+    linucb::experiment::{Problem, Setting, System, regrets},
     seed,
 };
 
@@ -40,6 +40,13 @@ struct Study {
     /// Features that nominators see; `None` in the motivating example.
     seen: Option<usize>,
     setting: Setting,
+}
+
+/// Mean of a figure over runs, and the standard error of that mean.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Summary {
+    mean: f64,
+    error: f64,
 }
 
 /// What came of a study: one summary for each recorded round.
@@ -101,7 +108,10 @@ fn outcomes(studies: &[Study], args: &LinucbArgs) -> Vec<Outcome> {
     let results = in_parallel(jobs, threads(args.threads), job, done);
     steps.finish();
     let of_study = studies.iter().zip(results.chunks(chunks as usize));
-    let summary = |runs: &[Vec<Vec<f64>>], place: usize| Summary::of(runs.iter().flatten().map(|run| run[place]));
+    let summary = |runs: &[Vec<Vec<f64>>], place: usize| {
+        let regrets: Vec<f64> = runs.iter().flatten().map(|run| run[place]).collect();
+        Summary { mean: mean(&regrets), error: standard_error(&regrets) }
+    };
     of_study
         .map(|(study, runs)| Outcome { study: *study, regret: (0..rounds.len()).map(|place| summary(runs, place)).collect() })
         .collect()
@@ -132,24 +142,18 @@ fn table(outcomes: &[Outcome]) -> String {
 
 /// The last round as Markdown: a row for each setting, a column for each system.
 fn last_rounds(outcomes: &[Outcome]) -> String {
-    let mut rows: Vec<(Option<usize>, f64, f64)> = Vec::new();
-    for Outcome { study: Study { seen, setting }, .. } in
-        outcomes.iter().filter(|outcome| outcome.study.setting.system == System::Naive)
-    {
-        rows.push((*seen, setting.gamma, setting.sigma));
-    }
-    let cell = |system: System, (seen, gamma, sigma): (Option<usize>, f64, f64)| {
-        let seen = if system == System::Single { seen.map(|_| SEEN[0]) } else { seen };
-        let last = find(outcomes, seen, system, gamma, sigma).regret.last().expect("a last round");
+    let cell = |system: System, Study { seen, setting }: &Study| {
+        let seen = if system == System::Single { seen.map(|_| SEEN[0]) } else { *seen };
+        let last = find(outcomes, seen, system, setting.gamma, setting.sigma).regret.last().expect("a last round");
         format!("{:.2} ± {:.2}", last.mean, last.error)
     };
-    let rows: Vec<Vec<String>> = rows
-        .into_iter()
-        .map(|row| {
-            let setting = [row.0.map_or("–".to_owned(), |seen| seen.to_string()), row.1.to_string(), row.2.to_string()];
-            setting.into_iter().chain(System::ALL.map(|system| cell(system, row))).collect()
-        })
-        .collect();
+    let row = |study: &Study| -> Vec<String> {
+        let (seen, Setting { gamma, sigma, .. }) = (study.seen, study.setting);
+        let setting = [seen.map_or("–".to_owned(), |seen| seen.to_string()), gamma.to_string(), sigma.to_string()];
+        setting.into_iter().chain(System::ALL.map(|system| cell(system, study))).collect()
+    };
+    let naive = outcomes.iter().map(|outcome| &outcome.study).filter(|study| study.setting.system == System::Naive);
+    let rows: Vec<Vec<String>> = naive.map(row).collect();
     let labels = System::ALL.map(System::label);
     markdown(&[&["features seen", "γ", "σ"], &labels[..]].concat(), &rows)
 }

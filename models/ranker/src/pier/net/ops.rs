@@ -236,9 +236,8 @@ impl CustomOp1 for CrossEntropy {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.to_scalar::<f32>()?;
-        let to_x = |(x, label): (&f32, &Option<bool>)| {
-            label.map_or(0.0, |label| grad * (1.0 / (1.0 + (-x).exp()) - f32::from(u8::from(label))))
-        };
+        let to_x =
+            |(x, label): (&f32, &Option<bool>)| label.map_or(0.0, |label| grad * (1.0 / (1.0 + (-x).exp()) - f32::from(label)));
         let values = read(x, |x| x.iter().zip(&self.0).map(to_x).collect())?;
         tensor(values, x.shape()).map(Some)
     }

@@ -11,7 +11,8 @@ use std::ops::Range;
 
 use super::{
     kernel::{FIRST_LANES, Kernel, QKV},
-    lanes::{LANES, Lane, Out, Rows, exp, on_this_processor, times},
+    lanes::{LANES, Lane, exp, on_this_processor},
+    layer::{Out, Rows, times},
     request::Orders,
 };
 use crate::pier::{PLACES, nets::HIDDEN};
@@ -21,7 +22,7 @@ const BLOCK: usize = 48;
 /// Most different sequences of classes that there may be for them to be looked up.
 const SHARED_MAX: usize = 4_096;
 /// Scores that lie further apart than this have no shares of one that could all be told as numbers.
-const STEEP: f32 = 60.0;
+const STEEP: f64 = 60.0;
 const NONE: u32 = u32::MAX;
 const LANES_OF: [usize; 2] = [HIDDEN[1].div_ceil(LANES), HIDDEN[2].div_ceil(LANES)];
 
@@ -32,13 +33,13 @@ pub(super) struct Field {
     class_of: Vec<u8>,
     /// Values of the classes.
     values: Vec<u32>,
-    /// Embeddings of the classes, then query, key and value.
+    /// Embeddings of the classes, and what attention mixes of them.
     embedded: Vec<Lane>,
-    projected: Vec<Lane>,
+    own: Vec<Lane>,
     /// What goes into the tables: rows of H where there is one set, else values.
     mixed: Vec<Lane>,
     /// Scores of pairs of classes, and e to the power of each less the highest of its row, `[classes, classes]`.
-    scores: Vec<f32>,
+    scores: Vec<f64>,
     powers: Vec<f32>,
     steep: bool,
     /// Whether an item's own value counts beside its share.
@@ -120,18 +121,16 @@ impl Field {
         self.values.len()
     }
 
-    /// Query, key and value of the classes, and their scores.
+    /// Values of attention of the classes, and their scores.
     fn attend(&mut self, kernel: &Kernel, number: usize) {
         let (classes, first) = (self.classes(), kernel.vocabulary.field(number, 0));
         self.embedded.clear();
         self.embedded.extend(self.values.iter().map(|value| kernel.table[(first + value) as usize]));
-        self.projected.resize(classes * QKV, Lane::default());
-        let x = Rows { lanes: &self.embedded, stride: 1 };
-        times(&kernel.within[number], classes, x, Out { lanes: &mut self.projected, stride: QKV, from: 0 });
+        self.own.resize(classes, Lane::default());
+        let (within, x) = (&kernel.within[number], Rows { lanes: &self.embedded, stride: 1 });
+        times(&within.value, classes, x, Out { lanes: &mut self.own, stride: 1, from: 0 });
         self.scores.clear();
-        for query in self.projected.chunks_exact(QKV) {
-            self.scores.extend(self.projected.chunks_exact(QKV).map(|key| dot::<false>(&query[0], &key[1])));
-        }
+        within.score(&self.embedded, &mut self.scores);
     }
 
     /// Makes what the tables are of: H of each class where a page shows all items; else the values, and what makes shares of any set.
@@ -140,13 +139,13 @@ impl Field {
         let (classes, scores) = (self.classes(), &self.scores);
         self.mixed.clear();
         if !whole {
-            self.mixed.extend(self.projected.chunks_exact(QKV).map(|value| value[2]));
+            self.mixed.extend(&self.own);
             self.powers.clear();
             self.steep = false;
             for row in scores.chunks_exact(classes) {
                 let highest = highest(row.iter());
                 self.steep |= row.iter().any(|score| highest - score > STEEP);
-                self.powers.extend(row.iter().map(|score| (score - highest).exp()));
+                self.powers.extend(row.iter().map(|score| power(*score, highest)));
             }
             return;
         }
@@ -154,13 +153,13 @@ impl Field {
             let highest = highest(self.class_of.iter().map(|class| &row[usize::from(*class)]));
             let (mut sum, mut total) = (Lane::default(), 0.0);
             for class in self.class_of.iter().map(|class| usize::from(*class)) {
-                let power = (row[class] - highest).exp();
-                sum.add_product::<false>(power, &self.projected[class * QKV + 2]);
+                let power = power(row[class], highest);
+                sum.add_product::<false>(power, &self.own[class]);
                 total += power;
             }
             let mut mixed = Lane(sum.0.map(|sum| sum / total));
             if residual {
-                mixed = mixed.plus::<false>(&self.projected[own * QKV + 2]);
+                mixed = mixed.plus::<false>(&self.own[own]);
             }
             self.mixed.push(mixed);
         }
@@ -232,8 +231,13 @@ impl Block {
     }
 }
 
-fn highest<'a>(numbers: impl Iterator<Item = &'a f32>) -> f32 {
-    numbers.copied().fold(f32::NEG_INFINITY, f32::max)
+fn highest<'a>(scores: impl Iterator<Item = &'a f64>) -> f64 {
+    scores.copied().fold(f64::NEG_INFINITY, f64::max)
+}
+
+/// e to the power of a score less the highest.
+fn power(score: f64, highest: f64) -> f32 {
+    ((score - highest) as f32).exp()
 }
 
 #[inline(always)]
@@ -318,14 +322,14 @@ impl Field {
             let (scores, powers) = (&self.scores[at.clone()], &self.powers[at]);
             if self.steep {
                 let highest = highest(sequence.iter().map(|class| &scores[usize::from(*class)]));
-                let power = |class: &u8| (scores[usize::from(*class)] - highest).exp();
-                shares.iter_mut().zip(sequence).for_each(|(share, class)| *share = power(class));
+                let score = |class: &u8| scores[usize::from(*class)];
+                shares.iter_mut().zip(sequence).for_each(|(share, class)| *share = power(score(class), highest));
             } else {
                 shares.iter_mut().zip(sequence).for_each(|(share, class)| *share = powers[usize::from(*class)]);
             }
             let whole = 1.0 / shares.iter().sum::<f32>();
             shares.iter_mut().for_each(|share| *share *= whole);
-            shares[own] += f32::from(u8::from(self.residual));
+            shares[own] += f32::from(self.residual);
         }
     }
 }

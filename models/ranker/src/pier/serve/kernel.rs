@@ -3,13 +3,16 @@
 //! What two layers do one after the other with nothing between is one layer here (MLP_1's last and the projections of Eq. 10), and scales are in
 //! the weights. What is the same for every slate is worked out once: places' share of MLP_3's first layer.
 
+use std::array;
+
 use super::{
     super::{
-        DIMS, HISTORY, Ocpm, Vocabulary, Weights,
+        DIMS, Ocpm, Vocabulary, Weights,
         nets::{HEAD, HIDDEN, MLP2, PAGE},
     },
     FIELDS_MAX, WEIGHT_MAX,
-    lanes::{LANES, Lane, Layer, padded},
+    lanes::{LANES, Lane, padded},
+    layer::Layer,
 };
 use crate::WeightsError;
 
@@ -33,8 +36,8 @@ pub struct Kernel {
     pub(super) print: u64,
     /// Embeddings, `[rows]`.
     pub(super) table: Vec<Lane>,
-    /// Query, key and value of each field (Eq. 7).
-    pub(super) within: Vec<Layer>,
+    /// Attention within each field.
+    pub(super) within: Vec<Within>,
     /// Whether an item's value counts beside what attention makes of it ([`Ocpm::residual`]).
     pub(super) residual: bool,
     /// The first layer of MLP_1, a part for each place, and its biases.
@@ -45,6 +48,14 @@ pub struct Kernel {
     pub(super) mlp2: [Layer; 3],
     pub(super) attend: Attend,
     pub(super) predict: Predict,
+}
+
+/// Attention within a field (Eq. 6, Eq. 7).
+pub(super) struct Within {
+    /// The score of a pair of items, the query of one times the key of the other over √D, is a form of their embeddings, with a 1 behind each:
+    /// `[key, query]`. In f64, as f32 loses of large scores what shows in the clicks (`docs/ranking.md` has how much).
+    by_key: [[f64; DIMS + 1]; DIMS + 1],
+    pub(super) value: Layer,
 }
 
 /// MLP_Att (Eq. 11), whose first layer is taken apart: MLP(q ‖ b ‖ q ⊙ b ‖ q − b) is q · (W_q + W_− + diag(b) W_⊙) + b · (W_b − W_−).
@@ -70,6 +81,19 @@ pub(super) struct Predict {
     pub(super) last: Head,
 }
 
+impl Within {
+    /// Adds the scores of each row of embeddings as a query with each as a key, `[rows, rows]`.
+    pub(super) fn score(&self, embedded: &[Lane], scores: &mut Vec<f64>) {
+        let form = |form: &[f64; DIMS + 1], x: &Lane| {
+            x.0.iter().zip(form).fold(form[DIMS], |sum, (x, weight)| sum + f64::from(*x) * weight)
+        };
+        for query in embedded {
+            let of_keys: [f64; DIMS + 1] = array::from_fn(|key| form(&self.by_key[key], query));
+            scores.extend(embedded.iter().map(|key| form(&of_keys, key)));
+        }
+    }
+}
+
 /// A layer with one output.
 pub(super) struct Head {
     pub(super) weights: [Lane; HEAD_LANES[1]],
@@ -89,7 +113,7 @@ impl Kernel {
         let table = source.tensor("embeddings", &[vocabulary.rows(), DIMS])?;
         let residual = source.0.get(&format!("{}.0.weight", Ocpm::RESIDUAL.within(0))).is_some();
         let parts = Ocpm { residual, ..Ocpm::WHOLE };
-        let within = |field| source.queries(&format!("{}.0", parts.within(field)), DIMS);
+        let within = |field| source.within(&format!("{}.0", parts.within(field)));
         let within = (0..fields).map(within).collect::<Result<_, _>>()?;
         let [first, second, third, fourth] =
             [[places * DIMS, HIDDEN[0]], [HIDDEN[0], HIDDEN[1]], [HIDDEN[1], HIDDEN[2]], [HIDDEN[2], DIMS]];
@@ -134,11 +158,6 @@ impl Kernel {
     pub fn version(&self) -> u64 {
         self.version
     }
-
-    /// Pages of a history that count.
-    pub fn history_max(&self) -> usize {
-        HISTORY
-    }
 }
 
 /// Tensors that must be there.
@@ -177,10 +196,18 @@ impl<'a> Source<'a> {
         Ok(Head { weights: packed, bias: bias[0] })
     }
 
-    /// Query, key and value of embeddings, with the scale of Eq. 6 in the query.
-    fn queries(&self, name: &str, inputs: usize) -> Result<Layer, WeightsError> {
-        let (weights, bias) = self.layer(name, [inputs, QKV * DIMS])?;
-        Ok(Layer::new(&scale_queries(weights), &scale_queries(bias), false))
+    fn within(&self, name: &str) -> Result<Within, WeightsError> {
+        let (weights, bias) = self.layer(name, [DIMS, QKV * DIMS])?;
+        let rows: Vec<&[f32]> = weights.chunks_exact(QKV * DIMS).chain([bias]).collect();
+        let score = |query: usize, key: usize| {
+            let products = rows[query].iter().zip(&rows[key][DIMS..2 * DIMS]).map(|(q, k)| f64::from(*q) * f64::from(*k));
+            products.sum::<f64>() / (DIMS as f64).sqrt()
+        };
+        let value: Vec<f32> = rows[..DIMS].iter().flat_map(|row| &row[2 * DIMS..]).copied().collect();
+        Ok(Within {
+            by_key: array::from_fn(|key| array::from_fn(|query| score(query, key))),
+            value: Layer::new(&value, &bias[2 * DIMS..], false),
+        })
     }
 
     /// A linear layer and the projections behind it, as one.

@@ -2,23 +2,21 @@
 
 use super::{
     super::{HISTORY, Order, PLACES, Vocabulary, orders::count},
-    ITEMS_MAX, ORDERS_MAX, POINT_MAX, WORTH_MAX,
+    ITEMS_MAX, ORDERS_MAX, POINT_MAX,
     kernel::{Kernel, PAGE_LANES},
     lanes::Lane,
 };
 use crate::SlateError;
 
-/// A slate that is to be arranged: as many items as a page shows, or more.
+/// A slate that is to be arranged, and for whom: as many items as a page shows, or more.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Slate<'a> {
+pub struct RerankRequest<'a> {
     /// Number of the shopper; none for one whom the model does not know, who then has no embedding.
     pub shopper: Option<u32>,
     /// Values of the items' fields, `[items, fields]`.
     pub items: &'a [u32],
     /// Point-wise log-odds of a click on each item, `[items]`.
     pub point: &'a [f32],
-    /// What a click on each is worth, `[items]`, such as its price; without, each is worth 1 and an order's value is in clicks.
-    pub worth: Option<&'a [f32]>,
 }
 
 /// A page that the shopper clicked on.
@@ -162,8 +160,8 @@ fn next(order: &mut [u8], items: u8) -> bool {
 
 impl Kernel {
     /// Whether the slate is one that the weights can see.
-    pub(super) fn check(&self, slate: &Slate<'_>) -> Result<(), SlateError> {
-        let Slate { shopper, items, point, worth } = *slate;
+    pub(super) fn check(&self, request: &RerankRequest<'_>) -> Result<(), SlateError> {
+        let RerankRequest { shopper, items, point } = *request;
         let (vocabulary, count) = (&self.vocabulary, point.len());
         if !(vocabulary.places()..=ITEMS_MAX).contains(&count) {
             return Err(SlateError::Items { got: count, shown: vocabulary.places() });
@@ -172,15 +170,8 @@ impl Kernel {
         if let Some(shopper) = shopper.filter(|shopper| *shopper >= vocabulary.shoppers()) {
             return Err(SlateError::Shopper { shopper, shoppers: vocabulary.shoppers() });
         }
-        if let Some(item) = point.iter().position(|point| point.is_nan() || point.abs() > POINT_MAX) {
-            return Err(SlateError::Point { item, value: point[item] });
-        }
-        let Some(worth) = worth else { return Ok(()) };
-        if worth.len() != count {
-            return Err(SlateError::Count { what: "worths of clicks", got: worth.len(), wanted: count });
-        }
-        match worth.iter().position(|worth| !(0.0..=WORTH_MAX).contains(worth)) {
-            Some(item) => Err(SlateError::Worth { item, value: worth[item] }),
+        match point.iter().position(|point| point.is_nan() || point.abs() > POINT_MAX) {
+            Some(item) => Err(SlateError::Point { item, value: point[item] }),
             None => Ok(()),
         }
     }

@@ -4,11 +4,12 @@
 //! the history has in it, of MLP_3 the page's part for all its places and the item's part for all orders.
 
 use super::{
-    super::{HISTORY, model::LOG_ODDS_MAX},
+    super::{HISTORY, measure::first_highest, model::LOG_ODDS_MAX},
     attention::Attention,
     kernel::{HEAD_LANES, Head, Kernel, PAGE_LANES},
-    lanes::{LANES, Lane, Layer, Out, Rows, exp, on_this_processor, times},
-    request::{ClickedPage, History, Orders, Slate},
+    lanes::{LANES, Lane, exp, on_this_processor},
+    layer::{Layer, Out, Rows, times},
+    request::{ClickedPage, History, Orders, RerankRequest},
     select::Selection,
 };
 use crate::{SlateError, pier::nets::MLP2};
@@ -54,7 +55,7 @@ struct Block {
 /// What came of scoring orders.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scores<'a> {
-    /// What each order is worth: the clicks to be expected of it, each counted with what it is worth.
+    /// What each order is worth: the clicks to be expected of it.
     pub values: &'a [f32],
     /// Click probabilities, `[orders, places]`.
     pub clicks: &'a [f32],
@@ -63,16 +64,15 @@ pub struct Scores<'a> {
 }
 
 /// A slate that is ready to have its orders scored.
-pub struct Prepared<'a> {
+pub(super) struct Prepared<'a> {
     kernel: &'a Kernel,
     history: &'a History,
-    worth: Option<&'a [f32]>,
     items: usize,
     scratch: &'a mut Scratch,
 }
 
 impl Kernel {
-    /// What the weights make of a shopper's clicked pages, newest first; those beyond [`Kernel::history_max`] are left out.
+    /// What the weights make of a shopper's clicked pages, newest first; those beyond [`HISTORY`] are left out.
     ///
     /// # Errors
     /// When a page is not such as the weights can see.
@@ -93,36 +93,36 @@ impl Kernel {
     ///
     /// # Errors
     /// When the slate or the history is not such as the weights can see.
-    pub fn prepare<'a>(
+    pub(super) fn prepare<'a>(
         &'a self,
-        slate: &Slate<'a>,
+        request: &RerankRequest<'a>,
         history: &'a History,
         scratch: &'a mut Scratch,
     ) -> Result<Prepared<'a>, SlateError> {
-        self.check(slate)?;
+        self.check(request)?;
         if history.print != self.print {
             return Err(SlateError::Stale);
         }
-        let items = slate.point.len();
-        scratch.attention.take(self, slate.items, items);
+        let items = request.point.len();
+        scratch.attention.take(self, request.items, items);
         scratch.blend(self, history);
-        scratch.place(self, slate);
+        scratch.place(self, request);
         scratch.block.resize(self);
-        Ok(Prepared { kernel: self, history, worth: slate.worth, items, scratch })
+        Ok(Prepared { kernel: self, history, items, scratch })
     }
 
-    /// Scores orders of a slate: [`Kernel::prepare`] and [`Prepared::score`] in one.
+    /// Scores orders of a slate.
     ///
     /// # Errors
-    /// Theirs.
+    /// When the slate or the history is not such as the weights can see, or the orders are not of such a slate.
     pub fn score<'a>(
         &'a self,
-        slate: &Slate<'a>,
+        request: &RerankRequest<'a>,
         history: &'a History,
         orders: &Orders,
         scratch: &'a mut Scratch,
     ) -> Result<Scores<'a>, SlateError> {
-        let mut prepared = self.prepare(slate, history, scratch)?;
+        let mut prepared = self.prepare(request, history, scratch)?;
         prepared.run(orders)?;
         Ok(prepared.into_scratch().scores())
     }
@@ -137,13 +137,13 @@ impl<'a> Prepared<'a> {
     ///
     /// # Errors
     /// When the orders are not of such a slate.
-    pub fn score(&mut self, orders: &Orders) -> Result<Scores<'_>, SlateError> {
+    pub(super) fn score(&mut self, orders: &Orders) -> Result<Scores<'_>, SlateError> {
         self.run(orders)?;
         Ok(self.scratch.scores())
     }
 
     fn run(&mut self, orders: &Orders) -> Result<(), SlateError> {
-        let Self { kernel, history, worth, items, scratch } = self;
+        let Self { kernel, history, items, scratch } = self;
         kernel.check_orders(orders, *items)?;
         let Scratch { attention, slots, placed, block, clicks, values, .. } = &mut **scratch;
         attention.project(kernel, orders);
@@ -156,20 +156,15 @@ impl<'a> Prepared<'a> {
             block.interest(kernel, history, slots, count);
             block.predict(kernel, placed, orders, from, &mut clicks[from * places..][..count * places]);
         }
-        for ((value, clicks), order) in values.iter_mut().zip(clicks.chunks_exact(places)).zip(orders.iter()) {
-            *value = match worth {
-                None => clicks.iter().sum(),
-                Some(worth) => clicks.iter().zip(order).map(|(click, item)| click * worth[usize::from(*item)]).sum(),
-            };
-        }
+        values.iter_mut().zip(clicks.chunks_exact(places)).for_each(|(value, clicks)| *value = clicks.iter().sum());
         Ok(())
     }
 }
 
 impl Scratch {
     fn scores(&self) -> Scores<'_> {
-        let better = |best: usize, order: usize| if self.values[order] > self.values[best] { order } else { best };
-        Scores { values: &self.values, clicks: &self.clicks, best: (0..self.values.len()).fold(0, better) }
+        let best = first_highest(self.values.iter().map(|value| f64::from(*value)).enumerate());
+        Scores { values: &self.values, clicks: &self.clicks, best: best.unwrap_or(0) }
     }
 
     /// MLP_Att's first layer for each page of the history.
@@ -182,22 +177,22 @@ impl Scratch {
     }
 
     /// MLP_3's first layer for each item at each place, without the page's part.
-    fn place(&mut self, kernel: &Kernel, slate: &Slate<'_>) {
+    fn place(&mut self, kernel: &Kernel, request: &RerankRequest<'_>) {
         let (vocabulary, predict) = (&kernel.vocabulary, &kernel.predict);
         let (fields, stride) = (vocabulary.fields(), vocabulary.fields() + 1);
         self.items.clear();
-        for (values, point) in slate.items.chunks_exact(fields).zip(slate.point) {
+        for (values, point) in request.items.chunks_exact(fields).zip(request.point) {
             let embedding = |(field, value): (usize, &u32)| kernel.table[vocabulary.field(field, *value) as usize];
             self.items.extend(values.iter().enumerate().map(embedding));
             self.items.push(Lane(std::array::from_fn(|at| if at == 0 { *point } else { 0.0 })));
         }
-        let embedding = slate.shopper.map_or_else(Lane::default, |shopper| kernel.table[vocabulary.shopper(shopper) as usize]);
+        let embedding = request.shopper.map_or_else(Lane::default, |shopper| kernel.table[vocabulary.shopper(shopper) as usize]);
         let (mut of_shopper, width) = ([Lane::default(); HEAD_LANES[0]], HEAD_LANES[0]);
         let x = Rows { lanes: &[embedding], stride: 1 };
         times(&predict.shopper, 1, x, Out { lanes: &mut of_shopper, stride: width, from: 0 });
-        self.of_items.resize(slate.point.len() * width, Lane::default());
+        self.of_items.resize(request.point.len() * width, Lane::default());
         let x = Rows { lanes: &self.items, stride };
-        times(&predict.item, slate.point.len(), x, Out { lanes: &mut self.of_items, stride: width, from: 0 });
+        times(&predict.item, request.point.len(), x, Out { lanes: &mut self.of_items, stride: width, from: 0 });
         self.placed.clear();
         for of_item in self.of_items.chunks_exact(width) {
             for of_place in predict.places.chunks_exact(width) {

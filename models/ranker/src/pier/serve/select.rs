@@ -10,7 +10,7 @@ use super::{
     },
     kernel::Kernel,
     lanes::{LANES, Lane, on_this_processor, padded},
-    request::{ClickedPage, Orders, Slate},
+    request::{ClickedPage, Orders, RerankRequest},
     score::Scratch,
 };
 use crate::{SlateError, pier::PLACES};
@@ -26,6 +26,15 @@ pub struct Selector {
     places: Vec<f32>,
     /// Directions of each slot, `[D, BIT_LANES]`.
     directions: Vec<Vec<Lane>>,
+}
+
+/// What is to be selected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Orders, at most (K).
+    pub most: usize,
+    /// The visit's time in milliseconds, which decides with the shopper how equal distances fall.
+    pub at_ms: i64,
 }
 
 /// What a selector makes of a shopper's clicked pages: kept like a [`super::History`].
@@ -84,42 +93,41 @@ impl Selector {
         Ok(Interest { print: kernel.print, slots: history.into_iter().flatten().enumerate().map(slot).collect() })
     }
 
-    /// Numbers of the `most` orders that lie nearest to what the shopper clicked on, nearest first. `at_ms` is the visit's time, which decides
-    /// with the shopper how equal distances fall.
+    /// Numbers of the orders that lie nearest to what the shopper clicked on, nearest first.
     ///
     /// # Errors
     /// When slate, orders or interest are not such as the weights can see.
     pub fn select<'a>(
         &self,
         kernel: &Kernel,
-        slate: &Slate<'_>,
+        request: &RerankRequest<'_>,
         interest: &Interest,
         orders: &Orders,
-        (most, at_ms): (usize, i64),
+        wanted: Wanted,
         scratch: &'a mut Scratch,
     ) -> Result<&'a [u32], SlateError> {
-        kernel.check(slate)?;
-        kernel.check_orders(orders, slate.point.len())?;
+        kernel.check(request)?;
+        kernel.check_orders(orders, request.point.len())?;
         if interest.print != kernel.print {
             return Err(SlateError::Stale);
         }
         let selection = &mut scratch.selection;
-        selection.place(kernel, slate, &self.places);
+        selection.place(kernel, request, &self.places);
         selection.distances.clear();
         selection.distances.resize(orders.len(), 0.0);
         distances(&self.directions, interest, &selection.added, orders, &mut selection.distances);
-        let shopper = slate.shopper.map_or(u64::MAX, u64::from);
-        Ok(selection.nearest(most, self.setting.ties(shopper, at_ms)))
+        let shopper = request.shopper.map_or(u64::MAX, u64::from);
+        Ok(selection.nearest(wanted.most, self.setting.ties(shopper, wanted.at_ms)))
     }
 }
 
 impl Selection {
-    fn place(&mut self, kernel: &Kernel, slate: &Slate<'_>, places: &[f32]) {
+    fn place(&mut self, kernel: &Kernel, request: &RerankRequest<'_>, places: &[f32]) {
         self.added.clear();
         let count = places.len() / LANES;
         for place in places.chunks_exact(LANES) {
             let added = |item: Lane| Lane(std::array::from_fn(|dim| item.0[dim] * place[dim] / count as f32));
-            self.added.extend(pooled(kernel, slate.items).map(added));
+            self.added.extend(pooled(kernel, request.items).map(added));
         }
     }
 

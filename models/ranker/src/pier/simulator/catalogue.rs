@@ -58,7 +58,7 @@ impl Product {
 
 /// Candidates of one visit, in no order that means anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slate {
+pub struct CandidateSet {
     /// Who visits.
     pub shopper: u64,
     /// Which of their visits it is, from 0.
@@ -97,16 +97,16 @@ impl Catalogue {
         Self { seed, size, products: (0..size.products).map(&mut product).collect() }
     }
 
-    /// The slate of a visit. Most products come from two categories that the visit is about, so that they compete.
-    pub fn slate(&self, shopper: u64, session: u64) -> Slate {
+    /// The candidates of a visit that shows all of them. Most products come from two categories that the visit is about, so that they compete.
+    pub fn candidate_set(&self, shopper: u64, session: u64) -> CandidateSet {
         let mut rng = stream(&[SLATE_STREAM, self.seed, shopper, session]);
         let mut products = [0; SLATE];
         products.iter_mut().zip(self.draw(SLATE, &mut rng)).for_each(|(place, product)| *place = product);
         let at_ms = session as i64 * SESSION_MS + rng.random_range(0..SESSION_MS / 2);
-        Slate { shopper, session, at_ms, products }
+        CandidateSet { shopper, session, at_ms, products }
     }
 
-    /// `most` candidates of a visit of which not all can be shown, all different, drawn like those of a slate.
+    /// `most` candidates of a visit of which not all can be shown, all different, drawn like those of a set.
     pub fn candidates(&self, shopper: u64, session: u64, most: usize) -> Vec<usize> {
         self.draw(most, &mut stream(&[CANDIDATE_STREAM, self.seed, shopper, session]))
     }
@@ -117,8 +117,8 @@ impl Catalogue {
         index::sample_weighted(rng, self.products.len(), weight, most).expect("weights are above zero").into_vec()
     }
 
-    /// The products of a slate.
-    pub fn of(&self, slate: &Slate) -> [&Product; SLATE] {
-        slate.products.map(|product| &self.products[product])
+    /// The products of a set.
+    pub fn of(&self, set: &CandidateSet) -> [&Product; SLATE] {
+        set.products.map(|product| &self.products[product])
     }
 }

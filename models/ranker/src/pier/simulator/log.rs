@@ -2,7 +2,7 @@
 
 use rand::RngExt;
 
-use super::{Catalogue, Product, SLATE, Slate, Truth};
+use super::{CandidateSet, Catalogue, Product, SLATE, Truth};
 use crate::{pier::Order, random::stream};
 
 const ARRANGE_STREAM: u64 = 61;
@@ -14,33 +14,26 @@ const PREFERENCE: f64 = 2.0;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page {
     /// Who saw what.
-    pub slate: Slate,
+    pub candidates: CandidateSet,
     /// The order in which it was shown: which candidate stands at each place.
     pub order: Order,
-    /// The odds that the logging policy had given this order.
+    /// The probability that the logging policy had given this order.
     pub propensity: f64,
     /// Whether the item at each place was clicked.
     pub clicks: [bool; SLATE],
 }
 
-impl Page {
-    /// Whether anything on it was clicked: only such pages tell of an interest.
-    pub fn is_clicked(&self) -> bool {
-        self.clicks.contains(&true)
-    }
-}
-
 /// The page of a visit: arranged by the logging policy, answered by the truth. `seed` is the log's.
-pub fn page(catalogue: &Catalogue, truth: &Truth, slate: Slate, seed: u64) -> Page {
-    let products = catalogue.of(&slate);
-    let (order, propensity) = arrange(&products, &[seed, slate.shopper, slate.session]);
-    let mut rng = stream(&[CLICK_STREAM, seed, slate.shopper, slate.session]);
-    let shopper = truth.shopper(slate.shopper, slate.session);
+pub fn page(catalogue: &Catalogue, truth: &Truth, candidates: CandidateSet, seed: u64) -> Page {
+    let products = catalogue.of(&candidates);
+    let (order, propensity) = arrange(&products, &[seed, candidates.shopper, candidates.session]);
+    let mut rng = stream(&[CLICK_STREAM, seed, candidates.shopper, candidates.session]);
+    let shopper = truth.shopper(candidates.shopper, candidates.session);
     let clicks = truth.clicks(&shopper, &products, &order).map(|probability| rng.random::<f64>() < probability);
-    Page { slate, order, propensity, clicks }
+    Page { candidates, order, propensity, clicks }
 }
 
-/// An order that the logging policy draws, and its odds. Places are filled from the first on, popular products being likelier (the model of
+/// An order that the logging policy draws, and its probability. Places are filled from the first on, popular products being likelier (the model of
 /// Plackett and Luce); every order is possible. It sees what everybody sees, and nothing else.
 pub fn arrange(products: &[&Product; SLATE], seeds: &[u64]) -> (Order, f64) {
     let mut rng = stream(&[&[ARRANGE_STREAM], seeds].concat());
@@ -54,12 +47,12 @@ pub fn arrange(products: &[&Product; SLATE], seeds: &[u64]) -> (Order, f64) {
         });
         order.push(left.remove(chosen.unwrap_or(left.len() - 1)));
     }
-    let odds = odds(products, &order);
-    (order, odds)
+    let propensity = propensity(products, &order);
+    (order, propensity)
 }
 
-/// The odds of an order under the logging policy.
-pub fn odds(products: &[&Product; SLATE], order: &Order) -> f64 {
+/// The probability of an order under the logging policy.
+pub fn propensity(products: &[&Product; SLATE], order: &Order) -> f64 {
     let weights: Vec<f64> = order.iter().map(|item| weight(products[*item])).collect();
     (0..weights.len()).map(|place| weights[place] / weights[place..].iter().sum::<f64>()).product()
 }

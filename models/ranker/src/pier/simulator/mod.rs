@@ -9,8 +9,8 @@ mod log;
 mod shop;
 mod truth;
 
-pub use catalogue::{Catalogue, CatalogueSize, FIELDS, Product, Slate};
-pub use log::{Page, arrange, odds, page};
+pub use catalogue::{CandidateSet, Catalogue, CatalogueSize, FIELDS, Product};
+pub use log::{Page, arrange, page, propensity};
 pub use shop::{Shop, ShopSize};
 pub use truth::{LOOKS, Shopper, Truth};
 

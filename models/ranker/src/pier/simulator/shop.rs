@@ -58,11 +58,11 @@ impl Shop {
     }
 
     fn view(&self, shopper: u64, session: u64) -> PageView {
-        let page = page(&self.catalogue, &self.truth, self.catalogue.slate(shopper, session), self.seed);
+        let page = page(&self.catalogue, &self.truth, self.catalogue.candidate_set(shopper, session), self.seed);
         PageView {
             shopper: shopper as u32,
-            at_ms: page.slate.at_ms,
-            items: std::array::from_fn(|place| page.slate.products[page.order[place]] as u32),
+            at_ms: page.candidates.at_ms,
+            items: std::array::from_fn(|place| page.candidates.products[page.order[place]] as u32),
             clicks: page.clicks.map(Some),
         }
     }

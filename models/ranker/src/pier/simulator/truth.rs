@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{Catalogue, Product, SLATE};
 use crate::{
-    pier::{Order, orders},
+    pier::Order,
     random::{normal, stream},
 };
 
@@ -116,11 +116,6 @@ impl Truth {
         })
     }
 
-    /// True value of every order of [`orders`]`(SLATE, SLATE)`: the clicks to be expected of it.
-    pub fn values(&self, shopper: &Shopper, products: &[&Product; SLATE]) -> Vec<f64> {
-        orders(SLATE, SLATE).iter().map(|order| self.clicks(shopper, products, order).iter().sum()).collect()
-    }
-
     /// What the shopper thinks of an item by itself.
     fn alone(&self, shopper: &Shopper, product: &Product) -> f64 {
         self.quality[product.id] + shopper.tastes[product.category]
@@ -222,8 +217,8 @@ mod tests {
     fn the_set_counts_in_any_order_alike() {
         let catalogue = Catalogue::new(1, CatalogueSize::default());
         for session in 0..50 {
-            let slate = catalogue.slate(1, session);
-            let products = catalogue.of(&slate);
+            let set = catalogue.candidate_set(1, session);
+            let products = catalogue.of(&set);
             let backwards: [&Product; SLATE] = std::array::from_fn(|place| products[SLATE - 1 - place]);
             for place in 0..SLATE {
                 assert_eq!(in_company(&products, place), in_company(&backwards, SLATE - 1 - place));

@@ -10,18 +10,18 @@ use anyhow::{Context, Result};
 use endcap_market::Expected;
 use endcap_ranker::{
     pier::{
-        Dataset, FpsmSetting, HISTORY, Kind, Model, Order, PLACES, Reader, Schedule, Visit, beam, best, best_first,
+        Dataset, FpsmSetting, HISTORY, Kind, Model, Order, PLACES, Reader, Schedule, Visit, beam, best_first,
         fpsm::Places,
         probability,
-        serve::{self, ClickedPage, History, Interest, Kernel, Orders, Scratch, Selector, Slate},
+        serve::{ClickedPage, Interest, Orders, Scratch, Selector, Wanted},
         train,
     },
     seed,
 };
-use endcap_ranking::RowInput;
+use endcap_ranking::{Pier, RowInput};
 
 use super::{
-    rows::{FrontRow, RowLog, train_ocpm, worths},
+    rows::{FrontRow, RowLog, ValueRatio, Worths, train_ocpm},
     world::Shop,
 };
 
@@ -95,11 +95,20 @@ pub fn compare(shop: &Shop<'_>, others: &Shop<'_>, rounds: u64, schedule: &Sched
     let bench = Bench::new(log, fronts.iter().flatten(), schedule)?;
     let mut past = RowLog::default();
     past.watch(others, rounds.min(HISTORY_ROUNDS), seed(&[schedule.seed, 7]))?;
-    let interest = |household| bench.interest(&past, household);
-    let interests = (0..fronts.len()).map(interest).collect::<Result<Vec<_>>>()?;
-    let values: Vec<Vec<Vec<f64>>> =
-        fronts.iter().map(|rows| rows.iter().take(ARRANGED_ROWS).map(|row| worths(others, row)).collect()).collect();
-    Way::ALL.into_iter().map(|way| bench.arrange(way, others, &fronts, &values, &interests)).collect()
+    let judged = fronts.into_iter().enumerate().map(|(household, rows)| {
+        let worths = rows.iter().take(ARRANGED_ROWS).map(|row| Worths::of(others, row)).collect();
+        Ok(Judged { rows, worths, interest: bench.interest(&past, household)? })
+    });
+    let judged = judged.collect::<Result<Vec<_>>>()?;
+    Way::ALL.into_iter().map(|way| bench.arrange(way, others, &judged)).collect()
+}
+
+/// What a household sees, that ways to arrange it are judged by.
+struct Judged<'a> {
+    rows: Vec<FrontRow<'a>>,
+    /// Of the rows that are arranged.
+    worths: Vec<Worths>,
+    interest: Interest,
 }
 
 /// The models, trained.
@@ -107,9 +116,7 @@ struct Bench {
     log: RowLog,
     dataset: Dataset,
     prm: Model,
-    kernel: Kernel,
-    /// What serves remembers no page of anybody.
-    nobody: History,
+    pier: Pier,
     selector: Selector,
     /// Clicks at each place of a row, as the log has them.
     rates: Vec<f64>,
@@ -124,86 +131,57 @@ impl Bench {
         let mut prm = Model::new(Kind::Prm, &dataset.vocabulary, schedule.seed);
         train(&mut prm, &dataset, &point, schedule, None, &mut heard).context("cannot train PRM")?;
         let bytes = train_ocpm(&dataset, &point, schedule, &mut heard).context("cannot train OCPM")?;
-        let kernel = serve::read(&bytes)?;
+        let pier = Pier::read(&bytes)?;
         let setting =
             FpsmSetting { places: Places::Plain, bits: 64, half_life_ms: None, ties_by_rank: false, seed: schedule.seed };
         let selector = Selector::new(setting, PLACES);
-        let nobody = kernel.encode(&[], &mut Scratch::default())?;
         let rates = (0..PLACES).map(|place| log.rate(place)).collect();
-        Ok(Self { rates, prm, kernel, nobody, selector, all: Orders::all(PLACES, PLACES)?, dataset, log })
+        Ok(Self { rates, prm, pier, selector, all: Orders::all(PLACES, PLACES)?, dataset, log })
     }
 
     /// What FPSM makes of the rows that a household of `past` clicked on.
     fn interest(&self, past: &RowLog, household: usize) -> Result<Interest> {
         let rows: Vec<Vec<u32>> = past.clicked(household).take(HISTORY).collect();
         let pages: Vec<_> = rows.iter().map(|items| ClickedPage { items, at_ms: 0 }).collect();
-        Ok(self.selector.encode(&self.kernel, &pages)?)
+        Ok(self.selector.encode(self.pier.kernel(), &pages)?)
     }
 
-    fn arrange(
-        &self,
-        way: Way,
-        shop: &Shop<'_>,
-        fronts: &[Vec<FrontRow<'_>>],
-        values: &[Vec<Vec<f64>>],
-        interests: &[Interest],
-    ) -> Result<Arranged> {
-        let (mut room, mut worth, mut times) = (Scratch::default(), Vec::new(), Vec::new());
-        let prm = self.prm.reader()?;
-        let (mut got, mut possible) = (0.0, 0.0);
-        for ((rows, values), interest) in fronts.iter().zip(values).zip(interests) {
+    fn arrange(&self, way: Way, shop: &Shop<'_>, judged: &[Judged<'_>]) -> Result<Arranged> {
+        let (mut worth, mut ratio, mut times) = (Vec::new(), ValueRatio::default(), Vec::new());
+        let (prm, mut room) = (self.prm.reader()?, Scratch::default());
+        for Judged { rows, worths, interest } in judged {
             let mut shown: Vec<_> = rows.iter().map(|row| row.products.clone()).collect();
-            for ((row, values), shown) in rows.iter().zip(values).zip(&mut shown) {
+            for ((row, worths), shown) in rows.iter().zip(worths).zip(&mut shown) {
                 let start = Instant::now();
-                let order = self.order(way, &row.input, (interest, times.len()), &prm, &mut room)?;
+                let order = match way {
+                    Way::Base => (0..PLACES).collect(),
+                    Way::Prm => self.by_prm(&row.input, &prm)?,
+                    Way::Beam => self.pier.best_of(&row.input, &self.beam(&row.input)?)?,
+                    Way::Full => self.pier.arrange(&row.input)?,
+                    Way::Pier => self.pier.best_of(&row.input, &self.nearest(&row.input, interest, times.len(), &mut room)?)?,
+                };
                 times.push(start.elapsed());
+                ratio.add(worths.get(&order), worths);
                 *shown = row.arranged(&order);
-                got += values[self.number(&order)];
-                possible += best(values).map_or(0.0, |best| values[best]);
             }
             let Some(row) = rows.first() else { continue };
             worth.push(shop.demo().expected(row.household, &shown));
         }
-        Ok(Arranged { worth: super::world::mean(&worth), ratio: got / possible, times })
+        Ok(Arranged { worth: super::world::mean(&worth), ratio: ratio.ratio(), times })
     }
 
-    /// Where an order stands among all.
-    fn number(&self, order: &[usize]) -> usize {
-        let is_it = |other: &[u8]| other.iter().zip(order).all(|(a, b)| usize::from(*a) == *b);
-        self.all.iter().position(is_it).expect("an order of all products is among all orders")
+    fn beam(&self, input: &RowInput) -> Result<Orders> {
+        let scores: Vec<f64> = input.point.iter().map(|point| probability(*point)).collect();
+        Ok(Orders::of(PLACES, PLACES, &beam(&scores, &self.rates, MOST))?)
     }
 
-    /// The order of a row; `interest` is the household's, with the row's number, by which equal distances fall.
-    fn order(
-        &self,
-        way: Way,
-        input: &RowInput,
-        (interest, row): (&Interest, usize),
-        prm: &Reader<'_>,
-        room: &mut Scratch,
-    ) -> Result<Order> {
-        let items = input.items.concat();
-        let slate = Slate { shopper: Some(input.budget), items: &items, point: &input.point, worth: None };
-        let orders = match way {
-            Way::Base => return Ok((0..PLACES).collect()),
-            Way::Prm => return self.by_prm(input, prm),
-            Way::Full => {
-                let arranged = self.kernel.arrange(&slate, &self.nobody, (&[], 0), room)?;
-                return Ok(arranged.order.iter().map(|place| usize::from(*place)).collect());
-            }
-            Way::Beam => {
-                let scores: Vec<f64> = input.point.iter().map(|point| probability(*point)).collect();
-                Orders::of(PLACES, PLACES, &beam(&scores, &self.rates, MOST))?
-            }
-            Way::Pier => {
-                let chosen = self.selector.select(&self.kernel, &slate, interest, &self.all, (MOST, row as i64), room)?;
-                let mut some = self.all.clone();
-                self.all.choose_into(chosen, &mut some);
-                some
-            }
-        };
-        let best = self.kernel.score(&slate, &self.nobody, &orders, room)?.best;
-        Ok(orders.get(best).iter().map(|place| usize::from(*place)).collect())
+    /// The orders that FPSM selects; equal distances fall by the row's number.
+    fn nearest(&self, input: &RowInput, interest: &Interest, row: usize, room: &mut Scratch) -> Result<Orders> {
+        let wanted = Wanted { most: MOST, at_ms: row as i64 };
+        let nearest = self.selector.select(self.pier.kernel(), &input.request(), interest, &self.all, wanted, room)?;
+        let mut some = self.all.clone();
+        self.all.choose_into(nearest, &mut some);
+        Ok(some)
     }
 
     fn by_prm(&self, input: &RowInput, prm: &Reader<'_>) -> Result<Order> {

@@ -18,7 +18,7 @@ use endcap_ranking::RankingConfig;
 pub use self::{
     ab::{Arm, run},
     arrange::{Arranged, Way, compare},
-    rows::{FrontRow, RowLog, train_ocpm, worths},
+    rows::{FrontRow, RowLog, ValueRatio, Worths, train_ocpm},
     world::{Shop, World, Worlds},
 };
 use super::{in_parallel, prepare, threads, write};

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use endcap_evaluation::markdown;
+use endcap_evaluation::{markdown, mean};
 use endcap_market::Expected;
 
 use super::{
@@ -65,11 +65,11 @@ impl Outcome {
     /// The mean over the first or the last tenth of the rounds, seed by seed.
     fn part(&self, arm: usize, is_last: bool, of: fn(&Expected) -> f64) -> Vec<f64> {
         let tenth = (self.rounds() / 10).max(1);
-        let mean = |rounds: &Vec<Expected>| {
+        let of_part = |rounds: &Vec<Expected>| {
             let part = if is_last { &rounds[rounds.len() - tenth..] } else { &rounds[..tenth] };
-            part.iter().map(of).sum::<f64>() / tenth as f64
+            mean(&part.iter().map(of).collect::<Vec<_>>())
         };
-        self.of[arm].iter().map(mean).collect()
+        self.of[arm].iter().map(of_part).collect()
     }
 
     /// Each seed's lift of an arm over the frozen one at the end, as a share.

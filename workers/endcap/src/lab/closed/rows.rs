@@ -4,9 +4,12 @@
 use std::{collections::HashMap, ops::ControlFlow};
 
 use anyhow::Result;
+use endcap_evaluation::mean;
 use endcap_market::{Act, Household};
 use endcap_ranker::{
-    pier::{Cuts, Dataset, Kind, Model, Ocpm, PLACES, PageView, PierError, Progress, Schedule, orders, serve, train},
+    pier::{
+        Cuts, Dataset, Kind, Model, Ocpm, Order, PLACES, PageView, PierError, Progress, Schedule, best, orders, serve, train,
+    },
     seed,
 };
 use endcap_ranking::{ARRANGED, RowInput, vocabulary};
@@ -181,7 +184,60 @@ fn shuffled(dice: &mut ChaCha8Rng) -> Vec<usize> {
 }
 
 /// What every order of a row's first products is worth by the truth: the clicks to be expected of the row.
-pub fn worths(shop: &Shop<'_>, row: &FrontRow<'_>) -> Vec<f64> {
-    let worth = |order: Vec<usize>| shop.demo().expected(row.household, &[row.arranged(&order)]).clicks;
-    orders(PLACES, PLACES).into_iter().map(worth).collect()
+pub struct Worths(Vec<(Order, f64)>);
+
+impl Worths {
+    /// Those of a row, by the truth of the market.
+    pub fn of(shop: &Shop<'_>, row: &FrontRow<'_>) -> Self {
+        let worth = |order: &Order| shop.demo().expected(row.household, &[row.arranged(order)]).clicks;
+        Self(orders(PLACES, PLACES).into_iter().map(|order| (order.clone(), worth(&order))).collect())
+    }
+
+    /// What an order is worth.
+    ///
+    /// # Panics
+    /// When it is not one of all first products.
+    pub fn get(&self, order: &[usize]) -> f64 {
+        let place = self.0.binary_search_by(|(other, _)| other.as_slice().cmp(order));
+        self.0[place.expect("an order of all products is among all orders")].1
+    }
+
+    /// As the ranker left the row.
+    pub fn as_ranked(&self) -> f64 {
+        self.0[0].1
+    }
+
+    /// An order by chance.
+    pub fn by_chance(&self) -> f64 {
+        mean(&self.each())
+    }
+
+    fn each(&self) -> Vec<f64> {
+        self.0.iter().map(|(_, worth)| *worth).collect()
+    }
+
+    fn highest(&self) -> f64 {
+        let each = self.each();
+        best(&each).map_or(0.0, |best| each[best])
+    }
+}
+
+/// V/V* of many rows: what the orders that were chosen are worth over what the best ones are.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct ValueRatio {
+    chosen: f64,
+    highest: f64,
+}
+
+impl ValueRatio {
+    /// Adds a row of which an order is chosen that is worth so much.
+    pub fn add(&mut self, chosen: f64, worths: &Worths) {
+        self.chosen += chosen;
+        self.highest += worths.highest();
+    }
+
+    /// The ratio.
+    pub fn ratio(&self) -> f64 {
+        self.chosen / self.highest
+    }
 }

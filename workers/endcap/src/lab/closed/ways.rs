@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use endcap_evaluation::markdown;
+use endcap_evaluation::{markdown, quantile};
 use endcap_ranker::pier::HISTORY;
 
 use super::{
@@ -90,8 +90,7 @@ impl Ways {
 fn time(arranged: &Arranged, share: f64) -> f64 {
     let mut times = arranged.times.clone();
     times.sort_unstable();
-    let place = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
-    times.get(place).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
+    quantile(&times, share).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
 }
 
 #[cfg(test)]

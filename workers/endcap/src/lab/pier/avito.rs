@@ -241,11 +241,29 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_the_users_is_a_share_of_the_users() {
+    fn a_share_of_the_users_is_whose_seeds_lie_below_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (path, mut text) = (dir.path().join("SearchInfo.tsv"), SEARCHES.to_owned());
+        for user in 1..=12 {
+            let _ = writeln!(text, "{user}\t2015-05-01 10:00:00.0\t1\t{user}\t0\t\t5\t9\t");
+        }
+        fs::write(&path, text).expect("a file");
+        // Of 2⁶⁴ the seeds are, from user 1 on: .164, .010, .205, .457, .276, .281, .432, .974, .830, .032, .387, .207.
+        for (share, wanted) in [
+            (0.0, vec![]),
+            (0.1, vec![2, 10]),
+            (0.25, vec![1, 2, 3, 10, 12]),
+            (0.5, vec![1, 2, 3, 4, 5, 6, 7, 10, 11, 12]),
+            (1.0, (1..=12).collect()),
+        ] {
+            let mut shoppers = HashMap::new();
+            let searches = searches(&path, share, &mut shoppers).expect("searches");
+            let mut kept: Vec<u64> = searches.into_keys().collect();
+            kept.sort_unstable();
+            assert_eq!((kept, shoppers.len()), (wanted.clone(), wanted.len()), "{share}");
+        }
         let none = read(files(&[1, 14, 15]).path(), 0.0).expect_err("no user").to_string();
         assert!(none.contains("--avito-share 0"), "{none}");
-        let kept = (0..10_000).filter(|user| (seed(&[*user]) as f64) < 0.1 * u64::MAX as f64).count();
-        assert!((900..1_100).contains(&kept), "{kept}");
     }
 
     #[test]

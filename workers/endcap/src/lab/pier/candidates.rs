@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use endcap_evaluation::quantile;
 use endcap_ranker::{
-    pier::{Fpsm, Model, Order, PLACES, Reader, beam, best, hits, of_page, probability, random_choice, value_ratio},
+    pier::{Fpsm, Model, Order, PLACES, Reader, beam, best, best_of, hits, of_page, probability, random_choice, value_ratio},
     seed,
 };
 
@@ -99,14 +100,13 @@ impl<'a> Bench<'a> {
                     let mut add = |what: &str, figure: f64| {
                         *outcome.figures.entry(format!("{}.{what}@{most}", generator.name())).or_default() += figure * share;
                     };
-                    let hit = |hit: bool| f64::from(u8::from(hit));
-                    add("hr_self", hit(hits(&candidates, &values)));
+                    add("hr_self", f64::from(hits(&candidates, &values)));
                     if let Some(frozen) = frozen.get(slate) {
-                        add("hr_frozen", hit(candidates.contains(frozen)));
+                        add("hr_frozen", f64::from(candidates.contains(frozen)));
                     }
                     if let Some(truth) = &truth {
-                        add("hr_true", hit(hits(&candidates, truth)));
-                        add("ratio", value_ratio(chosen(&candidates, &values).unwrap_or(0), truth));
+                        add("hr_true", f64::from(hits(&candidates, truth)));
+                        add("ratio", value_ratio(best_of(&candidates, &values).unwrap_or(0), truth));
                     }
                 }
             }
@@ -121,7 +121,8 @@ impl<'a> Bench<'a> {
         for generator in generators {
             let mut costs: Vec<f64> = slates.iter().map(|page| self.cost_ms(generator, *page)).collect::<Result<_>>()?;
             costs.sort_by(f64::total_cmp);
-            outcome.set(format!("{}.cost_ms", generator.name()), costs[costs.len() / 2]);
+            let cost = quantile(&costs, 0.5).context("no slate is timed")?;
+            outcome.set(format!("{}.cost_ms", generator.name()), cost);
         }
         Ok(())
     }
@@ -136,11 +137,6 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// The candidate that the evaluator likes best.
-pub(super) fn chosen(candidates: &[usize], values: &[f64]) -> Option<usize> {
-    candidates.iter().copied().max_by(|a, b| values[*a].total_cmp(&values[*b]))
-}
-
 /// Clicks at each place over what point-wise scores foretell there, on the training pages.
 pub(super) fn place_rates(world: &World, point: &[f32]) -> [f64; PLACES] {
     let (mut clicks, mut foretold) = ([0.0; PLACES], [0.0; PLACES]);
@@ -148,7 +144,7 @@ pub(super) fn place_rates(world: &World, point: &[f32]) -> [f64; PLACES] {
         let shown = world.dataset.pages[*page as usize].clicks.iter().zip(of_page(point, *page)).enumerate();
         for (place, (click, score)) in shown {
             if let Some(click) = click {
-                clicks[place] += f64::from(u8::from(*click));
+                clicks[place] += f64::from(*click);
                 foretold[place] += probability(*score);
             }
         }

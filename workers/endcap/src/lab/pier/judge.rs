@@ -1,7 +1,8 @@
 //! What a trained model is worth: on the test pages as they were shown, and on all orders of some of them.
 
 use anyhow::Result;
-use endcap_ranker::pier::{Kind, Model, Order, PLACES, auc, best, best_first, known, log_loss, of_page, value_ratio};
+use endcap_evaluation::mean;
+use endcap_ranker::pier::{Kind, Model, Order, PLACES, auc, best, best_first, known, log_loss, log_odds, of_page, value_ratio};
 
 use super::{Stop, keep::Outcome, world::World};
 
@@ -16,31 +17,30 @@ pub(super) fn accuracy(model: &Model, world: &World, point: &[f32], outcome: &mu
     }
     let Some(shop) = &world.shop else { return Ok(()) };
     let shown: Order = (0..PLACES).collect();
-    let odds = data.test.iter().flat_map(|page| {
+    let probabilities = data.test.iter().flat_map(|page| {
         let visit = data.visit(*page);
         shop.clicks(visit.shopper, visit.at_ms, visit.items, std::slice::from_ref(&shown))
     });
-    let odds: Vec<f64> = odds.collect();
-    outcome.set("log_loss_expected", log_loss(&log_odds, &odds));
-    if let Some(auc) = auc(&log_odds, &odds) {
+    let probabilities: Vec<f64> = probabilities.collect();
+    outcome.set("log_loss_expected", log_loss(&log_odds, &probabilities));
+    if let Some(auc) = auc(&log_odds, &probabilities) {
         outcome.set("auc_expected", auc);
     }
     if model.kind() == Kind::Dnn {
-        truth(world, &odds, outcome);
+        truth(world, &probabilities, outcome);
     }
     Ok(())
 }
 
-/// What could be reached at most: the figures of the truth itself, whose odds of the test pages these are.
-fn truth(world: &World, odds: &[f64], outcome: &mut Outcome) {
-    let log_odds: Vec<f32> = odds.iter().map(|odds| (odds / (1.0 - odds)).ln() as f32).collect();
-    let (of_known, clicks) = known(&world.dataset, &world.dataset.test, &log_odds);
+/// What could be reached at most: the figures of the truth itself, whose click probabilities of the test pages these are.
+fn truth(world: &World, probabilities: &[f64], outcome: &mut Outcome) {
+    let of_all: Vec<f32> = probabilities.iter().copied().map(log_odds).collect();
+    let (of_known, clicks) = known(&world.dataset, &world.dataset.test, &of_all);
     outcome.set("truth.log_loss", log_loss(&of_known, &clicks));
-    outcome.set("truth.log_loss_expected", log_loss(&log_odds, odds));
-    for (name, odds) in [("truth.auc", &clicks[..]), ("truth.auc_expected", odds)] {
-        if let Some(auc) = auc(&log_odds, odds) {
-            outcome.set(name, auc);
-        }
+    outcome.set("truth.log_loss_expected", log_loss(&of_all, probabilities));
+    let areas = [("truth.auc", auc(&of_known, &clicks)), ("truth.auc_expected", auc(&of_all, probabilities))];
+    for (name, auc) in areas.into_iter().filter_map(|(name, auc)| Some((name, auc?))) {
+        outcome.set(name, auc);
     }
     outcome.set("truth.ratio", 1.0);
 }
@@ -61,7 +61,7 @@ pub(super) fn arranging(model: &Model, world: &World, point: &[f32], stop: Stop,
             best(&reader.values(&world.dataset, &visit, of_page(point, *page), &world.orders)?)
         };
         ratio += value_ratio(chosen.unwrap_or(0), &truth);
-        chance += (0..truth.len()).map(|order| value_ratio(order, &truth)).sum::<f64>() / truth.len() as f64;
+        chance += mean(&(0..truth.len()).map(|order| value_ratio(order, &truth)).collect::<Vec<_>>());
     }
     outcome.set("ratio", ratio / world.slates.len() as f64);
     if model.kind().is_pointwise() {

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use endcap_ranker::{
     pier::{
-        Dataset, HISTORY, Order, PLACES, best,
+        Dataset, HISTORY, Order, PLACES, best_of,
         fpsm::{BITS_MAX, Behaviour, SimHash, Ties, distances, history, select, time_weights},
         hits, random_choice,
         simulator::{LOOKS, Shop, ShopSize},
@@ -40,7 +40,8 @@ pub(super) fn oracle(world: &World, times: f64, scale: &Scale, stop: Stop, outco
     let shop = Shop::new(seed(&[world.seed, SHOP_SEED]), size).with_interest(times);
     let world = World::new(world.seed, shop.dataset()?, Some(shop), scale);
     let Some(shop) = &world.shop else { return Ok(()) };
-    let usual = mean(world.slates.iter().map(|page| (shown(&world.dataset, shop, *page), 1.0 / world.slates.len() as f64)));
+    let usual =
+        weighted_sum(world.slates.iter().map(|page| (shown(&world.dataset, shop, *page), 1.0 / world.slates.len() as f64)));
     for page in &world.slates {
         stop.heed()?;
         let Some(truth) = world.truth(*page) else { continue };
@@ -49,9 +50,8 @@ pub(super) fn oracle(world: &World, times: f64, scale: &Scale, stop: Stop, outco
                 let name = format!("{name}.{what}@{PAPER_MOST}");
                 *outcome.figures.entry(name).or_default() += figure / world.slates.len() as f64;
             };
-            add("hr_true", f64::from(u8::from(hits(&selected, &truth))));
-            let of_selected: Vec<f64> = selected.iter().map(|order| truth[*order]).collect();
-            add("ratio", value_ratio(selected[best(&of_selected).unwrap_or(0)], &truth));
+            add("hr_true", f64::from(hits(&selected, &truth)));
+            add("ratio", value_ratio(best_of(&selected, &truth).unwrap_or(0), &truth));
         }
     }
     Ok(())
@@ -75,7 +75,7 @@ fn selections(world: &World, shop: &Shop, page: u32, usual: &Looks) -> [Vec<usiz
     };
     // Of nobody who has clicked on nothing is anything known.
     let known = f64::from(weights.iter().sum::<f32>());
-    let of_clicked = mean(clicked.iter().zip(&weights).map(|((_, looks), weight)| (*looks, f64::from(*weight))));
+    let of_clicked = weighted_sum(clicked.iter().zip(&weights).map(|((_, looks), weight)| (*looks, f64::from(*weight))));
     let more: Looks = std::array::from_fn(|look| of_clicked[look] - known * usual[look]);
     let by_looks = |liked: Looks| -> Vec<f32> {
         let of_order = |looks: &Looks| -looks.iter().zip(liked).map(|(look, liked)| look * liked).sum::<f64>() as f32;
@@ -108,6 +108,6 @@ fn numbers(looks: &Looks, less: &Looks) -> Vec<f32> {
 }
 
 /// Sum of looks times their weights.
-fn mean(weighted: impl Iterator<Item = (Looks, f64)>) -> Looks {
-    weighted.fold([0.0; LOOKS], |sum, (looks, weight)| std::array::from_fn(|look| sum[look] + weight * looks[look]))
+fn weighted_sum(looks: impl Iterator<Item = (Looks, f64)>) -> Looks {
+    looks.fold([0.0; LOOKS], |sum, (looks, weight)| std::array::from_fn(|look| sum[look] + weight * looks[look]))
 }

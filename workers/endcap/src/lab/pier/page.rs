@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use endcap_evaluation::mean;
+
 use super::{
     PierArgs,
     plan::{ALL, ALPHAS, FROZEN, MOST, OCPM, PAPER_MOST, PIER, POINT, RESIDUAL, SEARCH, Scale},
@@ -111,11 +113,11 @@ fn is_one(ratio: &f64) -> bool {
 /// Whether a choice by chance hits as often as it should, within three standard errors.
 fn by_chance(scale: &Scale, results: &Results, most: usize) -> Check {
     let each = results.each(PIER, &format!("random.hr_self@{most}"));
-    let odds = most as f64 / ALL as f64;
-    let error = (odds * (1.0 - odds) / (scale.slates * each.len().max(1)) as f64).sqrt();
-    let mean = each.iter().sum::<f64>() / each.len().max(1) as f64;
-    let what = format!("Random@{most} is {most}/{ALL} within three standard errors ({mean:.4} and {odds:.4} ± {error:.4})");
-    Check { what, holds: (!each.is_empty()).then(|| (mean - odds).abs() <= 3.0 * error) }
+    let chance = most as f64 / ALL as f64;
+    let error = (chance * (1.0 - chance) / (scale.slates * each.len().max(1)) as f64).sqrt();
+    let mean = if each.is_empty() { 0.0 } else { mean(&each) };
+    let what = format!("Random@{most} is {most}/{ALL} within three standard errors ({mean:.4} and {chance:.4} ± {error:.4})");
+    Check { what, holds: (!each.is_empty()).then(|| (mean - chance).abs() <= 3.0 * error) }
 }
 
 fn claims(results: &Results) -> Vec<Check> {

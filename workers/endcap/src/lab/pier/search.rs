@@ -4,15 +4,15 @@
 use anyhow::Result;
 use endcap_ranker::{
     pier::{
-        Fpsm, Kind, Model, Order, PLACES, PierError, Visit, beam, best, count, guided, orders, probability, random_choice,
-        value_ratio,
+        Fpsm, Kind, Model, Order, PLACES, PierError, Visit, beam, best, best_of, count, guided, orders, probability,
+        random_choice, value_ratio,
     },
     seed,
 };
 
 use super::{
     Stop,
-    candidates::{chosen, place_rates},
+    candidates::place_rates,
     keep::{Keep, Outcome},
     plan::{POINT, Scale},
     world::World,
@@ -65,13 +65,13 @@ pub(super) fn search(
                 Ok(orders.iter().filter_map(place_of).map(|place| values[place]).collect())
             };
             let found = guided(CANDIDATES, &start, calls, ask)?;
-            let best_of = |places: &[usize]| chosen(places, &values);
             let chance = random_choice(all.len(), calls, seed(&[world.seed, u64::from(*page), calls as u64]));
             let likely: Vec<usize> = beam(&scores, &rates, calls).iter().filter_map(place_of).collect();
-            let of_ways = [best_of(&chance), best_of(&nearest[..calls]), best_of(&likely), place_of(&found.order)];
+            let of = |places: &[usize]| best_of(places, &values);
+            let of_ways = [of(&chance), of(&nearest[..calls]), of(&likely), place_of(&found.order)];
             for (way, place) in WAYS.iter().zip(of_ways) {
                 let place = place.unwrap_or(0);
-                add(format!("{way}.hr_self@{calls}"), f64::from(u8::from(values[place] >= values[highest])));
+                add(format!("{way}.hr_self@{calls}"), f64::from(values[place] >= values[highest]));
                 add(format!("{way}.self_ratio@{calls}"), value_ratio(place, &values));
                 add(format!("{way}.ratio@{calls}"), value_ratio(place, &truth));
             }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use endcap_evaluation::markdown;
+use endcap_evaluation::{markdown, mean, standard_deviation};
 
 use super::{
     keep::Outcome,
@@ -29,14 +29,13 @@ impl Results {
     /// Its mean.
     pub(super) fn mean(&self, unit: &str, figure: &str) -> Option<f64> {
         let each = self.each(unit, figure);
-        (!each.is_empty()).then(|| each.iter().sum::<f64>() / each.len() as f64)
+        (!each.is_empty()).then(|| mean(&each))
     }
 
     /// Its standard deviation over the seeds; none of one seed.
     fn spread(&self, unit: &str, figure: &str) -> Option<f64> {
-        let (each, mean) = (self.each(unit, figure), self.mean(unit, figure)?);
-        let squares = each.iter().map(|figure| (figure - mean).powi(2)).sum::<f64>();
-        (each.len() > 1).then(|| (squares / (each.len() - 1) as f64).sqrt())
+        let each = self.each(unit, figure);
+        (each.len() > 1).then(|| standard_deviation(&each))
     }
 }
 
