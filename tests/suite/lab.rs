@@ -116,8 +116,20 @@ fn pier_quick_writes_its_tables_keeps_its_safe_promises_and_does_nothing_twice()
 fn the_loop_writes_what_every_policy_and_every_way_to_arrange_came_to() {
     let place = place();
     let out = place.dir.path().join("loop");
-    let args =
-        ["--seeds", "2", "--households", "3", "--rounds", "10", "--logged", "14", "--out", out.to_str().expect("a plain path")];
+    let args = [
+        "--seeds",
+        "2",
+        "--households",
+        "3",
+        "--rounds",
+        "10",
+        "--logged",
+        "14",
+        "--logged-households",
+        "3",
+        "--out",
+        out.to_str().expect("a plain path"),
+    ];
     let said = place.program().succeed(&["lab", "loop"], &[&args[..], &["--models", &place.models]].concat()).expect("a run");
     for label in ["| frozen |", "| learning |", "| learning, no exploration |", "| ranker's order |", "| all orders, OCPM |"] {
         assert!(said.contains(label), "{label} is not in {said}");

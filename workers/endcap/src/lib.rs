@@ -124,7 +124,7 @@ fn run(cli: &Cli) -> Result<()> {
             let config = config([args.data.flags(), models(&args.models)].concat())?;
             eval::demo(&config, args.households, args.report.as_deref())
         }
-        Command::Lab { command } => lab::run(command, config),
+        Command::Lab { command } => lab::run(command, |flags| settings(cli, &[], &flags)),
         Command::Topics { command } => declare::topics(*command, &config(Flags::new())?),
         Command::Store { command } => declare::store(*command, &config(Flags::new())?),
         Command::Erase(args) => erase::command(args, &config(args.data.flags())?),

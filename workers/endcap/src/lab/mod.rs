@@ -22,7 +22,7 @@ pub use pier::PierArgs;
 
 use parallel::in_parallel;
 
-use crate::{cli::Flags, config::Config};
+use crate::{cli::Flags, config::Settings};
 
 /// The experiments.
 #[derive(Debug, Clone, Subcommand)]
@@ -52,21 +52,21 @@ pub struct LinucbArgs {
     pub threads: Option<NonZeroUsize>,
 }
 
-/// Runs an experiment, writes its tables and figures, and prints what they come to. `config` resolves the flags of a command.
+/// Runs an experiment, writes its tables and figures, and prints what they come to. `settings` resolves the flags of a command.
 ///
 /// # Errors
 /// When the configuration has faults, the directory cannot be written, or what the closed loop needs does not answer.
-pub fn run(command: &LabCommand, config: impl Fn(Flags) -> Result<Config>) -> Result<()> {
+pub fn run(command: &LabCommand, settings: impl Fn(Flags) -> Result<Settings>) -> Result<()> {
     match command {
         LabCommand::Linucb(args) => {
-            config(Flags::new())?; // logs as it says
+            settings(Flags::new())?; // logs as they say
             linucb::linucb(args)
         }
         LabCommand::Pier(args) => {
-            config(Flags::new())?;
+            settings(Flags::new())?;
             pier::pier(args)
         }
-        LabCommand::Loop(args) => closed::closed(args, &config(args.flags())?),
+        LabCommand::Loop(args) => closed::closed(args, &settings(args.flags())?),
     }
 }
 

@@ -8,9 +8,14 @@ const LEFT: f64 = 58.0;
 const ABOVE: f64 = 30.0;
 const BELOW: f64 = 44.0;
 const GAP: f64 = 16.0;
-/// Height of the title and of a row of the legend.
+/// Height of the title and of the legend.
 const TITLE: f64 = 34.0;
 const LEGEND: f64 = 26.0;
+/// A letter of the title, and one of the legend, are at most this wide on average.
+const TITLE_LETTER: f64 = 8.2;
+const LEGEND_LETTER: f64 = 6.5;
+/// What the sign of a line takes in the legend, and the space behind its label.
+const SIGN: f64 = 46.0;
 
 /// A line with a band around it.
 pub(super) struct Line {
@@ -47,7 +52,8 @@ impl Figure {
     pub(super) fn to_svg(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0) as f64;
         let (across, down) = (LEFT + PLOT.0 + GAP, ABOVE + PLOT.1 + BELOW);
-        let (width, height) = (columns * across + GAP, TITLE + LEGEND + self.rows.len() as f64 * down + GAP);
+        let height = TITLE + LEGEND + self.rows.len() as f64 * down + GAP;
+        let width = (columns * across).max(self.words()) + GAP;
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
              font-family=\"sans-serif\" font-size=\"11\" fill=\"#222\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
@@ -64,15 +70,30 @@ impl Figure {
         svg + "</svg>\n"
     }
 
+    /// The lines of the first chart: all have the same.
+    fn lines(&self) -> impl Iterator<Item = &Line> {
+        self.rows.iter().flatten().next().into_iter().flat_map(|panel| &panel.lines)
+    }
+
+    /// How wide title and legend are.
+    fn words(&self) -> f64 {
+        let title = GAP + letters(&self.title, TITLE_LETTER);
+        self.lines().map(|line| SIGN + letters(&line.label, LEGEND_LETTER)).fold(GAP, |sum, one| sum + one).max(title)
+    }
+
     fn legend(&self, svg: &mut String) {
         let mut x = GAP;
-        for line in self.rows.iter().flatten().next().into_iter().flat_map(|panel| &panel.lines) {
+        for line in self.lines() {
             let y = TITLE + LEGEND / 2.0;
             put(svg, format_args!("<path d=\"M{x} {y}h24\" {}/>\n", stroke(line)));
             text(svg, (x + 30.0, y + 4.0), "start", "", &line.label);
-            x += 46.0 + 6.5 * line.label.chars().count() as f64;
+            x += SIGN + letters(&line.label, LEGEND_LETTER);
         }
     }
+}
+
+fn letters(text: &str, width: f64) -> f64 {
+    width * text.chars().count() as f64
 }
 
 /// Where the tallest band of a chart ends.
@@ -168,5 +189,16 @@ mod tests {
         assert_eq!(svg.matches("stroke-width").count(), 4 + 2, "{svg}");
         assert!(svg.contains("a &lt; b &amp; c") && svg.contains("&lt;title&gt;"), "{svg}");
         assert!(!svg.contains("NaN") && svg.ends_with("</svg>\n"), "{svg}");
+        // Title and legend have room where the charts are narrower.
+        let (title, mut alone) = ("t".repeat(60), panel("alone"));
+        alone.lines[1].label = "l".repeat(70);
+        for (title, lines, at_least) in [(title, 1, 60.0 * 7.0), (String::new(), 2, 71.0 * 6.0)] {
+            let lines: Vec<Line> = alone.lines.drain(..lines.min(alone.lines.len())).collect();
+            let svg = Figure { title, axes: ("x", "y"), rows: vec![vec![Panel { title: String::new(), lines }]] }.to_svg();
+            let width = svg.split("width=\"").nth(1).and_then(|rest| rest.split('"').next()?.parse::<f64>().ok());
+            assert!(width > Some(at_least), "{width:?}");
+            alone = panel("alone");
+            alone.lines[1].label = "l".repeat(70);
+        }
     }
 }

@@ -24,13 +24,16 @@ pub use self::{
 use super::{in_parallel, prepare, threads, write};
 use crate::{
     cli::{DataArgs, Flags},
-    config::Config,
+    config::Settings,
     progress, reranker,
     serve::Models,
 };
 
-/// Households that ways to arrange rows are judged by have seeds from here on: none of them was trained on.
+/// Households that models of whole rows are trained on, and those that ways to arrange rows are judged by, have seeds from here on: no two are the same.
+const LOGGED_FROM: u64 = 5_000;
 const JUDGED_FROM: u64 = 10_000;
+/// Households that models of whole rows are trained on, where nothing else is said: from a fifth of their rows next to nothing is learnt of orders.
+const LOGGED_HOUSEHOLDS: u64 = 200;
 
 /// `endcap lab loop`.
 #[derive(Debug, Clone, Args)]
@@ -47,6 +50,9 @@ pub struct LoopArgs {
     /// Visits of each household that models of whole rows are trained on, when the ranking has learnt; 0 leaves these models out.
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=100_000))]
     pub logged: u64,
+    /// Households that models of whole rows are trained on [default: 200, or more where a run has more].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub logged_households: Option<u64>,
     /// How much of the exploration bonus counts where it does [default: as much as the service is set to].
     #[arg(long, value_name = "SHARE")]
     pub exploration: Option<f64>,
@@ -65,10 +71,14 @@ pub struct LoopArgs {
 }
 
 impl LoopArgs {
-    /// The settings of the ranking.
-    fn usual(&self) -> RankingConfig {
-        let usual = RankingConfig::default();
-        RankingConfig { exploration: self.exploration.unwrap_or(usual.exploration), ..usual }
+    /// The settings of the ranking: those of the service, `of`, but for what is set here.
+    fn usual(&self, of: &RankingConfig) -> RankingConfig {
+        RankingConfig { exploration: self.exploration.unwrap_or(of.exploration), ..of.clone() }
+    }
+
+    /// Households that models of whole rows are trained on.
+    pub(super) fn logged_households(&self) -> u64 {
+        self.logged_households.unwrap_or(LOGGED_HOUSEHOLDS.max(self.households))
     }
 
     /// What they set.
@@ -81,15 +91,18 @@ impl LoopArgs {
 ///
 /// # Errors
 /// When the directory cannot be written, or market, models or store do not answer.
-pub(super) fn closed(args: &LoopArgs, config: &Config) -> Result<()> {
-    prepare(&args.out)?;
-    let usual = args.usual();
+pub(super) fn closed(args: &LoopArgs, settings: &Settings) -> Result<()> {
+    let usual = args.usual(&settings.ranking);
     if let Some(fault) = usual.check().first() {
         bail!("{fault}");
     }
-    let ground = Worlds::open(config, "lab-loop")?;
-    let (models, world) = (&ground.models, |seed| ground.world(seed, args.households));
-    let worlds = (1..=args.seeds).map(world).collect::<Result<Vec<_>>>()?;
+    prepare(&args.out)?;
+    let ground = Worlds::open(&settings.config, "lab-loop")?;
+    let models = &ground.models;
+    let of_seeds = |from: u64, households| -> Result<Vec<World>> {
+        (1..=args.seeds).map(|seed| ground.world(from + seed, households)).collect()
+    };
+    let worlds = of_seeds(0, args.households)?;
     let arms = all("runs", args, worlds.len() * Arm::ALL.len(), |job| {
         run(&worlds[job / Arm::ALL.len()], Arm::ALL[job % Arm::ALL.len()], &usual, args.rounds, models)
     })?;
@@ -99,8 +112,11 @@ pub(super) fn closed(args: &LoopArgs, config: &Config) -> Result<()> {
     write(&args.out, "loop.svg", &outcome.figure().to_svg())?;
     let mut text = outcome.page(args);
     if args.logged > 0 {
-        let judged = (1..=args.seeds).map(|seed| world(JUDGED_FROM + seed)).collect::<Result<Vec<_>>>()?;
-        let of = all("ways to arrange", args, worlds.len(), |job| arranged(&worlds[job], &judged[job], args.logged, models))?;
+        let (logged, judged) = (of_seeds(LOGGED_FROM, args.logged_households())?, of_seeds(JUDGED_FROM, args.households)?);
+        let of = all("ways to arrange", args, worlds.len(), |job| {
+            let of = [&worlds[job], &logged[job], &judged[job]];
+            arranged(of, &Arm::Greedy.config(&usual), args.logged, models)
+        })?;
         let ways = ways::Ways { of };
         write(&args.out, "ways.csv", &ways.csv())?;
         text = text + "\n" + &ways.page(args);
@@ -118,13 +134,18 @@ fn all<T: Send>(what: &str, args: &LoopArgs, jobs: usize, job: impl Fn(usize) ->
     results.into_iter().collect()
 }
 
-/// All ways to arrange what the households of `judged` see, by models that were trained on those of `world`.
-fn arranged<'w, E, X>(world: &'w World, judged: &'w World, rounds: u64, models: &Models<E, X>) -> Result<Vec<Arranged>>
+/// All ways to arrange what the households of `judged` see when the ranking has learnt from those of `taught`, by models that were trained on what
+/// those of `logged` do on so many `visits`.
+fn arranged<'w, E, X>(
+    [taught, logged, judged]: [&'w World; 3],
+    config: &RankingConfig,
+    visits: u64,
+    models: &Models<E, X>,
+) -> Result<Vec<Arranged>>
 where
     E: Model<Request = Embed, Answer = Embedding>,
     X: Model<Request = Pair, Answer = Relevance>,
 {
-    let config = Arm::Greedy.config(&RankingConfig::default());
-    let shop = |of: &'w World| of.shop(world.policies(Arm::Learning)?, config.clone(), models, None);
-    compare(&shop(world)?, &shop(judged)?, rounds, &reranker::schedule(world.seed()))
+    let shop = |of: &'w World| of.shop(taught.policies(Arm::Learning)?, config.clone(), models, None);
+    compare(&shop(logged)?, &shop(judged)?, visits, &reranker::schedule(taught.seed()))
 }

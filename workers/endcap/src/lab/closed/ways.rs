@@ -41,20 +41,31 @@ impl Ways {
     /// The part of the page that tells of it.
     pub(super) fn page(&self, args: &LoopArgs) -> String {
         format!(
-            "## Ways to arrange a row\n\nWhen the ranking has learnt, rows are shown in orders by chance ({} visits of each household), and models of whole rows \
+            "## Ways to arrange a row\n\nWhen the ranking has learnt, rows are shown in orders by chance ({} visits of each of {} households), and models of whole rows \
              are trained on what was clicked. Here they arrange the first five products of the first four rows that other households see under the same \
              policy. CTR, clicks and value are what the truth expects of the whole storefront; V/V* is the true value of the rows over that of their best \
              orders; a row that takes more than 1 ms is a time-out. PRM runs on candle, OCPM and FPSM on the serving kernel. FPSM selects {MOST} orders \
              by the last {HISTORY} rows that a household clicked on; OCPM has no history, as the service remembers no page of anybody.\n\n{}\n",
             args.logged,
+            args.logged_households(),
             self.table()
         )
     }
 
     /// The table.
     pub(super) fn table(&self) -> String {
-        let header =
-            ["way", "CTR", "lift in clicks", "value", "lift in value", "V/V*", "cost p50, µs a row", "cost p99", "time-outs"];
+        let header = [
+            "way",
+            "CTR",
+            "lift in clicks",
+            "value",
+            "lift in value",
+            "V/V*",
+            "cost p50, µs a row",
+            "cost p99",
+            "time-outs",
+            "paper: CTR, GMV, ms, time-outs",
+        ];
         markdown(&header, &(0..Way::ALL.len()).map(|way| self.row(way)).collect::<Vec<_>>())
     }
 
@@ -73,6 +84,7 @@ impl Ways {
             format!("{:.0}", mean(&|arranged| time(arranged, 0.5)).mean),
             format!("{:.0}", mean(&|arranged| time(arranged, 0.99)).mean),
             format!("{:.2} %", 100.0 * mean(&Arranged::time_outs).mean),
+            Way::ALL[way].of_the_paper().to_owned(),
         ]
     }
 
@@ -121,7 +133,16 @@ mod tests {
         let row = ways.row(2);
         assert_eq!(
             row[2..],
-            ["+10.00 % ± 0.00", "165.0 ± 698.8", "+10.00 % ± 0.00", "0.9000 ± 0.0000", "300", "2000", "25.00 %"]
+            [
+                "+10.00 % ± 0.00",
+                "165.0 ± 698.8",
+                "+10.00 % ± 0.00",
+                "0.9000 ± 0.0000",
+                "300",
+                "2000",
+                "25.00 %",
+                "+3.17 %, +2.54 %, 10.5, 0.052 %"
+            ]
         );
         assert_eq!((ways.csv().lines().count(), ways.table().lines().count()), (1 + 5 * 2, 2 + 5));
         assert_eq!(ways.row(0)[2], "–");

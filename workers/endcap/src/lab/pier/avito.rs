@@ -39,6 +39,18 @@ struct Search {
     shown: Vec<(u32, u64, Option<bool>)>,
 }
 
+/// Whether the files are in the folder, before anything is begun.
+///
+/// # Errors
+/// When one cannot be opened.
+pub(super) fn check(files: &Path) -> Result<()> {
+    ["SearchInfo.tsv", "trainSearchStream.tsv", "AdsInfo.tsv"].into_iter().try_for_each(|name| open(&files.join(name)).map(drop))
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("cannot open {}: name the folder of Avito's files with --avito", path.display()))
+}
+
 /// Reads the pages of `share` of the users (0…1, by their ids).
 ///
 /// # Errors
@@ -147,9 +159,7 @@ fn price_level(price: &str) -> Result<u32> {
 
 /// Lends the named columns of every line to `look`; a header names them in whatever order.
 fn lines<const N: usize>(path: &Path, columns: [&str; N], mut look: impl FnMut([&str; N]) -> Result<()>) -> Result<()> {
-    let file = File::open(path)
-        .with_context(|| format!("cannot open {}: name the folder of Avito's files with --avito", path.display()))?;
-    let (mut file, mut line) = (BufReader::with_capacity(1 << 20, file), String::new());
+    let (mut file, mut line) = (BufReader::with_capacity(1 << 20, open(path)?), String::new());
     file.read_line(&mut line).with_context(|| format!("cannot read {}", path.display()))?;
     let header: Vec<&str> = line.trim_end_matches(['\r', '\n']).split('\t').map(|name| name.trim_matches('"')).collect();
     let mut places = [0; N];

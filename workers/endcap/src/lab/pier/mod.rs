@@ -54,12 +54,17 @@ pub struct PierArgs {
     /// Directory with Avito's files (Kaggle, avito-context-ad-clicks), instead of the simulated shop.
     #[arg(long, value_name = "DIR")]
     pub avito: Option<PathBuf>,
-    /// Share of Avito's users that are read, by their ids, 0…1.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.01, requires = "avito")]
+    /// Share of Avito's users that are read, by their ids, above 0 and up to 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01, requires = "avito", value_parser = share)]
     pub avito_share: f64,
     /// Threads; the result does not depend on them, but for times [default: one for each core].
     #[arg(long, value_name = "N")]
     pub threads: Option<std::num::NonZeroUsize>,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share: &f64| *share > 0.0 && *share <= 1.0);
+    share.ok_or_else(|| "must be above 0 and up to 1".to_owned())
 }
 
 /// Set when somebody asks to end.
@@ -77,6 +82,9 @@ impl Stop<'_> {
 /// # Errors
 /// When the directory cannot be written or holds results of other settings, or Avito's files cannot be read.
 pub(super) fn pier(args: &PierArgs) -> Result<()> {
+    if let Some(files) = &args.avito {
+        avito::check(files)?;
+    }
     prepare(&args.out)?;
     let scale = if args.quick { Scale::QUICK } else { Scale::WHOLE };
     let keep = Keep::open(&args.out, &format!("form {FORM}\navito {:?} {}\n{scale:?}\n", args.avito, args.avito_share))?;

@@ -6,6 +6,7 @@ use endcap_evaluation::mean;
 
 use super::{
     PierArgs,
+    paper::{MEITUAN_MOSTS, SLIPS},
     plan::{ALL, ALPHAS, FROZEN, MOST, OCPM, PAPER_MOST, PIER, POINT, RESIDUAL, SEARCH, Scale},
     search::{CALLS, WAYS},
     tables::{Results, tables},
@@ -26,6 +27,7 @@ pub(super) fn page(args: &PierArgs, scale: &Scale, results: &Results) -> String 
         // Writing to a String cannot fail.
         let _ = write!(page, "## {}\n\n{}\n", table.title, table.markdown(results));
     }
+    page += &of_the_paper();
     page += &list("What must hold", &gates(scale, results));
     page += &list("What the paper claims", &claims(results));
     page
@@ -49,6 +51,16 @@ fn about(args: &PierArgs, scale: &Scale, results: &Results) -> String {
          the order chosen over that of the best. Milliseconds are of one page on candle and one thread of this machine. The paper's numbers are of \
          other data: what can be compared is which is higher.\n\n",
         scale.slates
+    )
+}
+
+/// What of the paper's numbers no row of ours stands beside, and where they are at odds with each other.
+fn of_the_paper() -> String {
+    let mosts = MEITUAN_MOSTS.map(|(most, [auc, hr, ms])| format!("AUC {auc}, HR {hr}, {ms} ms at K = {most}"));
+    format!(
+        "## The paper's own numbers\n\nOn Meituan's 720 orders table 5 has {}. The paper contradicts itself: {}.\n\n",
+        mosts.join("; "),
+        SLIPS.join("; ")
     )
 }
 

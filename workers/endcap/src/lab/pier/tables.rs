@@ -202,13 +202,14 @@ fn table5() -> Table {
     let of_alpha = ALPHAS.iter().zip(&paper::ALPHAS);
     let alphas = of_alpha.map(|((unit, alpha), paper)| generated(&format!("α = {alpha}"), unit, "fpsm", PAPER_MOST, paper));
     let of_most = [("most-5", 5), (PIER, 10), ("most-20", 20), ("most-50", 50)];
-    let mosts = of_most
-        .into_iter()
-        .zip(&paper::MOSTS)
-        .map(|((unit, most), paper)| generated(&format!("K = {most}"), unit, "fpsm", most, paper));
+    let mosts = of_most.into_iter().zip(&paper::MOSTS).map(|((unit, most), paper)| {
+        let mut row = generated(&format!("K = {most}"), unit, "fpsm", most, paper);
+        row.paper.extend([None; 3]);
+        row
+    });
     let accuracy = [column("AUC", "auc", 4), column("expected AUC", "auc_expected", 4), column("LogLoss", "log_loss", 4)];
     let columns = accuracy.into_iter().chain(hit_columns()).collect();
-    let papers = &["Avito AUC", "Avito HR", "Avito ms"];
+    let papers = &["Avito AUC", "Avito HR", "Avito ms", "Meituan AUC", "Meituan HR", "Meituan ms"];
     Table { file: "table5.csv", title: "Table 5: α and K", columns, papers, rows: alphas.chain(mosts).collect() }
 }
 
