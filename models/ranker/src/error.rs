@@ -161,7 +161,7 @@ pub enum WeightsError {
     #[error("weights hold no tensors: {0}; train the model anew")]
     Tensors(String),
     /// A tensor is missing or has another shape than the whole OCPM has.
-    #[error("tensor `{name}` is {got:?}, not {wanted:?}: the weights are of another model or another vocabulary")]
+    #[error("tensor `{name}` is {}, not {wanted:?}: the weights are of another model or another vocabulary", shape_of(got.as_deref()))]
     Shape {
         /// Its name.
         name: String,
@@ -251,4 +251,8 @@ pub enum SlateError {
     /// A history was encoded by other weights.
     #[error("the history was encoded by other weights: encode it anew")]
     Stale,
+}
+
+fn shape_of(shape: Option<&[usize]>) -> String {
+    shape.map_or_else(|| "missing".to_owned(), |shape| format!("{shape:?}"))
 }

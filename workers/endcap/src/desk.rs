@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use endcap_ranking::Ranking;
 use endcap_retrieval::{Market, PerVersion};
 use endcap_runtime::{Clock, DeadLetterFilter, DeadLetterId, StageSnapshot, StageStats, Store, StoredDeadLetter};
-use endcap_schemas::{PagePublished, PurchaseMemory, ShopperEvent, UserKey, wire};
+use endcap_schemas::{Feedback, PagePublished, PurchaseMemory, ShopperEvent, UserKey, topics::Topic, wire};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 
@@ -251,15 +251,17 @@ impl fmt::Display for DeadLetterRow {
     }
 }
 
-/// What a dead letter holds, readable: an event as JSON where it is one, else the bytes as text.
+/// What a dead letter holds, readable: an event or feedback as JSON where it is that, else the bytes as text.
 pub fn original_text(letter: &StoredDeadLetter) -> String {
     if letter.masked {
         return "(erased with its user)".to_owned();
     }
-    match wire::decode::<ShopperEvent>(&letter.value) {
-        Ok(event) => serde_json::to_string(&event).unwrap_or_default(),
-        Err(_) => String::from_utf8_lossy(&letter.value).into_owned(),
-    }
+    let json = if letter.topic == Topic::FEEDBACK.name() {
+        wire::decode::<Feedback>(&letter.value).ok().and_then(|feedback| serde_json::to_string(&feedback).ok())
+    } else {
+        wire::decode::<ShopperEvent>(&letter.value).ok().and_then(|event| serde_json::to_string(&event).ok())
+    };
+    json.unwrap_or_else(|| String::from_utf8_lossy(&letter.value).into_owned())
 }
 
 /// Shows the stored page of `user`.

@@ -78,10 +78,16 @@ impl Default for RankingConfig {
 impl RankingConfig {
     /// What is wrong with the settings: each key with the range that it may have.
     pub fn check(&self) -> Vec<String> {
+        let products = outside("products_max", self.products_max, 1..=Feedback::SHOWN_MAX);
         let nominated_max = Feedback::OFFERS_MAX / Nominator::ALL.len();
         [
-            outside("products_max", self.products_max, 1..=Feedback::SHOWN_MAX),
-            outside("products_min", self.products_min, 1..=self.products_max.max(1)),
+            products.clone(),
+            // Where the most of them is told to be wrong it says nothing of the fewest.
+            outside(
+                "products_min",
+                self.products_min,
+                1..=if products.is_some() { Feedback::SHOWN_MAX } else { self.products_max },
+            ),
             outside("placements_max", self.placements_max, 1..=50),
             outside("reranked_max", self.reranked_max, 0..=50),
             outside("nominations_max", self.nominations_max, 1..=nominated_max),
@@ -118,5 +124,7 @@ mod tests {
         assert!(RankingConfig::default().check().is_empty());
         let bad = RankingConfig { products_max: 33, shuffled: 1.5, exploration: f64::NAN, ..RankingConfig::default() };
         assert_eq!(bad.check().len(), 3, "{:?}", bad.check());
+        let none = RankingConfig { products_max: 0, ..RankingConfig::default() };
+        assert_eq!(none.check().len(), 1, "{:?}", none.check());
     }
 }
