@@ -107,8 +107,12 @@ impl Place {
     }
 
     fn put(&self, user: &UserKey, placements: Vec<Placement>) {
+        self.put_for(DietSet::NONE, user, placements);
+    }
+
+    fn put_for(&self, diets: DietSet, user: &UserKey, placements: Vec<Placement>) {
         let head = head(user);
-        let page = Page { persona: "a cook".to_owned(), diets: DietSet::NONE, placements, versions: BTreeMap::new() };
+        let page = Page { persona: "a cook".to_owned(), diets, placements, versions: BTreeMap::new() };
         let stamp = Stamp::of(head.context_ms, head.generation);
         let bytes = wire::encode(&PagePublished { head, page }).unwrap();
         self.file.put_all(&[Write::Page { user: user.clone(), stamp, page: Some(bytes) }], &[]).unwrap();
@@ -205,12 +209,16 @@ fn what_was_found_for_a_placement_serves_every_shopper_whose_page_has_it() {
     ask(&ranking, &ada, "one");
     preparer.catch_up();
     assert!(ids(&ask(&ranking, &bob, "one"), 0).len() > 6, "what was found for one serves the other");
-    // What is another placement is looked up anew: one of another theme, and one of other keywords.
+    // What is another placement is looked up anew: one of another theme, of other keywords, of another kind of keyword, or for other diets.
+    let mut third = second.clone();
     first.theme.title = "Another".to_owned();
     second.keywords.clear();
-    for (user, placement) in [("cy", first), ("dee", second)] {
-        place.put(&UserKey::of(user), vec![placement]);
-        assert_eq!(ids(&ask(&ranking, &UserKey::of(user), "one"), 0).len(), 6, "{user}");
+    third.keywords[0].descriptor = Descriptor::Query;
+    let fourth = (place.placement(leaf, 6), [Diet::Vegan].into_iter().collect());
+    let others = [(first, DietSet::NONE), (second, DietSet::NONE), (third, DietSet::NONE), fourth];
+    for (user, (placement, diets)) in ["cy", "dee", "eve", "fay"].into_iter().zip(others) {
+        place.put_for(diets, &UserKey::of(user), vec![placement]);
+        assert!(ids(&ask(&ranking, &UserKey::of(user), "one"), 0).len() <= 6, "{user}");
     }
 }
 

@@ -54,7 +54,7 @@ fn a_storefront_is_shown_told_of_learnt_from_and_put_back() {
 
     let listed = place.program().succeed(&["policy", "ls"], &[]).unwrap();
     let expected = format!("policy {learnt}: learnt from {} impressions, until 20", shown.len());
-    assert!(listed.starts_with(&expected) && listed.lines().count() == 1, "{listed}");
+    assert!(listed.starts_with(&expected) && listed.ends_with("bytes, serves\n") && listed.lines().count() == 1, "{listed}");
     let said = place.program().succeed(&["policy", "put-back", "0"], &[]).unwrap();
     assert!(said.contains("goes on from policy 0"), "{said}");
     up.wait_for("/v1/storefronts/ada", |front| (front["policy"].as_i64()? > learnt).then_some(())).expect("a newer version");
@@ -90,8 +90,12 @@ fn what_cannot_be_feedback_or_a_request_is_refused_with_the_reason() {
         let (answered, answer) = up.post("/v1/feedback", body).unwrap();
         assert!(answered == status && answer["error"].as_str().unwrap_or_default().contains(part), "{answered} {answer}");
     }
-    let (status, answer) = up.get("/v1/storefronts/%00").unwrap();
-    assert!(status == 400 && answer["error"].as_str().unwrap().contains("cannot be a shopper's id"), "{answer}");
+    for user in ["%00", "%ff"] {
+        let (status, answer) = up.get(&format!("/v1/storefronts/{user}")).unwrap();
+        assert!(status == 400 && answer["error"].as_str().unwrap().contains("cannot be a shopper's id"), "{user}: {answer}");
+    }
+    let (status, answer) = up.post("/v1/storefronts/ada", "{}").unwrap();
+    assert!(status == 405 && answer["error"].as_str().unwrap().contains("not asked for by that method"), "{answer}");
     for wish in ["51", "-1", "x", ""] {
         let (status, answer) = up.get(&format!("/v1/storefronts/ada?rerank={wish}")).unwrap();
         assert!(status == 400 && answer["error"].as_str().unwrap().contains("`rerank` must be"), "{wish}: {answer}");

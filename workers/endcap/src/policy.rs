@@ -44,11 +44,11 @@ pub fn command(command: &PolicyCommand, config: impl Fn(&DataArgs) -> Result<Con
 }
 
 fn list(policies: &(impl Policies + ?Sized), json: bool) -> Result<()> {
-    let (mut out, mut serves) = (io::stdout().lock(), true);
+    let (mut out, mut none_serves) = (io::stdout().lock(), true);
     for version in policies.policy_versions().context(CANNOT_READ)? {
         let Some(stored) = policies.policy(version).context(CANNOT_READ)? else { continue };
-        let row = Row::of(&stored, serves);
-        serves &= row.impressions.is_none();
+        let row = Row::of(&stored, none_serves);
+        none_serves &= row.fault.is_some();
         let line = if json { serde_json::to_string(&row)? } else { row.told() };
         writeln!(out, "{line}")?;
     }
@@ -56,12 +56,12 @@ fn list(policies: &(impl Policies + ?Sized), json: bool) -> Result<()> {
 }
 
 impl Row {
-    /// That of `stored`, which `serves` if it can be used.
-    fn of(stored: &StoredPolicy, serves: bool) -> Self {
+    /// That of `stored`, which serves if it can be used and `none_serves` of those that are newer.
+    fn of(stored: &StoredPolicy, none_serves: bool) -> Self {
         let read = read_policy(stored);
         Self {
             version: stored.version,
-            serves: serves && read.is_ok(),
+            serves: none_serves && read.is_ok(),
             impressions: read.as_ref().ok().map(|policy| policy.ranker().observations()),
             learnt_until_ms: learnt_until(stored),
             bytes: stored.snapshot.len(),

@@ -27,6 +27,7 @@ export function openShop(user) {
   if (user === state.user && user !== null) return;
   Object.assign(state, { user, stamp: null, isDefault: false, seen: new Set(), purchase: null });
   byId('journey').hidden = true;
+  settle();
   byId('facts').replaceChildren();
   byId('who').textContent = user ?? 'Storefront';
   byId('persona').textContent = user ? 'One moment…' : 'Waiting for the first page';
@@ -34,6 +35,12 @@ export function openShop(user) {
   byId('personal').replaceChildren(...(user ? [h('div.skeleton'), h('div.skeleton')] : [waitingNote()]));
   if (user) refresh();
   if (state.mode !== 'personal') showControl();
+}
+
+/** Nothing is waited for any more. */
+function settle() {
+  byId('personal').classList.remove('waiting');
+  byId('personal').setAttribute('aria-busy', 'false');
 }
 
 /** What the store orders pages by: the same context may be worked on again by a later generation. */
@@ -76,17 +83,25 @@ async function showDefault(user) {
   if (!front?.is_default || !front.placements.length) return showNone('No page yet', waitingNote());
   state.isDefault = true;
   byId('persona').textContent = 'No page yet: this is what everybody sees';
-  const placements = placementsOf({ placements: [] }, front);
+  // Its products stand on the shelves that it is about: nobody has judged them.
+  const placements = placementsOf({ placements: [] }, front).map((placement) => ({
+    ...placement, products: placement.products.map((product) => ({ ...product, score: null })),
+  }));
   byId('facts').replaceChildren(...front.diets.map((diet) => h('li.chip.strong', {}, sentence(diet))), ...counts(placements, front));
   byId('personal').replaceChildren(...placements.map((placement, order) => placementRow(placement, order, null)));
 }
 
-/** The page that is shown, ranked once more: by what was learnt meanwhile. */
-async function rankAgain() {
-  const user = state.user;
+/** The page that is shown, ranked once more: by what was learnt meanwhile. A newer one comes by itself. */
+async function rankAgain(event) {
+  const { user, stamp } = state;
+  const button = event.currentTarget;
+  button.disabled = true;
   const page = await get(`/v1/pages/${encodeURIComponent(user)}`).catch(() => null);
   const front = page && await storefront(user, page);
-  if (front && user === state.user) show(page, front);
+  button.disabled = false;
+  if (user !== state.user || stamp !== state.stamp || (page && stampOf(page) !== stamp)) return;
+  if (front) show(page, front);
+  else toast('The page cannot be ranked again now', 'bad');
 }
 
 /** The placements in the order in which they are shown: ranked, or as the page was made. */
@@ -111,8 +126,7 @@ function show(page, front) {
   const column = byId('personal');
   const known = state.seen;
   column.replaceChildren(...placements.map((placement, order) => placementRow(placement, order, first ? null : known)));
-  column.classList.remove('waiting');
-  column.setAttribute('aria-busy', 'false');
+  if (mine || !state.purchase) settle();
   state.seen = new Set(placements.flatMap((placement) => [placement.title, ...placement.products.map((product) => product.id)]));
   if (!first) setTimeout(() => column.querySelectorAll('.arrived').forEach((row) => row.classList.remove('arrived')), HIGHLIGHT_MS);
   if (mine) finishPurchase();
@@ -226,8 +240,7 @@ async function followPurchase(user) {
   if (performance.now() - purchase.clicked < PATIENCE_MS || !(await isOver()) || state.purchase !== purchase) return;
   state.purchase = null;
   byId('journey').hidden = true;
-  byId('personal').classList.remove('waiting');
-  byId('personal').setAttribute('aria-busy', 'false');
+  settle();
   toast(`The purchase of ${purchase.product.name} changes nothing here: this shopper wants no personal page, or it is a dead letter (see the pipeline)`, 'bad');
 }
 

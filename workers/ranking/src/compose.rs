@@ -46,7 +46,7 @@ impl Composer<'_> {
         }
     }
 
-    /// The placement of this number. One that is shuffled is not arranged: its odds would be others then.
+    /// The placement of this number. One that is shuffled is not arranged: its probabilities would be others then.
     fn placement(&self, number: usize, carousel: Carousel<'_>, parts: &mut Parts) -> StorefrontPlacement {
         let Carousel { placement, nominated, ranked } = carousel;
         let expected = ranked.expected();
@@ -65,7 +65,7 @@ impl Composer<'_> {
             reranked,
             slate: slate.write(&self.ground.key),
             propensity: slate.propensity(),
-            products: placed.iter().map(|(at, score)| nominated.product(*at, score, self.ground.config.exploration)).collect(),
+            products: placed.iter().map(|(at, score)| nominated.product(*at, score, self.served.policy.exploration())).collect(),
         }
     }
 

@@ -25,13 +25,13 @@ pub struct RankingConfig {
     pub reranked_max: usize,
     /// Products that each nominator brings in for a placement.
     pub nominations_max: usize,
-    /// Products that are looked up for nominators to choose from, per placement, beside those of the page.
+    /// Products that are looked up for nominators to choose from, per placement, beside as many as a slate has: what keywords find first is on the page.
     pub pool_max: usize,
     /// Products looked up per keyword and shelf; an eighth of that per neighbouring term.
     pub per_keyword_max: usize,
     /// Placements of which it is kept in memory what was found for them: about 4 KB each.
     pub lookups_max: usize,
-    /// Products that are kept in memory: about 1 KB each.
+    /// Products that are kept in memory to be found by id: about 1 KB each. What was found for placements keeps its own beside them.
     pub items_max: usize,
     /// Placements that wait for being looked up; more are served from what the page has of them.
     pub preparing_max: usize,
@@ -91,7 +91,7 @@ impl RankingConfig {
             outside("placements_max", self.placements_max, 1..=50),
             outside("reranked_max", self.reranked_max, 0..=50),
             outside("nominations_max", self.nominations_max, 1..=nominated_max),
-            outside("pool_max", self.pool_max, self.products_max..=1_000),
+            outside("pool_max", self.pool_max, 1..=1_000),
             outside("per_keyword_max", self.per_keyword_max, 1..=500),
             outside("lookups_max", self.lookups_max, 1..=10_000_000),
             outside("items_max", self.items_max, 1..=100_000_000),
@@ -124,7 +124,9 @@ mod tests {
         assert!(RankingConfig::default().check().is_empty());
         let bad = RankingConfig { products_max: 33, shuffled: 1.5, exploration: f64::NAN, ..RankingConfig::default() };
         assert_eq!(bad.check().len(), 3, "{:?}", bad.check());
-        let none = RankingConfig { products_max: 0, ..RankingConfig::default() };
-        assert_eq!(none.check().len(), 1, "{:?}", none.check());
+        for products_max in [0, 2_000] {
+            let bad = RankingConfig { products_max, ..RankingConfig::default() };
+            assert_eq!(bad.check().len(), 1, "{:?}", bad.check());
+        }
     }
 }

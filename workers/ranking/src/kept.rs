@@ -1,6 +1,6 @@
 //! Policies as a store keeps them: read, whole or not at all, and thinned out as they age.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use endcap_ranker::{
     SnapshotError,
@@ -72,13 +72,16 @@ pub fn learnt_until(stored: &StoredPolicy) -> Option<i64> {
     Ledger::read(&stored.ledger)?.newest_ms()
 }
 
-/// Kept policies that cannot be used, as far as they were told: each once.
+/// Looks after which a policy that could not be used is read again: it may have been mended.
+pub(crate) const LOOKS: u32 = 60;
+
+/// Kept policies that cannot be used, each with the looks for which it is passed over unread.
 #[derive(Debug, Default)]
-pub(crate) struct Refused(BTreeSet<i64>);
+pub(crate) struct Refused(BTreeMap<i64, u32>);
 
 impl Refused {
-    /// The newest policy beyond version `above` that can be read, of `versions`, which come newest first. Those that cannot are passed over, and
-    /// looked at again the next time: they may be mended.
+    /// The newest policy beyond version `above` that can be read, of `versions`, which come newest first. Those that cannot are told once and passed
+    /// over.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -88,12 +91,16 @@ impl Refused {
         versions: &[i64],
         above: i64,
     ) -> Result<Option<(StoredPolicy, TwoStage)>, StoreError> {
-        self.0.retain(|version| versions.contains(version));
+        self.0.retain(|version, _| versions.contains(version));
         for version in versions.iter().copied().take_while(|version| *version > above) {
+            if let Some(looks) = self.0.get_mut(&version).filter(|looks| **looks > 0) {
+                *looks -= 1;
+                continue;
+            }
             let Some(stored) = store.policy(version)? else { continue }; // forgotten meanwhile
             match read(&stored) {
                 Ok(policy) => return Ok(Some((stored, policy))),
-                Err(error) if self.0.insert(version) => {
+                Err(error) if self.0.insert(version, LOOKS).is_none() => {
                     metric::policy_refused();
                     tracing::warn!(version, %error, "a kept policy cannot be used; going by an earlier one");
                 }

@@ -26,6 +26,9 @@ use crate::{
 /// ahead would make all others seem old.
 const AHEAD_MAX_MS: i64 = 300_000;
 
+/// No log is so long: a version beyond it is nobody's, and none is counted on from it.
+const VERSION_MAX: i64 = 1 << 62;
+
 /// The stage.
 pub struct Learner {
     config: RankingConfig,
@@ -113,8 +116,8 @@ impl Stage for Learner {
         let verdicts = batch.iter().map(|input| self.learn(&mut lesson, input)).collect::<Result<Vec<_>, _>>()?;
         let through = batch.iter().map(|input| input.offset + 1).max().unwrap_or(0);
         if lesson.has_learnt {
-            let greatest = versions.first().copied().unwrap_or(0);
-            lesson.kept.version = through.max(greatest.saturating_add(1));
+            let greatest = versions.iter().copied().find(|version| *version < VERSION_MAX).unwrap_or(0);
+            lesson.kept.version = through.max(greatest + 1);
             self.policies.put_policy(&lesson.kept.store())?;
             self.thin_out();
         }

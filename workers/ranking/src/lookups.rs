@@ -9,7 +9,7 @@ use std::{
 };
 
 use endcap_retrieval::{Banned, MarketError, PerVersion, ProductWords, Snapshot};
-use endcap_schemas::{DietSet, Placement, Product};
+use endcap_schemas::{DietSet, Keyword, Placement, Product};
 use quick_cache::sync::Cache;
 
 use crate::{
@@ -28,19 +28,24 @@ pub(crate) fn key_of(placement: &Placement, diets: DietSet) -> LookupKey {
     };
     part(&[diets.bits()]);
     part(placement.theme.title.as_bytes());
+    part(&(placement.theme.concepts.len() as u64).to_le_bytes());
     placement.theme.concepts.iter().for_each(|concept| part(concept.as_bytes()));
-    part(b"keywords");
-    placement.keywords.iter().for_each(|keyword| part(keyword.text.as_bytes()));
+    for Keyword { id, text, descriptor } in &placement.keywords {
+        part(&id.to_le_bytes());
+        part(text.as_bytes());
+        part(&[*descriptor as u8]);
+    }
     *hasher.finalize().as_bytes()
 }
 
-/// What is kept of one version of the catalogue. What has not been asked for longest goes first, and what was asked for once before the rest.
+/// What is kept of one version of the catalogue. What is asked for least goes first.
 #[derive(Debug)]
 pub(crate) struct Lookups {
     version: String,
     banned: Arc<Banned>,
     found: Cache<LookupKey, Arc<[Found]>>,
-    items: Cache<String, Arc<Item>>,
+    /// `None` of what is no product.
+    items: Cache<String, Option<Arc<Item>>>,
     /// Keys of what is being looked up.
     wanted: Mutex<HashSet<LookupKey>>,
 }
@@ -90,30 +95,37 @@ impl Lookups {
         &self,
         market: &Snapshot,
         ids: impl Iterator<Item = &'a str>,
-    ) -> Result<HashMap<String, Arc<Item>>, MarketError> {
+    ) -> Result<HashMap<&'a str, Arc<Item>>, MarketError> {
         let (mut named, mut missing) = (HashMap::new(), Vec::new());
         for id in ids {
             match self.items.get(id) {
-                Some(item) => drop(named.insert(id.to_owned(), item)),
+                Some(item) => named.extend(item.map(|item| (id, item))),
                 None => missing.push(id),
             }
         }
-        let products = if missing.is_empty() { Vec::new() } else { market.products(&missing)? };
-        named.extend(self.items(products).into_iter().map(|item| (item.product.id.clone(), item)));
+        if missing.is_empty() {
+            return Ok(named);
+        }
+        let products = market.products(&missing)?.into_iter().map(|product| (product.id.clone(), product));
+        let mut found: HashMap<String, Product> = products.collect();
+        for id in missing {
+            match found.remove(id) {
+                Some(product) => drop(named.insert(id, self.item(product))),
+                None if named.contains_key(id) => {} // it is asked for twice
+                None => self.items.insert(id.to_owned(), None),
+            }
+        }
         Ok(named)
     }
 
-    /// The items of `products`.
-    pub(crate) fn items(&self, products: Vec<Product>) -> Vec<Arc<Item>> {
-        let item = |product: Product| {
-            self.items.get(&product.id).unwrap_or_else(|| {
-                let (words, is_banned) = (ProductWords::of(&product), self.banned.holds(&product));
-                let item = Arc::new(Item { product, words, is_banned });
-                self.items.insert(item.product.id.clone(), item.clone());
-                item
-            })
-        };
-        products.into_iter().map(item).collect()
+    /// The item of `product`.
+    pub(crate) fn item(&self, product: Product) -> Arc<Item> {
+        self.items.get(&product.id).flatten().unwrap_or_else(|| {
+            let (words, is_banned) = (ProductWords::of(&product), self.banned.holds(&product));
+            let item = Arc::new(Item { product, words, is_banned });
+            self.items.insert(item.product.id.clone(), Some(item.clone()));
+            item
+        })
     }
 }
 

@@ -45,11 +45,11 @@ pub(crate) struct Pool {
 impl Pool {
     /// The pool of `placement`: the page's own products, as far as they are among `items`, and what was `found` beside them. Its own were found
     /// relevant when the page was made, as its scores tell, and came by its keywords.
-    pub(crate) fn of(placement: &Placement, items: &HashMap<String, Arc<Item>>, found: &[Found]) -> Self {
+    pub(crate) fn of(placement: &Placement, items: &HashMap<&str, Arc<Item>>, found: &[Found]) -> Self {
         let mut all: Vec<Found> = Vec::with_capacity(placement.products.len() + found.len());
         let mut places: HashMap<&str, usize> = HashMap::with_capacity(placement.products.len());
         for shown in placement.products.iter().filter(|shown| shown.score.is_finite()) {
-            if let Some(item) = items.get(&shown.product).filter(|_| !places.contains_key(shown.product.as_str())) {
+            if let Some(item) = items.get(shown.product.as_str()).filter(|_| !places.contains_key(shown.product.as_str())) {
                 places.insert(&shown.product, all.len());
                 let (item, of) = (item.clone(), Nominator::Keyword.bit());
                 all.push(Found { item, of, relevance: shown.score, keyword: 0.0, embedding: 0.0 });
@@ -117,8 +117,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_pool_is_what_the_page_has_and_what_was_found_beside_it_each_product_once() {
-        let items: HashMap<String, Arc<Item>> =
-            [("tea", 300), ("jam", 100)].map(|(id, price)| (id.to_owned(), item(id, price))).into();
+        let items: HashMap<&str, Arc<Item>> = [("tea", 300), ("jam", 100)].map(|(id, price)| (id, item(id, price))).into();
         let found = |id: &str, price, nominator: Nominator| Found {
             item: item(id, price),
             of: nominator.bit(),

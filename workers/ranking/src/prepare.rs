@@ -43,7 +43,7 @@ pub struct Checks {
 
 /// What is to be looked up.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct LookupRequest {
     key: LookupKey,
     theme: Theme,
     keywords: Vec<Keyword>,
@@ -55,13 +55,13 @@ pub(crate) struct Wanted {
 /// Where it is handed in what is to be looked up.
 #[derive(Debug, Clone)]
 pub(crate) struct Door {
-    wanted: SyncSender<Wanted>,
+    wanted: SyncSender<LookupRequest>,
 }
 
 impl Door {
     /// Asks for what may be nominated for `placement`, under `key`, unless too many wait or somebody has asked already.
     pub(crate) fn ask(&self, lookups: &Arc<Lookups>, key: LookupKey, placement: &Placement, diets: DietSet) {
-        let wanted = || Wanted {
+        let wanted = || LookupRequest {
             key,
             theme: placement.theme.clone(),
             keywords: placement.keywords.clone(),
@@ -87,11 +87,11 @@ where
     pub(crate) store: Arc<dyn Store>,
     pub(crate) encoder: Handle<E>,
     pub(crate) judge: Handle<X>,
-    pub(crate) wanted: Receiver<Wanted>,
+    pub(crate) wanted: Receiver<LookupRequest>,
 }
 
 /// A door and what comes in by it.
-pub(crate) fn door(config: &RankingConfig) -> (Door, Receiver<Wanted>) {
+pub(crate) fn door(config: &RankingConfig) -> (Door, Receiver<LookupRequest>) {
     let (wanted, receive) = sync_channel(config.preparing_max);
     (Door { wanted }, receive)
 }
@@ -119,7 +119,7 @@ where
         }
     }
 
-    fn answer(&self, wanted: &Wanted) {
+    fn answer(&self, wanted: &LookupRequest) {
         let market = self.market.snapshot();
         if !wanted.lookups.is_of(&market) {
             return; // of a catalogue that nobody is served from any more
@@ -142,23 +142,25 @@ where
     }
 
     /// Each nominator has room for products that no other brings in.
-    fn gather(&self, wanted: &Wanted, gathered: &mut Gathered<'_>) -> Result<(), RankingError> {
-        let (most, per_keyword) = (self.config.pool_max, self.config.per_keyword_max);
+    fn gather(&self, wanted: &LookupRequest, gathered: &mut Gathered<'_>) -> Result<(), RankingError> {
+        let RankingConfig { pool_max, per_keyword_max: per_keyword, products_max, .. } = self.config;
+        // What keywords find first is on the page already.
+        let most = |share: usize| products_max + pool_max * share / 3;
         for keyword in &wanted.keywords {
             for (place, item) in gathered.by_keyword(keyword, per_keyword)?.into_iter().enumerate() {
-                if let Some(found) = gathered.add(item, Nominator::Keyword, most / 3) {
+                if let Some(found) = gathered.add(item, Nominator::Keyword, most(1)) {
                     found.keyword = found.keyword.max(MATCH_HALF / (MATCH_HALF + place as f64));
                 }
             }
         }
         for concept in &wanted.theme.concepts {
             for item in gathered.by_popularity(concept, per_keyword)? {
-                gathered.add(item, Nominator::Popularity, most * 2 / 3);
+                gathered.add(item, Nominator::Popularity, most(2));
             }
         }
         for (term, cosine) in self.near(wanted, gathered.market)? {
             for item in gathered.by_keyword(&term, per_keyword.div_ceil(NEIGHBOURS).max(4))? {
-                if let Some(found) = gathered.add(item, Nominator::Embedding, most) {
+                if let Some(found) = gathered.add(item, Nominator::Embedding, most(3)) {
                     found.embedding = found.embedding.max(cosine);
                 }
             }
@@ -167,7 +169,7 @@ where
     }
 
     /// The terms nearest to each concept that are not among the keywords, with their cosines.
-    fn near(&self, wanted: &Wanted, market: &Snapshot) -> Result<Vec<(Keyword, f64)>, RankingError> {
+    fn near(&self, wanted: &LookupRequest, market: &Snapshot) -> Result<Vec<(Keyword, f64)>, RankingError> {
         let asked = wanted.theme.concepts.iter().map(|concept| Embed { text: concept.clone() }).collect();
         let mut all = Vec::new();
         for answer in self.encoder.ask_all(asked) {
@@ -259,9 +261,8 @@ impl Gathered<'_> {
 
     /// What was found that may be shown, as far as can be told without a shopper.
     fn allowed(&self, found: Vec<Product>) -> Vec<Arc<Item>> {
-        let mut items = self.lookups.items(found.into_iter().filter(|product| self.filter.allows(product)).collect());
-        items.retain(|item| !item.is_banned);
-        items
+        let allowed = found.into_iter().filter(|product| self.filter.allows(product));
+        allowed.map(|product| self.lookups.item(product)).filter(|item| !item.is_banned).collect()
     }
 }
 

@@ -93,7 +93,7 @@ pub struct Offered {
 }
 
 impl Slate {
-    /// The odds that a given offer stands at a given place; `None` where the policy chose.
+    /// The probability that a given offer stands at a given place; `None` where the policy chose.
     pub fn propensity(&self) -> Option<f64> {
         (self.shuffled && self.shown > 0).then(|| (self.shown as f64).recip())
     }

@@ -98,6 +98,11 @@ impl TwoStage {
         Self { exploration, ..self }
     }
 
+    /// How much of the bonus counts when it chooses.
+    pub fn exploration(&self) -> f64 {
+        self.exploration
+    }
+
     /// Its ranker.
     pub fn ranker(&self) -> &LinUcb {
         &self.ranker

@@ -158,14 +158,18 @@ fn a_slate_is_arranged_as_the_model_likes_it_best_and_a_larger_space_is_searched
             let request = RerankRequest { shopper: Some(visit.shopper), items: &values, point: &point };
             let history = kernel.encode(&pages(&world.clicked(visit.history)), &mut scratch).expect("a history");
             let scores = kernel.score(&request, &history, &listed, &mut scratch).expect("scores");
-            let (highest, first) = (scores.values[scores.best], scores.values[0]);
             let best = listed.get(scores.best).to_vec();
+            let (highest, scores) = (scores.values[scores.best], scores.values.to_vec());
+            let first = scores[0];
             let arranged = kernel.arrange(&request, &history, calls_max, &mut scratch).expect("an order");
             if count(size.0, size.1) <= EXACT_MAX {
                 assert_eq!((arranged.order, arranged.value, arranged.calls), (&best[..], highest, listed.len()));
             } else {
                 assert_eq!(arranged.calls, calls_max);
                 assert!((first..=highest).contains(&arranged.value), "{} is not from {first} to {highest}", arranged.value);
+                let place = (0..listed.len()).find(|place| listed.get(*place) == arranged.order).expect("one of all orders");
+                let off = (scores[place] - arranged.value).abs();
+                assert!(off < 1e-5, "the order is worth {}, {} was said", scores[place], arranged.value);
             }
         }
     }

@@ -2,7 +2,7 @@
 //! timed from the moment at which it was due.
 //!
 //! `cargo run --release -p endcap-tests --bin storefronts -- --report FILE` makes shoppers with a history and pages of 10 placements of 20
-//! products each in a fresh data directory, starts `endcap serve` on it, lets every pool be completed, and then
+//! products each in a fresh data directory, starts `endcap serve` on it, lets every pool be completed (not with `--cold`), and then
 //!
 //! 1. asks for storefronts of scattered shoppers at a steady rate, with feedback on some of them; five seconds of that are not timed;
 //! 2. asks as fast as answers come, which says what the machine can do (the capacity);
@@ -52,6 +52,9 @@ struct Args {
     /// Shoppers with a page.
     #[arg(long, default_value_t = 200)]
     shoppers: u32,
+    /// Begin when nothing has been looked up yet: shoppers are seen for the first time while they come.
+    #[arg(long)]
+    cold: bool,
     /// One storefront in so many is followed by feedback on its first placements; 0 for none.
     #[arg(long, default_value_t = 10)]
     feedback_every: u64,
@@ -77,7 +80,7 @@ fn main() -> Result<()> {
     let models = args.models.as_ref().map(|models| ["--models", models.as_str()]);
     let flags: Vec<&str> = ["--market", &market].into_iter().chain(models.into_iter().flatten()).collect();
     let up = Run::new(&program.display().to_string(), &data).serve(&flags)?;
-    let warm = warm(&up, &users)?;
+    let warm = if args.cold { Duration::ZERO } else { warm(&up, &users)? };
     let load_for = |seconds, pace, threads| Load {
         pace,
         threads,
@@ -88,14 +91,18 @@ fn main() -> Result<()> {
     };
     let load = |pace, threads| load_for(args.seconds, pace, threads);
     run(&load_for(WARM_UP_S, Pace::Open(args.rate), args.threads));
-    let (steady, with_parts) = (run(&load(Pace::Open(args.rate), args.threads)), parts(&up.text("/metrics")?.1));
+    let before = pools(&up.text("/metrics")?.1);
+    let steady = run(&load(Pace::Open(args.rate), args.threads));
+    let metrics = up.text("/metrics")?.1;
+    let (with_parts, [whole, partial]) = (parts(&metrics), pools(&metrics));
+    let with_pools = json!({ "whole": whole - before[0], "partial": partial - before[1] });
     let steady_memory = memory(up.id())?;
     let fastest = run(&load(Pace::Closed, args.threads.min(8)));
     let capacity = fastest.per_second();
     let overload = run(&load(Pace::Open(OVERLOAD * capacity), args.overload_threads));
     let report = json!({
         "shoppers": users.len(), "warm_up_s": round(warm.as_secs_f64()), "seconds": args.seconds,
-        "steady": { "rate": args.rate, "seen": steady.report(), "parts_ms": with_parts, "memory": steady_memory },
+        "steady": { "rate": args.rate, "seen": steady.report(), "pools": with_pools, "parts_ms": with_parts, "memory": steady_memory },
         "capacity": { "per_second": round(capacity), "seen": fastest.report() },
         "overload": { "rate": round(OVERLOAD * capacity), "seen": overload.report(), "memory": memory(up.id())? },
     });
@@ -107,7 +114,7 @@ fn main() -> Result<()> {
 /// Asks for every storefront until no pool is left that is not complete; answers how long that took.
 fn warm(up: &Endcap, users: &[UserKey]) -> Result<Duration> {
     let (start, patience) = (Instant::now(), Shutdown::new());
-    let partial = || Ok::<_, anyhow::Error>(count(&up.text("/metrics")?.1, "endcap_storefront_pools_total{pool=\"partial\"}"));
+    let partial = || Ok::<_, anyhow::Error>(pools(&up.text("/metrics")?.1)[1]);
     loop {
         let before = partial()?;
         for user in users {
@@ -122,6 +129,11 @@ fn warm(up: &Endcap, users: &[UserKey]) -> Result<Duration> {
         }
         patience.wait(LOOK_EVERY);
     }
+}
+
+/// Placements that were ranked so far with all that was found for them, and with what the page has alone.
+fn pools(metrics: &str) -> [u64; 2] {
+    ["whole", "partial"].map(|pool| count(metrics, &format!("endcap_storefront_pools_total{{pool=\"{pool}\"}}")))
 }
 
 /// The value of a counter.

@@ -14,7 +14,7 @@ mod storefronts;
 use std::{num::NonZeroUsize, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result};
-use axum::{Router, middleware, serve::Listener};
+use axum::{Router, http::StatusCode, middleware, serve::Listener};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -101,6 +101,9 @@ pub fn router(life: Arc<Life>, access: Access) -> Router {
     assets::routes()
         .merge(routes::routes())
         .merge(storefronts::routes())
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this is not asked for by that method")
+        })
         .layer(middleware::from_fn_with_state(access, access::guard))
         .with_state(web)
 }

@@ -43,9 +43,6 @@ pub(super) fn routes() -> Router<Web> {
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .fallback(|| async { ApiError::absent("there is nothing here") })
-        .method_not_allowed_fallback(|| async {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this is not asked for by that method")
-        })
 }
 
 #[derive(Debug, Deserialize)]

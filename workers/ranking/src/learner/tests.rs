@@ -218,11 +218,16 @@ fn a_damaged_or_foreign_policy_takes_nobodys_place() {
     assert!(serving.refresh(&place.file).unwrap() && serving.now().version == 901);
     // What is mended under the number that it had is taken up.
     let mut mended = Kept { version: 902, ..place.newest() }.store();
-    let whole = std::mem::replace(&mut mended.snapshot, Vec::new());
+    let whole = std::mem::take(&mut mended.snapshot);
     place.file.put_policy(&mended).unwrap();
     assert!(!serving.refresh(&place.file).unwrap());
     place.file.put_policy(&StoredPolicy { snapshot: whole, ..mended }).unwrap();
+    assert!((0..kept::LOOKS).all(|_| !serving.refresh(&place.file).unwrap()), "it is not read over and over");
     assert!(serving.refresh(&place.file).unwrap() && serving.now().version == 902);
+    // No number is so great that none comes after it.
+    place.file.put_policy(&StoredPolicy { version: i64::MAX, snapshot: Vec::new(), ledger: Vec::new() }).unwrap();
+    place.learner().process(&inputs(&all[7..], 15)).unwrap();
+    assert!(serving.refresh(&place.file).unwrap() && serving.now().version == 903);
 }
 
 /// `bytes` with some of them changed, cut off, put in or repeated.

@@ -51,7 +51,7 @@ pub struct LoopArgs {
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=100_000))]
     pub logged: u64,
     /// Households that models of whole rows are trained on [default: 200, or more where a run has more].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(3..=10_000))]
     pub logged_households: Option<u64>,
     /// How much of the exploration bonus counts where it does [default: as much as the service is set to].
     #[arg(long, value_name = "SHARE")]
