@@ -1,5 +1,7 @@
 //! What a storefront is answered as.
 
+use std::sync::Arc;
+
 use endcap_schemas::{Descriptor, Keyword, Origin, Product};
 use serde::Serialize;
 
@@ -108,7 +110,7 @@ impl ProductCard {
 pub struct StorefrontProduct {
     /// What it is.
     #[serde(flatten)]
-    pub card: ProductCard,
+    pub card: Arc<ProductCard>,
     /// Probability that it belongs to the placement, 0…1.
     pub relevance: f64,
     /// Expected reward, by the policy.

@@ -4,7 +4,7 @@ use endcap_ranker::linucb::Score;
 use endcap_schemas::Diet;
 
 use crate::{
-    KeywordCard, ProductCard, Storefront, StorefrontPlacement, StorefrontProduct,
+    KeywordCard, Storefront, StorefrontPlacement, StorefrontProduct,
     features::Nominator,
     metric::Parts,
     rank::{Nominated, Ranked},
@@ -112,7 +112,7 @@ impl Nominated<'_> {
     fn product(&self, at: usize, score: &Score, exploration: f64) -> StorefrontProduct {
         let offer = &self.offers[at];
         StorefrontProduct {
-            card: ProductCard::of(&offer.candidate.found.item.product),
+            card: offer.candidate.found.item.card.clone(),
             relevance: offer.candidate.found.relevance,
             score: score.mean,
             bonus: exploration * score.bonus,

@@ -25,7 +25,7 @@ pub struct RankingConfig {
     pub reranked_max: usize,
     /// Products that each nominator brings in for a placement.
     pub nominations_max: usize,
-    /// Products that are looked up for nominators to choose from, per placement, beside as many as a slate has: what keywords find first is on the page.
+    /// Products that are looked up for nominators to choose from, per placement.
     pub pool_max: usize,
     /// Products looked up per keyword and shelf; an eighth of that per neighbouring term.
     pub per_keyword_max: usize,

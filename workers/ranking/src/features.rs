@@ -128,7 +128,8 @@ impl Traits {
         f64::from(self.0[place]) / 255.0
     }
 
-    fn ranker(&self) -> Vec<f64> {
+    /// φ, the ranker's features.
+    pub(crate) fn ranker(&self) -> Vec<f64> {
         let traits = (0..TRAITS).map(|place| self.value(place));
         let crosses = CROSSES.iter().map(|(a, b)| self.value(*a) * self.value(*b));
         std::iter::once(1.0).chain(traits).chain(crosses).collect()
@@ -193,7 +194,8 @@ impl Nominator {
         }
     }
 
-    fn features(self, traits: &Traits) -> Vec<f64> {
+    /// φₙ, its own features.
+    pub(crate) fn features(self, traits: &Traits) -> Vec<f64> {
         let (single, pairs) = self.sees();
         let pairs = pairs.map(|(a, b)| traits.value(a) * traits.value(b));
         std::iter::once(1.0).chain(single.map(|place| traits.value(place))).chain(pairs).collect()

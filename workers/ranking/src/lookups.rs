@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use endcap_retrieval::{Banned, MarketError, PerVersion, ProductWords, Snapshot};
+use endcap_retrieval::{Banned, MarketError, PerVersion, Snapshot};
 use endcap_schemas::{DietSet, Keyword, Placement, Product};
 use quick_cache::sync::Cache;
 
@@ -121,8 +121,8 @@ impl Lookups {
     /// The item of `product`.
     pub(crate) fn item(&self, product: Product) -> Arc<Item> {
         self.items.get(&product.id).flatten().unwrap_or_else(|| {
-            let (words, is_banned) = (ProductWords::of(&product), self.banned.holds(&product));
-            let item = Arc::new(Item { product, words, is_banned });
+            let is_banned = self.banned.holds(&product);
+            let item = Arc::new(Item::new(product, is_banned));
             self.items.insert(item.product.id.clone(), Some(item.clone()));
             item
         })

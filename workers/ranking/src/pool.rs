@@ -3,18 +3,40 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use endcap_market::hash;
 use endcap_retrieval::ProductWords;
 use endcap_schemas::{Placement, Product};
 
-use crate::features::Nominator;
+use crate::{ProductCard, features::Nominator};
 
 /// A product with what is looked at over and over.
 #[derive(Debug)]
 pub(crate) struct Item {
+    /// Follows from its id, and tells it from other products.
+    pub(crate) number: u64,
     pub(crate) product: Product,
+    /// What is shown of it.
+    pub(crate) card: Arc<ProductCard>,
+    /// What its shelves, from the leaf on, and its department are known by.
+    pub(crate) shelves: Vec<u64>,
+    pub(crate) department: Option<u64>,
     pub(crate) words: ProductWords,
     /// Whether its title has a banned term.
     pub(crate) is_banned: bool,
+}
+
+impl Item {
+    pub(crate) fn new(product: Product, is_banned: bool) -> Self {
+        Self {
+            number: hash(&product.id),
+            card: Arc::new(ProductCard::of(&product)),
+            shelves: product.shelves().map(hash).collect(),
+            department: product.category_path.first().map(|department| hash(department)),
+            words: ProductWords::of(&product),
+            product,
+            is_banned,
+        }
+    }
 }
 
 /// A product that is relevant to a placement; each figure 0…1, as the traits of the same name.
@@ -47,16 +69,16 @@ impl Pool {
     /// relevant when the page was made, as its scores tell, and came by its keywords.
     pub(crate) fn of(placement: &Placement, items: &HashMap<&str, Arc<Item>>, found: &[Found]) -> Self {
         let mut all: Vec<Found> = Vec::with_capacity(placement.products.len() + found.len());
-        let mut places: HashMap<&str, usize> = HashMap::with_capacity(placement.products.len());
         for shown in placement.products.iter().filter(|shown| shown.score.is_finite()) {
-            if let Some(item) = items.get(shown.product.as_str()).filter(|_| !places.contains_key(shown.product.as_str())) {
-                places.insert(&shown.product, all.len());
+            let Some(item) = items.get(shown.product.as_str()) else { continue };
+            if all.iter().all(|own| own.item.number != item.number) {
                 let (item, of) = (item.clone(), Nominator::Keyword.bit());
                 all.push(Found { item, of, relevance: shown.score, keyword: 0.0, embedding: 0.0 });
             }
         }
+        let count = all.len();
         for found in found {
-            match places.get(found.item.product.id.as_str()).map(|place| &mut all[*place]) {
+            match all[..count].iter_mut().find(|own| own.item.number == found.item.number) {
                 Some(own) => (own.of, own.keyword, own.embedding) = (own.of | found.of, found.keyword, found.embedding),
                 None => all.push(found.clone()),
             }
@@ -68,12 +90,12 @@ impl Pool {
     fn compared(placement: &Placement, all: Vec<Found>) -> Self {
         let prices: Vec<i64> = all.iter().filter_map(|found| found.item.product.price_cents).collect();
         let mean = prices.iter().sum::<i64>() as f64 / prices.len().max(1) as f64;
-        let shelf = placement.theme.concepts.first().map(|concept| concept.trim().to_lowercase());
+        let shelf = placement.theme.concepts.first().map(|concept| hash(&concept.trim().to_lowercase()));
         let candidate = |found: Found| {
             let product = &found.item.product;
             let price = product.price_cents.filter(|price| *price >= 0 && mean > 0.0);
             let dearness = price.map_or(0.5, |price| price as f64 / (price as f64 + mean));
-            let anchor = f64::from(u8::from(product.shelves().any(|stands| Some(stands) == shelf.as_deref())));
+            let anchor = f64::from(u8::from(shelf.is_some_and(|shelf| found.item.shelves.contains(&shelf))));
             Candidate { found, dearness, anchor }
         };
         Self { candidates: all.into_iter().map(candidate).collect() }
@@ -100,7 +122,7 @@ pub(crate) mod tests {
             age_restricted: false,
             in_stock: true,
         };
-        Arc::new(Item { words: ProductWords::of(&product), product, is_banned: false })
+        Arc::new(Item::new(product, false))
     }
 
     /// A placement about tea, with these products of the page.

@@ -145,7 +145,7 @@ where
     fn gather(&self, wanted: &LookupRequest, gathered: &mut Gathered<'_>) -> Result<(), RankingError> {
         let RankingConfig { pool_max, per_keyword_max: per_keyword, products_max, .. } = self.config;
         // What keywords find first is on the page already.
-        let most = |share: usize| products_max + pool_max * share / 3;
+        let most = |share: usize| products_max + pool_max.saturating_sub(products_max) * share / 3;
         for keyword in &wanted.keywords {
             for (place, item) in gathered.by_keyword(keyword, per_keyword)?.into_iter().enumerate() {
                 if let Some(found) = gathered.add(item, Nominator::Keyword, most(1)) {

@@ -1,6 +1,5 @@
 //! From a pool to a slate: nominators choose, the ranker orders. Pure.
 
-use endcap_market::hash;
 use endcap_ranker::{
     RankerError,
     linucb::{self, Score, TwoStage},
@@ -10,7 +9,7 @@ use endcap_schemas::{Origin, Placement};
 use crate::{
     RankingConfig,
     features::{Nominator, TRAITS, Traits, at},
-    pool::{Candidate, Item, Pool},
+    pool::{Candidate, Pool},
     rerank::ARRANGED,
     shopper::Shopper,
 };
@@ -62,21 +61,22 @@ pub(crate) fn nominate<'a>(
 ) -> Result<Nominated<'a>, RankerError> {
     let mut offers: Vec<NominatedOffer<'_>> = Vec::with_capacity(pool.candidates.len());
     for candidate in &pool.candidates {
-        let Item { product, words, is_banned } = &*candidate.found.item;
-        if !is_banned && shopper.may_have(product, words) {
+        let item = &candidate.found.item;
+        if !item.is_banned && shopper.may_have(item) {
             let traits = traits(candidate, shopper, place, placement.theme.origin);
-            let item = traits.item(hash(&product.id));
-            offers.push(NominatedOffer { candidate, traits, nominators: 0, item });
+            offers.push(NominatedOffer { candidate, traits, nominators: 0, item: to_nominate(candidate, &traits) });
         }
     }
     for nominator in Nominator::ALL {
-        let own: Vec<usize> = (0..offers.len()).filter(|at| may_bring(nominator, &offers[*at])).collect();
+        let own: Vec<usize> =
+            (0..offers.len()).filter(|at| may_bring(nominator, offers[*at].candidate, &offers[*at].traits)).collect();
         let pool: Vec<&linucb::Item> = own.iter().map(|at| &offers[*at].item).collect();
         for chosen in policy.nominate(nominator as usize, &pool, config.nominations_max, ties)? {
             offers[own[chosen]].nominators |= nominator.bit();
         }
     }
     offers.retain(|offer| offer.nominators != 0);
+    offers.iter_mut().for_each(|offer| offer.item.ranker = offer.traits.ranker());
     Ok(Nominated { offers })
 }
 
@@ -96,25 +96,31 @@ pub(crate) fn rank(
     Ok(Ranked { placed, shuffled: slate.propensity.is_some() })
 }
 
-/// Whether an offer is in a nominator's pool. That of the history is the shopper's own: what was bought, and what stands on favourite shelves.
-fn may_bring(nominator: Nominator, offer: &NominatedOffer<'_>) -> bool {
+/// The candidate as those see it that may nominate it. The ranker sees only what was nominated: most is not, and its features are the most.
+fn to_nominate(candidate: &Candidate, traits: &Traits) -> linucb::Item {
+    let seen = |nominator| if may_bring(nominator, candidate, traits) { nominator.features(traits) } else { Vec::new() };
+    linucb::Item { id: candidate.found.item.number, ranker: Vec::new(), nominators: Nominator::ALL.map(seen).to_vec() }
+}
+
+/// Whether a candidate is in a nominator's pool. That of the history is the shopper's own: what was bought, and what stands on favourite shelves.
+fn may_bring(nominator: Nominator, candidate: &Candidate, traits: &Traits) -> bool {
     match nominator {
-        Nominator::History => offer.traits.0[at::AFFINITY] > 0 || offer.traits.0[at::BOUGHT] > 0,
-        _ => offer.candidate.found.of & nominator.bit() != 0,
+        Nominator::History => traits.0[at::AFFINITY] > 0 || traits.0[at::BOUGHT] > 0,
+        _ => candidate.found.of & nominator.bit() != 0,
     }
 }
 
 fn traits(candidate: &Candidate, shopper: &Shopper, place: usize, origin: Origin) -> Traits {
     let found = &candidate.found;
-    let product = &found.item.product;
-    let (bought, recency) = shopper.bought(product);
+    let item = &found.item;
+    let (bought, recency) = shopper.bought(item);
     let mut values = [0.0; TRAITS];
-    values[at::AFFINITY] = shopper.affinity(product);
-    values[at::DEPARTMENT] = shopper.department(product);
+    values[at::AFFINITY] = shopper.affinity(item);
+    values[at::DEPARTMENT] = shopper.department(item);
     values[at::BOUGHT] = bought;
     values[at::RECENCY] = recency;
     values[at::BUDGET] = shopper.suits(candidate.dearness);
-    values[at::POPULARITY] = f64::from(product.popularity);
+    values[at::POPULARITY] = f64::from(item.product.popularity);
     values[at::DEARNESS] = candidate.dearness;
     values[at::RELEVANCE] = found.relevance;
     values[at::KEYWORD] = found.keyword;

@@ -77,10 +77,11 @@ impl Posterior {
         dot(x, &self.mean)
     }
 
-    /// xᵀΣx, never below zero, for `x` of `dims` features.
+    /// xᵀΣx, never below zero, for `x` of `dims` features. Σ is symmetric, and of a product's features many are zero.
     pub fn variance(&self, x: &[f64]) -> f64 {
-        let rows = self.covariance.chunks_exact(self.dims);
-        rows.zip(x).map(|(row, weight)| weight * dot(row, x)).sum::<f64>().max(0.0)
+        let rows = self.covariance.chunks_exact(self.dims).zip(x).enumerate().filter(|(_, (_, weight))| **weight != 0.0);
+        let part = |(at, (row, weight)): (usize, (&[f64], &f64))| weight * (2.0 * dot(&row[..at], &x[..at]) + row[at] * weight);
+        rows.map(part).sum::<f64>().max(0.0)
     }
 
     /// Learns the reward of one `x` (Eq. 2): Λ += x·xᵀ, g += reward·x.
