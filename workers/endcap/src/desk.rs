@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use endcap_ranking::Ranking;
 use endcap_retrieval::{Market, PerVersion};
 use endcap_runtime::{Clock, DeadLetterFilter, DeadLetterId, StageSnapshot, StageStats, Store, StoredDeadLetter};
-use endcap_schemas::{Feedback, PagePublished, PurchaseMemory, ShopperEvent, UserKey, topics::Topic, wire};
+use endcap_schemas::{Feedback, Message, PagePublished, PurchaseMemory, ShopperEvent, UserKey, topics::Topic, wire};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 
@@ -257,11 +257,16 @@ pub fn original_text(letter: &StoredDeadLetter) -> String {
         return "(erased with its user)".to_owned();
     }
     let json = if letter.topic == Topic::FEEDBACK.name() {
-        wire::decode::<Feedback>(&letter.value).ok().and_then(|feedback| serde_json::to_string(&feedback).ok())
+        json_of::<Feedback>(&letter.value)
     } else {
-        wire::decode::<ShopperEvent>(&letter.value).ok().and_then(|event| serde_json::to_string(&event).ok())
+        json_of::<ShopperEvent>(&letter.value)
     };
     json.unwrap_or_else(|| String::from_utf8_lossy(&letter.value).into_owned())
+}
+
+/// The record in `bytes` as JSON, where it is one.
+fn json_of<M: Message + Serialize>(bytes: &[u8]) -> Option<String> {
+    serde_json::to_string(&wire::decode::<M>(bytes).ok()?).ok()
 }
 
 /// Shows the stored page of `user`.

@@ -18,9 +18,7 @@ use endcap_runtime::{Headers, Outgoing, Shutdown, Store, StoreError};
 use endcap_schemas::{Feedback, topics::Topic, wire};
 
 use crate::{
-    config::Config,
     desk::Desk,
-    grounds,
     path::{Ground, PathConfig},
     reranker,
 };
@@ -50,13 +48,13 @@ where
 }
 
 impl Service {
-    /// Starts the service; it ends with the shutdown of `ground`. Nominations are held to what `path` holds pages to, and rows are arranged by `rerank`,
-    /// where there is something that does.
+    /// Starts the service, whose slates are sealed with `key`; it ends with the shutdown of `ground`. Nominations are held to what `path` holds pages
+    /// to, and rows are arranged by `rerank`, where there is something that does.
     ///
     /// # Errors
-    /// When there is no thread to be had, or the market has no identity that can be read.
+    /// When there is no thread to be had.
     pub fn start<E, X>(
-        config: &Config,
+        key: Key,
         ranking: &RankingConfig,
         path: &PathConfig,
         ground: &Ground,
@@ -76,7 +74,7 @@ impl Service {
             policies: ground.sides.store.clone(),
             history: history(ground.sides.store.clone(), ground.generation, path.context.clone()),
             clock: ground.clocks.wall.clone(),
-            key: Key::of(config.token.as_ref().map(|token| token.secret()), &grounds::identity(config, &ground.sides)?),
+            key,
             rerank,
         };
         let (ranking, preparer) = Ranking::new(of, models.encoder, models.judge);

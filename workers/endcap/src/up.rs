@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use endcap_inference::{ChooseKeywords, ChosenKeywords, Embed, Embedding, Model, Pair, Relevance, WriteThemes, WrittenThemes};
 use endcap_market::DEMO_SEED;
-use endcap_ranking::Ranking;
+use endcap_ranking::{Ranking, slate::Key};
 use endcap_runtime::{Broker, Clock, Clocks, Shutdown, SystemClock, metric};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::sync::watch;
@@ -128,7 +128,8 @@ where
     let web = start_web(listener, life.clone(), Access::new(config.token.clone()), web_ended, &events)?;
     let models = Models::look(&config, &data, role.models())?;
     let sides = Sides::open(&config, &clock)?;
-    let plan = models.plan(grounds::identity(&config, &sides)?, &configured, &*sides.store)?;
+    let identity = grounds::identity(&config, &sides)?;
+    let plan = models.plan(identity.clone(), &configured, &*sides.store)?;
     progress::begin("loading the models");
     let fleet = load(&config, plan.places.clone(), role.models())?;
     plan.check(&fleet, &data)?;
@@ -157,7 +158,8 @@ where
         (true, Some((judge, threshold))) => {
             let models = serve::Models { encoder: fleet.encoder.clone(), judge: judge.clone(), threshold: *threshold };
             let rerank = serve::reranker(&places::reranker(&config, &data.models())?);
-            Some(Service::start(&config, &ranking, &plan.path, &ground, models, rerank)?)
+            let key = Key::of(config.token.as_ref().map(|token| token.secret()), &identity);
+            Some(Service::start(key, &ranking, &plan.path, &ground, models, rerank)?)
         }
         _ => None,
     };
