@@ -35,11 +35,18 @@ impl UserKey {
             None => Self::of(text),
         }
     }
+
+    /// Whether `text` is this key as it is written.
+    pub fn is_written(&self, text: &str) -> bool {
+        text.strip_prefix(self.tenant.as_str()).and_then(|rest| rest.strip_prefix('/')) == Some(self.user.as_str())
+    }
 }
 
 impl fmt::Display for UserKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.tenant, self.user)
+        f.write_str(&self.tenant)?;
+        f.write_str("/")?;
+        f.write_str(&self.user)
     }
 }
 
@@ -57,9 +64,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_short_name_is_read_back_as_the_same_user() {
+    fn a_user_is_known_by_the_name_and_by_the_key() {
         for (tenant, user) in [("default", "ada"), ("default", "a/b"), ("shop", "ada"), ("shop", "a/b")] {
             let key = UserKey { tenant: tenant.into(), user: user.into() };
+            assert!(key.is_written(&key.to_string()) && !key.is_written(user) && !key.is_written(&format!("{key}a")));
             assert_eq!(key.short().parse(), Ok(key));
         }
     }

@@ -12,7 +12,8 @@ use std::{
 };
 
 use apache_avro::{
-    Schema, from_avro_datum, from_value, rabin::Rabin, schema_compatibility::SchemaCompatibility, write_avro_datum_ref,
+    GenericSingleObjectReader, Schema, from_avro_datum, from_value, rabin::Rabin, schema_compatibility::SchemaCompatibility,
+    write_avro_datum_ref,
 };
 use thiserror::Error;
 
@@ -106,11 +107,12 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, WireError> {
     }
     let fingerprint = fingerprint_of(bytes)?;
     let codec = codec::<M>();
-    let mut rest = Body { bytes: &bytes[HEADER_BYTES..], starved: false };
+    let mut rest = Body { bytes, starved: false };
     let value = if fingerprint == codec.fingerprint {
-        from_avro_datum(&codec.schema, &mut rest, None)
+        codec.reader.read_value(&mut rest)
     } else {
         let writer = codec.past.get(&fingerprint).ok_or(WireError::UnknownSchema { topic: M::TOPIC, fingerprint })?;
+        rest.bytes = &bytes[HEADER_BYTES..];
         from_avro_datum(writer, &mut rest, Some(&codec.schema))
     };
     let got = bytes.len() - HEADER_BYTES;
@@ -198,6 +200,8 @@ impl Read for Body<'_> {
 /// Parsed schemas of one message type.
 struct Codec {
     schema: Schema,
+    /// Of values that today's schema wrote: it has resolved the names within once and for all.
+    reader: GenericSingleObjectReader,
     fingerprint: u64,
     /// Earlier versions by fingerprint.
     past: HashMap<u64, Schema>,
@@ -210,7 +214,8 @@ impl Codec {
         let parse = |text| Schema::parse_str(text).unwrap_or_else(|error| panic!("schema of {} is valid: {error}", M::TOPIC));
         let schema = parse(M::SCHEMA);
         let past = M::PAST.iter().map(|text| parse(text)).map(|schema| (fingerprint(&schema), schema)).collect();
-        Self { fingerprint: fingerprint(&schema), schema, past }
+        let reader = GenericSingleObjectReader::new(schema.clone()).unwrap_or_else(|error| panic!("{}: {error}", M::TOPIC));
+        Self { fingerprint: fingerprint(&schema), reader, schema, past }
     }
 }
 

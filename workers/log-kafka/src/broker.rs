@@ -203,6 +203,8 @@ impl Broker for Kafka {
     }
 
     fn consumer(&self, group: &str, topic: Topic) -> Result<Box<dyn Log>, LogError> {
+        // Found out at a start, not by the first record.
+        self.shared.registry.as_ref().map_or(Ok(()), |registry| registry.connect())?;
         Ok(Box::new(self.log(group, topic)?))
     }
 

@@ -175,7 +175,7 @@ impl KafkaConfig {
             .set("transactional.id", id)
             .set("transaction.timeout.ms", (self.settings().transaction_timeout_s * 1_000).to_string())
             .set("partitioner", "murmur2_random")
-            .set("linger.ms", "2") // a batch is handed over record by record: so it goes out in few requests
+            .set("linger.ms", "1000") // a transaction's records go out together, when the writer flushes
             .set("delivery.report.only.error", "true");
         self.usually(&mut client, "compression.type", "zstd");
         if client.get("compression.type") == Some("zstd") {

@@ -37,6 +37,8 @@ struct State {
     bytes: usize,
     /// Whether fetching is stopped.
     full: bool,
+    /// Whether the group has said which partitions are this consumer's, be it none.
+    divided: bool,
     /// This consumer's partitions, those that are leaving included.
     owned: BTreeSet<i32>,
     /// Per partition, the offset behind the last record that was polled.
@@ -148,7 +150,14 @@ impl Hand {
 
     /// The group has given `partitions` to this consumer.
     pub(crate) fn assigned(&self, partitions: impl IntoIterator<Item = i32>) {
-        self.lock().owned.extend(partitions);
+        let mut state = self.lock();
+        state.divided = true;
+        state.owned.extend(partitions);
+    }
+
+    /// Whether the group has said which partitions are this consumer's.
+    pub(crate) fn is_divided(&self) -> bool {
+        self.lock().divided
     }
 
     /// The group takes `partitions` away. Comes back when the stage has let them go, or after `patience`: zero where they are lost
@@ -156,6 +165,7 @@ impl Hand {
     pub(crate) fn leave(&self, partitions: &[i32], patience: Duration) {
         let deadline = Instant::now() + patience;
         let mut state = self.lock();
+        state.divided &= !patience.is_zero(); // whoever has lost its partitions has to be given some anew
         state.departures += 1;
         let departures = state.departures;
         state.left.extend(partitions.iter().map(|partition| (*partition, departures)));
@@ -426,6 +436,19 @@ mod tests {
         hand.close();
         hand.leave(&[0], LONG);
         assert_eq!(hand.refused([0]), [0]);
+    }
+
+    #[test]
+    fn whoever_was_given_no_partition_waits_for_none_and_whoever_lost_some_does() {
+        let hand = Hand::new(Ahead { records_max: 1, bytes_max: 1 });
+        assert!(!hand.is_divided());
+        hand.assigned([]);
+        assert!(hand.is_divided());
+        hand.assigned([0]);
+        hand.leave(&[0], LONG);
+        assert!(hand.is_divided(), "the group has taken it away, and says what comes next at once");
+        hand.leave(&[0], Duration::ZERO);
+        assert!(!hand.is_divided());
     }
 
     #[test]

@@ -34,13 +34,21 @@ pub(crate) struct Place<'a> {
     pub(crate) appended_ms: i64,
 }
 
-/// The headers of a record that `stage` writes.
-pub(crate) fn write<'a>(headers: &'a Headers, stage: &str) -> Pairs<'a> {
+/// Where the records come from that `stage` writes.
+pub(crate) fn source_of(stage: &str) -> String {
+    [OWN_SOURCE, stage].concat()
+}
+
+/// The headers of a record that comes from `source`.
+pub(crate) fn write<'a>(headers: &'a Headers, source: impl Into<Cow<'a, str>>) -> Pairs<'a> {
     let foreign_source = headers.foreign.iter().any(|(name, _)| name == SOURCE);
     let mut pairs = Pairs::with_capacity(7 + headers.foreign.len());
     pairs.extend([text(SPEC_VERSION, "1.0"), text(ID, &headers.id)]);
     if !foreign_source {
-        pairs.push(made(SOURCE, format!("{OWN_SOURCE}{stage}")));
+        pairs.push(match source.into() {
+            Cow::Borrowed(source) => text(SOURCE, source),
+            Cow::Owned(source) => made(SOURCE, source),
+        });
     }
     pairs.extend([text(KIND, &headers.kind), made(TIME, rfc3339(headers.time_ms))]);
     pairs.extend(headers.causation.iter().map(|causation| text(CAUSATION, causation)));
@@ -60,6 +68,7 @@ fn made(name: &str, value: String) -> (Cow<'_, str>, Cow<'_, [u8]>) {
 /// The headers of a record at `place`. What its producer left out is derived from there, so that it comes out the same every time.
 pub(crate) fn read<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a [u8])>, place: Place<'_>) -> Headers {
     let mut headers = Headers::default();
+    let own_kind = place.topic.on(Lane::Live).name();
     let (mut id, mut kind, mut time_ms) = (None, None, None);
     for (name, value) in pairs {
         let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= TEXT_MAX_BYTES);
@@ -73,14 +82,15 @@ pub(crate) fn read<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a [u8])>, pla
             (SPEC_VERSION, _) => {}
             (SOURCE, Some(source)) if source.starts_with(OWN_SOURCE) => {}
             (ID, Some(text)) if !text.is_empty() => id = Some(text.to_owned()),
-            (KIND, Some(text)) if !text.is_empty() => kind = Some(text.to_owned()),
+            (KIND, Some(text)) if text == own_kind => {}
+            (KIND, Some(text)) if !text.is_empty() => kind = Some(Cow::from(text.to_owned())),
             (CAUSATION, Some(text)) => headers.causation = Some(text.to_owned()),
             (TRACE, Some(text)) => headers.traceparent = Some(text.to_owned()),
             _ => headers.foreign.push((name.to_owned(), value.to_vec())),
         }
     }
     headers.id = id.unwrap_or_else(|| format!("{}/{}/{}", place.name, place.partition, place.offset));
-    headers.kind = kind.unwrap_or_else(|| place.topic.on(Lane::Live).name().to_owned());
+    headers.kind = kind.unwrap_or(Cow::from(own_kind));
     headers.time_ms = time_ms.unwrap_or(place.appended_ms);
     headers
 }
@@ -105,7 +115,7 @@ pub(crate) struct Dead {
 /// The headers of a dead letter: those of its record, and what is said of it.
 pub(crate) fn write_dead(letter: &DeadLetter, at_ms: i64) -> Pairs<'_> {
     let record = &letter.record;
-    let mut pairs = write(&record.headers, &letter.stage);
+    let mut pairs = write(&record.headers, source_of(&letter.stage));
     let mut text = |name: &str, value: &str| pairs.push((format!("{DEAD}{name}").into(), value.as_bytes().to_vec().into()));
     text("topic", record.topic.name());
     text("partition", &record.partition.to_string());
@@ -179,7 +189,7 @@ pub(crate) fn rfc3339(ms: i64) -> String {
             number /= 10;
         }
     }
-    text.iter().copied().map(char::from).collect()
+    str::from_utf8(&text).expect("digits and signs are text").to_owned()
 }
 
 /// Milliseconds since 1970 of an RFC 3339 time.
@@ -211,7 +221,7 @@ mod tests {
     #[test]
     fn headers_come_back_as_they_were_written() {
         let headers = headers();
-        let pairs = write(&headers, "context");
+        let pairs = write(&headers, source_of("context"));
         let text: Vec<_> = borrowed(&pairs).map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value))).collect();
         assert_eq!(
             text,
@@ -231,7 +241,7 @@ mod tests {
     #[test]
     fn what_a_foreign_producer_left_out_is_derived_from_the_records_place() {
         let bare = read([], PLACE);
-        assert_eq!((bare.id.as_str(), bare.kind.as_str(), bare.time_ms), ("shop.events/3/41", "endcap.shopper-events.v1", 1_500));
+        assert_eq!((bare.id.as_str(), bare.kind.as_ref(), bare.time_ms), ("shop.events/3/41", "endcap.shopper-events.v1", 1_500));
         let pairs: Pairs<'_> = vec![
             ("ce_id".into(), Cow::from(&[0xFF])),
             text("ce_time", "2023-11-14T23:13:20.1239+01:00"),
@@ -242,7 +252,7 @@ mod tests {
         assert_eq!((read.id.as_str(), read.time_ms), ("shop.events/3/41", 1_700_000_000_123));
         let kept: Vec<_> = read.foreign.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(kept, ["ce_id", "ce_source", "tenant"], "what is not understood is kept");
-        let again = write(&read, "context");
+        let again = write(&read, source_of("context"));
         assert_eq!(again.iter().filter(|(name, _)| name == SOURCE).count(), 1, "a foreign source stays the only one");
     }
 

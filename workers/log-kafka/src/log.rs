@@ -19,6 +19,7 @@ use crate::{
     broker::Shared,
     client,
     hand::Holding,
+    headers,
     notes::{self, Notes},
     poller::Poller,
     record::{self, Record},
@@ -67,17 +68,6 @@ impl KafkaLog {
         let tally = found.unwrap_or_default();
         self.counted.insert(stage.to_owned(), tally.clone());
         Ok(tally)
-    }
-
-    /// Everything that a commit writes.
-    fn records<'a>(&self, commit: &'a Commit, counted: &Tally) -> Result<Vec<Record<'a>>, LogError> {
-        let (names, registry) = (&self.shared.names, self.shared.registry.as_deref());
-        let now_ms = self.shared.clock.now_ms();
-        let outputs = commit.outputs.iter().map(|output| Record::passed(names, registry, output, &commit.stage));
-        let letters = commit.dead_letters.iter().map(|letter| Ok(Record::dead(names, letter, now_ms)));
-        let key = notes::tally_key(&commit.stage, self.writer.id());
-        let tally = Record::note(names.tallies(), &key, &notes::write_tally(counted));
-        outputs.chain(letters).chain([Ok(tally)]).collect()
     }
 
     fn list(&self, through: &BTreeMap<i32, i64>) -> Result<TopicPartitionList, KafkaError> {
@@ -136,10 +126,16 @@ impl KafkaLog {
         })
     }
 
-    fn transact(&mut self, commit: &Commit, records: &[Record<'_>], group: &ConsumerGroupMetadata) -> Result<(), Stopped> {
+    fn transact(&mut self, commit: &Commit, counted: &Tally, group: &ConsumerGroupMetadata) -> Result<(), Stopped> {
         let list = self.list(&commit.through).map_err(|error| Stopped::Nothing(client::failure("cannot commit", &error)))?;
         let positions = (list.count() > 0).then_some(Positions { list: &list, group });
-        self.writer.transact(records, positions)
+        let (names, registry) = (&self.shared.names, self.shared.registry.as_deref());
+        let (source, now_ms) = (headers::source_of(&commit.stage), self.shared.clock.now_ms());
+        let outputs = commit.outputs.iter().map(|output| Record::passed(names, registry, output, source.as_str()));
+        let letters = commit.dead_letters.iter().map(|letter| Ok(Record::dead(names, letter, now_ms)));
+        let key = notes::tally_key(&commit.stage, self.writer.id());
+        let tally = Record::note(names.tallies(), &key, &notes::write_tally(counted));
+        self.writer.transact(outputs.chain(letters).chain([Ok(tally)]), positions)
     }
 }
 
@@ -148,7 +144,7 @@ impl Log for KafkaLog {
         if self.unread.is_empty() {
             self.unread.extend(self.poller.hand.take(max, wait)?);
         }
-        let (registry, mut records) = (self.shared.registry.as_deref(), Vec::new());
+        let (registry, mut records) = (self.shared.registry.as_deref(), Vec::with_capacity(self.unread.len()));
         while let Some(next) = self.unread.front_mut() {
             match record::unframe(registry, next) {
                 Ok(()) => records.extend(self.unread.pop_front()),
@@ -171,8 +167,7 @@ impl Log for KafkaLog {
         if !self.went_through(commit)? {
             let mut counted = self.counted(&commit.stage)?;
             counted += &commit.tally;
-            let records = self.records(commit, &counted)?;
-            match self.transact(commit, &records, &generation) {
+            match self.transact(commit, &counted, &generation) {
                 Ok(()) => drop(self.counted.insert(commit.stage.clone(), counted)),
                 Err(stopped) => {
                     self.unclear = matches!(stopped, Stopped::Unclear(_));
@@ -199,6 +194,16 @@ impl Log for KafkaLog {
         let partitions = self.poller.hand.revoked();
         self.unread.retain(|record| !partitions.contains(&record.partition));
         partitions
+    }
+
+    fn awaits(&self) -> Option<String> {
+        let session_s = self.shared.config.settings().session_timeout_s;
+        (!self.poller.hand.is_divided()).then(|| {
+            format!(
+                "group {} is being divided; partitions of a process that was killed come when its session is over, {session_s} s after its end",
+                self.group
+            )
+        })
     }
 
     fn group(&self) -> &str {

@@ -9,7 +9,7 @@ use endcap_runtime::{Clock, DeadLetter, INGEST, LogError, Outgoing, Tally, metri
 use endcap_schemas::topics::Lane;
 
 use crate::{
-    KafkaConfig,
+    KafkaConfig, headers,
     names::Names,
     notes::{self, Notes},
     reader::Readers,
@@ -59,7 +59,8 @@ impl Ingest {
     }
 
     fn passed<'a>(&self, records: &'a [Outgoing]) -> Result<Vec<Record<'a>>, LogError> {
-        records.iter().map(|record| Record::passed(&self.names, self.registry.as_deref(), record, INGEST)).collect()
+        let (names, registry) = (&self.names, self.registry.as_deref());
+        records.iter().map(|record| Record::passed(names, registry, record, headers::source_of(INGEST))).collect()
     }
 
     /// Appends `records` and notes how far their source was read.
@@ -106,7 +107,7 @@ impl Ingest {
             let key = notes::tally_key(INGEST, self.writer.id());
             records.push(Record::note(self.names.tallies(), &key, &notes::write_tally(&own.tally)));
         }
-        match self.writer.transact(&records, None) {
+        match self.writer.transact(records.into_iter().map(Ok), None) {
             Ok(()) => {
                 self.own = Some(own);
                 Ok(())

@@ -33,19 +33,19 @@ pub(crate) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// What `stage` passes on, framed for the registry where there is one.
+    /// What is passed on by the stage that is its `source`, framed for the registry where there is one.
     pub(crate) fn passed(
         names: &Names,
         registry: Option<&Registry>,
         outgoing: &'a Outgoing,
-        stage: &str,
+        source: impl Into<Cow<'a, str>>,
     ) -> Result<Self, LogError> {
         let topic = names.topic(outgoing.topic);
         let value = match registry {
             Some(registry) => registry.frame(outgoing.topic, &topic, &outgoing.value)?.into(),
             None => Cow::from(&outgoing.value),
         };
-        let (key, headers) = (outgoing.key.to_string().into_bytes().into(), headers::write(&outgoing.headers, stage));
+        let (key, headers) = (outgoing.key.to_string().into_bytes().into(), headers::write(&outgoing.headers, source));
         Ok(Self { topic, key, headers, value: Some(value) })
     }
 
@@ -85,7 +85,7 @@ impl<'a> Record<'a> {
 
     /// A dead letter on its way back, as if it had come under the key that it is filed under.
     pub(crate) fn redriven(names: &Names, topic: Topic, letter: &'a StoredDeadLetter) -> Self {
-        let mut pairs = headers::write(&letter.headers, &letter.stage);
+        let mut pairs = headers::write(&letter.headers, headers::source_of(&letter.stage));
         let key = take_key(&mut pairs, &letter.key);
         pairs.retain(|(name, _)| name != CAME_UNDER);
         Self { topic: names.topic(topic), key, headers: pairs, value: Some(Cow::from(&letter.value)) }
@@ -141,10 +141,11 @@ fn appended_ms(message: &BorrowedMessage<'_>) -> i64 {
 /// A message's key as text; one that is no text is kept in `headers` as it was.
 fn key_of(message: &BorrowedMessage<'_>, headers: &mut Headers) -> String {
     let key = message.key().unwrap_or_default();
-    if std::str::from_utf8(key).is_err() {
+    let text = String::from_utf8_lossy(key);
+    if let Cow::Owned(_) = text {
         headers.foreign.push((CAME_UNDER.to_owned(), key.to_vec()));
     }
-    String::from_utf8_lossy(key).into_owned()
+    text.into_owned()
 }
 
 /// A message of `topic` as a stage gets it.

@@ -58,6 +58,17 @@ impl Registry {
         lock(&self.known)
     }
 
+    /// Makes sure that it answers and takes the token.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] when it does not answer, [`LogError::Refused`] when it does not let this process in.
+    pub(crate) fn connect(&self) -> Result<(), LogError> {
+        match self.ask("be reached", || self.authorised(self.agent.get(self.url("schemas/types"))).call())? {
+            Err((status @ (401 | 403), text)) => Err(refused("let this process in: check `registry.token`", status, &text)),
+            _ => Ok(()), // whoever says that it has no such page answers too
+        }
+    }
+
     /// The value as it travels on `topic`, which is called `name` there. One in no framing of ours stays as it is.
     pub(crate) fn frame(&self, topic: Topic, name: &str, value: &[u8]) -> Result<Vec<u8>, LogError> {
         let Some((fingerprint, body)) = wire::parts_of(value) else { return Ok(value.to_vec()) };

@@ -1,7 +1,8 @@
 //! Transactions. One producer under one transactional id; a new one takes its place after a fault that it does not survive.
 //!
 //! Measured with librdkafka 2.12 and rdkafka 0.39: committing with records in flight waits in steps of 100 ms, so they are waited for first; aborting with
-//! records in flight hangs until its timeout, so they are thrown away first.
+//! records in flight hangs until its timeout, so they are thrown away first. Records linger until the last of a transaction is handed over, so that
+//! each partition gets its own in one request.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -12,10 +13,12 @@ use std::{
 use endcap_runtime::LogError;
 use rdkafka::{
     TopicPartitionList,
+    bindings::rd_kafka_flush,
     consumer::ConsumerGroupMetadata,
     error::{KafkaError, RDKafkaErrorCode},
     message::DeliveryResult,
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig},
+    types::RDKafkaRespErr,
 };
 
 use crate::{
@@ -26,9 +29,8 @@ use crate::{
     tender::{SERVE_FOR, Tender},
 };
 
-/// How often records in flight are looked after: a quarter of the time that they have taken so far, within these.
-const NAP: Duration = Duration::from_micros(250);
-const NAP_MAX: Duration = Duration::from_millis(2);
+/// Longest wait for records in flight before what the producer has to tell is heard, of deliveries that failed most of all.
+const FLUSH_STEP: Duration = Duration::from_millis(50);
 /// How long an answer is waited for at least.
 const LEAST: Duration = Duration::from_millis(1);
 /// How often a beginning is tried again while the transactions' keeper is changing.
@@ -124,34 +126,48 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes `records` and moves `positions`: all of it or nothing.
-    pub(crate) fn transact(&mut self, records: &[Record<'_>], positions: Option<Positions<'_>>) -> Result<(), Stopped> {
+    /// Writes `records`, each made when its turn comes, and moves `positions`: all of it or nothing.
+    pub(crate) fn transact<'a>(
+        &mut self,
+        records: impl Iterator<Item = Result<Record<'a>, LogError>>,
+        positions: Option<Positions<'_>>,
+    ) -> Result<(), Stopped> {
         self.ready().map_err(Stopped::Nothing)?;
         let producer = self.producer.clone().expect("a writer that is ready has a producer");
         let _turn = lock(&producer.context().role.turn);
-        if let Err(error) = self.prepare(records, positions) {
-            let error = self.meaning("cannot write", &error);
+        let prepared = self
+            .send(&producer, records)
+            .and_then(|()| self.settle(&producer, positions).map_err(|error| self.meaning("cannot write", &error)));
+        if let Err(error) = prepared {
             self.abort();
             return Err(Stopped::Nothing(error));
         }
         self.commit()
     }
 
-    /// Everything of a transaction but its commit.
-    fn prepare(&self, records: &[Record<'_>], positions: Option<Positions<'_>>) -> Result<(), KafkaError> {
-        let producer = self.producer.as_ref().expect("a writer that is ready has a producer");
+    /// Begins a transaction and hands its records to the producer.
+    fn send<'a>(
+        &self,
+        producer: &TransactionalProducer,
+        records: impl Iterator<Item = Result<Record<'a>, LogError>>,
+    ) -> Result<(), LogError> {
+        let cannot_write = |error: KafkaError| self.meaning("cannot write", &error);
         *producer.context().role.failed() = None;
-        producer.begin_transaction()?;
+        producer.begin_transaction().map_err(cannot_write)?;
         let deadline = Instant::now() + self.config.request_timeout();
         for record in records {
-            send(producer, record, deadline)?;
+            send(producer, &record?, deadline).map_err(cannot_write)?;
         }
-        let since = Instant::now();
-        while producer.in_flight_count() > 0 {
+        Ok(())
+    }
+
+    /// Waits until everything of a transaction has arrived, and moves `positions` in it.
+    fn settle(&self, producer: &TransactionalProducer, positions: Option<Positions<'_>>) -> Result<(), KafkaError> {
+        let deadline = Instant::now() + self.config.request_timeout();
+        while !flush(producer) {
             if Instant::now() >= deadline {
                 return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
             }
-            nap(producer, since);
         }
         if let Some(error) = producer.context().role.failed().take() {
             return Err(error);
@@ -213,16 +229,20 @@ impl Writer {
     }
 }
 
-/// Hears of deliveries that failed, and waits a moment. Not inside of a poll: rdkafka spins for what is left of its time below a
-/// millisecond, which took a third of the processor from everybody.
-fn nap(producer: &TransactionalProducer, since: Instant) {
-    producer.poll(Duration::ZERO);
-    thread::sleep((since.elapsed() / 4).clamp(NAP, NAP_MAX));
+/// Sends what lingers, waits a moment until everything has arrived, and answers whether it has. Not by rdkafka's `flush`, which asks
+/// librdkafka without any time: its threads wake up too late to see that they should not linger.
+fn flush(producer: &TransactionalProducer) -> bool {
+    // SAFETY: the producer is alive for as long as it is borrowed; any thread may call this.
+    let answer = unsafe { rd_kafka_flush(producer.client().native_ptr(), FLUSH_STEP.as_millis() as i32) };
+    let arrived = answer == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+    if !arrived {
+        producer.poll(SERVE_FOR); // a record that failed is in flight until somebody has heard of it
+    }
+    arrived
 }
 
 /// Hands a record to the producer, waiting for room in its queue.
 fn send(producer: &TransactionalProducer, record: &Record<'_>, deadline: Instant) -> Result<(), KafkaError> {
-    let since = Instant::now();
     loop {
         let mut base = BaseRecord::<[u8], [u8]>::to(&record.topic).key(record.key.as_ref()).headers(record.owned_headers());
         if let Some(value) = &record.value {
@@ -231,7 +251,7 @@ fn send(producer: &TransactionalProducer, record: &Record<'_>, deadline: Instant
         match producer.send(base) {
             Ok(()) => return Ok(()),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) if Instant::now() < deadline => {
-                nap(producer, since);
+                flush(producer);
             }
             Err((error, _)) => return Err(error),
         }

@@ -1,6 +1,6 @@
 //! The border to the log: one stage's connection to its topics.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use endcap_schemas::{
     UserKey,
@@ -57,6 +57,12 @@ pub trait Log: Send {
         Vec::new()
     }
 
+    /// What this consumer waits for before it gets any record, although the log answers: that its group is divided. `None` where records come
+    /// as soon as there are some.
+    fn awaits(&self) -> Option<String> {
+        None
+    }
+
     /// Name of the consumer group.
     fn group(&self) -> &str;
 }
@@ -69,7 +75,7 @@ pub struct Headers {
     pub id: String,
     /// `ce_type`: name of its topic, on whichever lane it travels.
     #[serde(rename = "ce_type")]
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// `ce_time`, ms since 1970: when the event behind it happened.
     #[serde(rename = "ce_time")]
     pub time_ms: i64,
@@ -87,7 +93,7 @@ pub struct Headers {
 impl Headers {
     /// Headers of a record that enters the log.
     pub fn root(id: impl Into<String>, topic: Topic, time_ms: i64) -> Self {
-        Self { id: id.into(), kind: topic.on(Lane::Live).name().to_owned(), time_ms, ..Self::default() }
+        Self { id: id.into(), kind: topic.on(Lane::Live).name().into(), time_ms, ..Self::default() }
     }
 
     /// Headers of the record that `stage` makes of the one with these headers.
@@ -97,7 +103,7 @@ impl Headers {
         hash.update(self.id.as_bytes()).update(&[0]).update(stage.as_bytes());
         Self {
             id: hash.finalize().to_hex()[..32].to_owned(),
-            kind: topic.on(Lane::Live).name().to_owned(),
+            kind: topic.on(Lane::Live).name().into(),
             time_ms: self.time_ms,
             causation: Some(self.id.clone()),
             traceparent: self.traceparent.clone(),

@@ -74,6 +74,16 @@ fn consumers_come_and_go_and_nothing_is_lost_or_doubled() {
 }
 
 #[test]
+fn a_consumer_waits_for_its_group_until_that_is_divided_be_its_part_empty() {
+    let Some(server) = Server::fresh(1) else { return };
+    let join = |name: &str| server.elsewhere(name).log("g", Topic::EVENTS).expect("a consumer");
+    let (one, two) = (join("one"), join("two"));
+    for log in [&one, &two] {
+        until("the group is divided", || log.awaits().is_none());
+    }
+}
+
+#[test]
 fn a_commit_over_a_lost_partition_is_refused_and_the_rest_goes_through() {
     let Some(broker) = address("ENDCAP_TEST_KAFKA") else { return };
     let server = Server::with(KafkaSettings { drain_s: 1, ..settings(&broker) }, 4);

@@ -55,6 +55,8 @@ pub struct LoopConfig {
     pub poll_max: usize,
     /// Records held at once; when so many are held, none waits for company any longer.
     pub held_max: usize,
+    /// Bytes of the values of those; beyond it nothing is polled, so that one more poll's records are the most above it.
+    pub held_bytes_max: usize,
     /// Records of one batch that the stage is asked about; a quarter of it on the backfill lane, as live records wait for such a batch.
     pub batch_records_max: usize,
     /// Tokens of one batch, as [`Stage::tokens`] counts them; a single larger record still goes, alone.
@@ -78,6 +80,7 @@ impl Default for LoopConfig {
         Self {
             poll_max: 512,
             held_max: 4_096,
+            held_bytes_max: 64 * 1_024 * 1_024,
             batch_records_max: 64,
             batch_tokens_max: usize::MAX,
             debounce: Duration::ZERO,
@@ -246,7 +249,8 @@ impl<'a, S: Stage> Run<'a, S> {
     }
 
     fn is_full(&self) -> bool {
-        self.pending.len() >= self.env.config.held_max
+        let config = &self.env.config;
+        self.pending.len() >= config.held_max || self.pending.bytes() >= config.held_bytes_max
     }
 
     /// Polls until enough is held, waiting `at_most` and only while nothing is due.
@@ -265,10 +269,10 @@ impl<'a, S: Stage> Run<'a, S> {
         let now_ms = self.env.clocks.wall.now_ms();
         let mut wait = self.pending.until_due(now_ms).map_or(at_most, |due| due.min(at_most));
         loop {
-            let room = config.held_max.saturating_sub(self.pending.len()).min(config.poll_max);
-            if room == 0 {
+            if self.is_full() {
                 return Ok(());
             }
+            let room = (config.held_max - self.pending.len()).min(config.poll_max);
             let start = self.env.clocks.wall.monotonic();
             let polled = match self.log.poll(room, wait) {
                 Ok(polled) => polled,
@@ -317,7 +321,8 @@ impl<'a, S: Stage> Run<'a, S> {
         self.poll_waits.reset();
         // What a batch was put off for is still to be seen.
         if self.work.is_none() {
-            self.tell(|lane| lane.trouble = None);
+            let awaited = self.log.awaits().map(|what| format!("log: {what}"));
+            self.tell(|lane| lane.trouble = awaited);
         }
     }
 

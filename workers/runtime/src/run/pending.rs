@@ -48,7 +48,7 @@ impl<T: Message> Held<T> {
             Err(error) => return Self::dead(record, now_ms, MALFORMED, error.to_string()),
         };
         let user = value.user();
-        if record.key != user.to_string() {
+        if !user.is_written(&record.key) {
             // Filed under its user, so that it is masked with them, and goes to their partition when it is sent again.
             return Self::dead(record.under(&user), now_ms, WRONG_KEY, WRONG_KEY_MESSAGE.to_owned());
         }
@@ -65,13 +65,18 @@ impl<T: Message> Held<T> {
         Self { record, fate, attempts: 0, context, came_ms, first_ms: came_ms }
     }
 
+    fn bytes(&self) -> usize {
+        self.record.value.len()
+    }
+
     pub(super) fn is_live(&self) -> bool {
         matches!(self.fate, Fate::Live(_))
     }
 
-    fn supersede(&mut self) {
+    /// Ends a record here, and answers how many bytes are given free.
+    fn supersede(&mut self) -> usize {
         self.fate = Fate::Dropped(DropReason::Superseded);
-        self.record.value = Vec::new();
+        std::mem::take(&mut self.record.value).len()
     }
 
     /// Drops a live record whose page nobody needs any more at `now_ms` of the event clock.
@@ -102,6 +107,8 @@ impl<T: Message> Held<T> {
 /// The queue. Its places are counted from the start of the loop, so that they stay valid while its front is taken away.
 pub(super) struct Pending<T> {
     queue: VecDeque<Held<T>>,
+    /// Bytes of its records' values.
+    bytes: usize,
     /// Place of the queue's front.
     front: u64,
     /// Place of each user's live record.
@@ -115,6 +122,7 @@ impl<T: Message> Pending<T> {
         let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4);
         Self {
             queue: VecDeque::new(),
+            bytes: 0,
             front: 0,
             newest: HashMap::new(),
             debounce_ms: ms(debounce),
@@ -126,7 +134,13 @@ impl<T: Message> Pending<T> {
         self.queue.len()
     }
 
+    /// Bytes of the values that are held.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn clear(&mut self) {
+        self.bytes = 0;
         self.queue.clear();
         self.newest.clear();
     }
@@ -135,6 +149,7 @@ impl<T: Message> Pending<T> {
     pub(super) fn drop_partitions(&mut self, partitions: &[i32]) -> usize {
         let before = self.queue.len();
         self.queue.retain(|held| !partitions.contains(&held.record.partition));
+        self.bytes = self.queue.iter().map(Held::bytes).sum();
         self.newest = (self.front..)
             .zip(&self.queue)
             .filter(|(_, held)| held.is_live())
@@ -149,10 +164,12 @@ impl<T: Message> Pending<T> {
         if let Some((user, stamp)) = &held.context {
             let place = self.front + self.queue.len() as u64;
             match self.newest.get(user).and_then(|at| self.queue.get_mut(usize::try_from(at.checked_sub(self.front)?).ok()?)) {
-                Some(waiting) if waiting.context.as_ref().is_some_and(|(_, older)| older > stamp) => held.supersede(),
+                Some(waiting) if waiting.context.as_ref().is_some_and(|(_, older)| older > stamp) => {
+                    held.supersede();
+                }
                 Some(waiting) => {
                     held.first_ms = held.first_ms.min(waiting.first_ms);
-                    waiting.supersede();
+                    self.bytes -= waiting.supersede();
                     self.newest.insert(user.clone(), place);
                 }
                 None => {
@@ -160,6 +177,7 @@ impl<T: Message> Pending<T> {
                 }
             }
         }
+        self.bytes += held.bytes();
         self.queue.push_back(held);
     }
 
@@ -195,6 +213,7 @@ impl<T: Message> Pending<T> {
             end += 1;
         }
         let batch: Vec<_> = self.queue.drain(..end).collect();
+        self.bytes -= batch.iter().map(Held::bytes).sum::<usize>();
         self.front += end as u64;
         for (user, _) in batch.iter().filter_map(|held| held.context.as_ref()) {
             if self.newest.get(user).is_some_and(|place| *place < self.front) {
@@ -209,6 +228,7 @@ impl<T: Message> Pending<T> {
         let mut values = inputs.into_iter().map(|input| input.value).rev();
         for mut held in batch.into_iter().rev() {
             self.front -= 1;
+            self.bytes += held.bytes();
             if matches!(held.fate, Fate::Started) {
                 held.fate = Fate::Live(values.next().expect("every started record has its input"));
                 if let Some((user, _)) = &held.context {

@@ -174,7 +174,8 @@ impl<S: Stage> Run<'_, S> {
 
 /// One commit of all parts, into which their records are moved. Records of one key come from one partition, so their order stays.
 fn whole(stage: String, parts: &mut BTreeMap<i32, Part>, spent: &Tally) -> Commit {
-    let mut whole = Commit { stage, tally: spent.clone(), ..Commit::default() };
+    let outputs = Vec::with_capacity(parts.values().map(|part| part.commit.outputs.len()).sum());
+    let mut whole = Commit { outputs, stage, tally: spent.clone(), ..Commit::default() };
     for Part { commit, moved, .. } in parts.values_mut() {
         *moved = (commit.outputs.len(), commit.dead_letters.len());
         whole.outputs.append(&mut commit.outputs);
@@ -203,7 +204,7 @@ fn outcome_of<In: Message, Out: Message>(
     verdicts: Vec<Verdict<Out>>,
     circumstances: &Circumstances,
 ) -> Outcome {
-    let mut outcome = Outcome::default();
+    let mut outcome = Outcome::with_room(&batch);
     let mut answers = inputs.into_iter().zip(verdicts);
     for held in batch {
         let partition = held.record.partition;
@@ -241,6 +242,17 @@ struct Attempted<'a> {
 }
 
 impl Outcome {
+    /// Room for what most batches leave behind: an output of each record.
+    fn with_room<T>(batch: &[Held<T>]) -> Self {
+        let mut outcome = Self { faults: Vec::with_capacity(batch.len()), ..Self::default() };
+        let mut records = BTreeMap::<i32, usize>::new();
+        batch.iter().for_each(|held| *records.entry(held.record.partition).or_default() += 1);
+        for (partition, records) in records {
+            outcome.part(partition).commit.outputs.reserve_exact(records);
+        }
+        outcome
+    }
+
     fn part(&mut self, partition: i32) -> &mut Part {
         self.parts.entry(partition).or_default()
     }

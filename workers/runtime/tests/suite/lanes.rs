@@ -7,11 +7,11 @@ use std::{
 };
 
 use endcap_runtime::{
-    Backlog, BreakerConfig, Broker, Clocks, Commit, Embedded, EmbeddedConfig, Input, Log, LogError, Outgoing, Received,
+    Backlog, BreakerConfig, Broker, Clocks, Commit, Embedded, EmbeddedConfig, Input, Log, LogError, Outgoing, Received, StageEnv,
     StageError, SystemClock,
     contract::poll_all,
     embedded::{Consumer, DeadLetterFilter},
-    run_lanes,
+    run_lanes, run_stage,
 };
 use endcap_schemas::{
     ContextChanged, ThemesWritten,
@@ -330,6 +330,50 @@ fn a_backfill_lane_that_does_not_answer_holds_nobody_up() {
     assert_eq!(users(&bench, Topic::THEMES).len(), 9);
     let snapshot = bench.env.stats.snapshot();
     assert_eq!((snapshot.backfill.trouble.as_deref(), snapshot.live.trouble), (Some("log: toy lane is not declared"), None));
+}
+
+/// A log whose group is divided when it is polled for the third time. Notes what the stage told of its live lane before each poll.
+struct Joining {
+    env: StageEnv,
+    told: Arc<Mutex<Vec<Option<String>>>>,
+}
+
+impl Joining {
+    fn polls(&self) -> usize {
+        self.told.lock().unwrap().len()
+    }
+}
+
+impl Log for Joining {
+    fn poll(&mut self, _: usize, _: Duration) -> Result<Vec<Received>, LogError> {
+        self.told.lock().unwrap().push(self.env.stats.snapshot().live.trouble);
+        if self.polls() == 4 {
+            self.env.shutdown.trigger();
+        }
+        Ok(Vec::new())
+    }
+    fn commit(&mut self, _: &Commit) -> Result<(), LogError> {
+        unreachable!("nothing is polled")
+    }
+    fn backlog(&mut self) -> Result<Backlog, LogError> {
+        Ok(Backlog::default())
+    }
+    fn awaits(&self) -> Option<String> {
+        (self.polls() < 3).then(|| "group g is being divided".to_owned())
+    }
+    fn group(&self) -> &str {
+        "g"
+    }
+}
+
+#[test]
+fn a_stage_tells_that_it_waits_for_its_group() {
+    let bench = Bench::new();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let log = Joining { env: bench.env.clone(), told: told.clone() };
+    run_stage(&mut noted(&Order::default(), |_| ()), Box::new(log), &bench.env).unwrap();
+    let waits = Some("log: group g is being divided".to_owned());
+    assert_eq!(*told.lock().unwrap(), [None, waits.clone(), waits, None]);
 }
 
 #[test]

@@ -492,6 +492,24 @@ fn batches_are_cut_by_records_and_by_tokens() {
 }
 
 #[test]
+fn what_waits_is_bounded_by_its_bytes_too() {
+    let mut bench = Bench::new();
+    let records = contexts(9);
+    bench.append(&records);
+    let sizes = Arc::new(Mutex::new(Vec::new()));
+    let seen = sizes.clone();
+    bench.env.config.debounce = Duration::from_secs(3_600);
+    bench.env.config.debounce_max = Duration::from_secs(3_600);
+    bench.env.config.poll_max = 1;
+    bench.env.config.held_bytes_max = 2 * records[0].value.len() + 1;
+    bench.run(Toy::<Compose>::with(move |batch| {
+        seen.lock().unwrap().push(batch.len());
+        Ok(None)
+    }));
+    assert_eq!(*sizes.lock().unwrap(), [3, 3, 3], "nobody waits for company when so much is held");
+}
+
+#[test]
 fn two_processes_of_one_stage_write_every_output_once() {
     let bench = Bench::new();
     let events: Vec<_> = (0..600).map(|n| sent(&event(&format!("u{n}"), NOW_MS, &format!("e{n}")), &format!("e{n}"))).collect();
