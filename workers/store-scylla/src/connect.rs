@@ -1,7 +1,6 @@
 //! Connecting: the session with its limits of time, TLS, and what a failure to connect means for whoever starts the process.
 
 use std::{
-    collections::BTreeSet,
     error::Error,
     fs, io,
     path::{Path, PathBuf},
@@ -21,13 +20,17 @@ use scylla::{
         session::{OpenSsl010Config, Session},
         session_builder::SessionBuilder,
     },
+    cluster::ClusterState,
     errors::NewSessionError,
     policies::load_balancing::{DefaultPolicy, LoadBalancingPolicy},
     statement::Consistency,
 };
 use thiserror::Error;
 
-use crate::config::{ScyllaConfig, TlsFiles};
+use crate::{
+    config::{ScyllaConfig, TlsFiles},
+    copies,
+};
 
 /// A connection is asked for a sign of life when it was idle for so long, and is given up when none comes within as long again.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -74,6 +77,19 @@ pub enum OpenError {
         named: String,
         /// Data centres that there are.
         there: String,
+    },
+    /// The keyspace has no copies in the data centre that is to be asked.
+    #[error(
+        "keyspace `{keyspace}` keeps {kept}, but `datacenter` is `{named}`: alter its replication to NetworkTopologyStrategy with copies \
+         there, or leave `datacenter` out"
+    )]
+    Copies {
+        /// What was configured.
+        named: String,
+        /// The keyspace.
+        keyspace: String,
+        /// What it keeps, in words.
+        kept: String,
     },
     /// The keyspace or its tables are not there, or older than this release needs.
     #[error("keyspace `{keyspace}` {found}, this release needs schema version {known}: run `endcap store migrate`")]
@@ -179,22 +195,22 @@ pub(crate) async fn connect(config: &ScyllaConfig) -> Result<Session, OpenError>
     // Each attempt has its own limit; this one bounds them all.
     let limit = config.timeouts.connect * 2;
     match tokio::time::timeout(limit, builder.build()).await {
-        Ok(Ok(session)) => near(config, &session).map(|()| session),
+        Ok(Ok(session)) => near(config, &session.get_cluster_state()).map(|()| session),
         Ok(Err(error)) => Err(refused(config, &error, distrust.told())),
         Err(_) => Err(OpenError::Unreachable { points: points(config), cause: format!("no answer within {limit:?}") }),
     }
 }
 
-/// Refuses a data centre that no server is in: the driver would find nobody to ask, request by request.
-fn near(config: &ScyllaConfig, session: &Session) -> Result<(), OpenError> {
+/// Refuses a data centre that no server is in, or no copy: the driver would find nobody to ask, request by request.
+fn near(config: &ScyllaConfig, cluster: &ClusterState) -> Result<(), OpenError> {
     let Some(named) = &config.datacenter else { return Ok(()) };
-    let cluster = session.get_cluster_state();
-    let there: BTreeSet<&str> = cluster.get_nodes_info().iter().filter_map(|node| node.datacenter.as_deref()).collect();
-    if there.contains(&**named) {
-        return Ok(());
+    let there = copies::datacenters(cluster);
+    if !there.contains(&**named) {
+        let there = there.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        return Err(OpenError::Datacenter { named: named.clone(), there });
     }
-    let there = there.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    Err(OpenError::Datacenter { named: named.clone(), there })
+    let (named, keyspace) = (named.clone(), config.keyspace.clone());
+    copies::none_near(cluster, config).map_or(Ok(()), |kept| Err(OpenError::Copies { named, keyspace, kept }))
 }
 
 /// Token-aware, within the near data centre: another one answers for itself alone (`LOCAL_…`), and its answer may be older.

@@ -23,6 +23,7 @@ mod blocking;
 mod conditional;
 mod config;
 mod connect;
+mod copies;
 mod migrate;
 mod overview;
 mod policies;

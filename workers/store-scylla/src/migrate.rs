@@ -12,6 +12,7 @@ use crate::{
     conditional::standing,
     config::ScyllaConfig,
     connect::{OpenError, connect},
+    copies,
     schema::{KNOWN, MIGRATIONS, Migration, RUNNER, ServerKind, create_keyspace},
 };
 use endcap_runtime::{Clock, unique_name};
@@ -34,19 +35,20 @@ pub struct Plan {
     pub known: i32,
     /// The statements, in order. Empty where nothing is to be done.
     pub statements: Vec<String>,
+    /// What the keyspace keeps copies of otherwise than it should, and what a person may do: a migration changes none of that.
+    pub copies: Option<String>,
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Plan { keyspace, known, .. } = self;
         match self.found {
-            Some(found) if found == *known => {
-                return write!(f, "keyspace `{keyspace}` has schema version {known}, nothing to do");
-            }
+            Some(found) if found == *known => write!(f, "keyspace `{keyspace}` has schema version {known}, nothing to do")?,
             Some(found) => write!(f, "keyspace `{keyspace}`: schema version {found} → {known}")?,
             None => write!(f, "keyspace `{keyspace}`: none → schema version {known}")?,
         }
-        self.statements.iter().try_for_each(|statement| write!(f, "\n\n{statement};"))
+        self.statements.iter().try_for_each(|statement| write!(f, "\n\n{statement};"))?;
+        self.copies.iter().try_for_each(|copies| write!(f, "\n{copies}"))
     }
 }
 
@@ -108,7 +110,8 @@ async fn plan_on(session: &Session, config: &ScyllaConfig) -> Result<Plan, OpenE
         statements.extend(RUNNER.statements(&kind));
     }
     statements.extend(missing(&keyspace, found.unwrap_or(0))?.flat_map(|migration| migration.statements(&kind)));
-    Ok(Plan { keyspace, found, known: KNOWN, statements })
+    let copies = copies::difference(&session.get_cluster_state(), config);
+    Ok(Plan { keyspace, found, known: KNOWN, statements, copies })
 }
 
 /// Migrations beyond version `found`.
@@ -240,6 +243,7 @@ mod tests {
             found,
             known: 2,
             statements: statements.iter().map(|statement| (*statement).to_owned()).collect(),
+            copies: None,
         };
         assert_eq!(plan(Some(2), &[]).to_string(), "keyspace `shop` has schema version 2, nothing to do");
         assert_eq!(plan(Some(1), &["ALTER x"]).to_string(), "keyspace `shop`: schema version 1 → 2\n\nALTER x;");
@@ -247,6 +251,9 @@ mod tests {
             plan(None, &["CREATE x", "CREATE y"]).to_string(),
             "keyspace `shop`: none → schema version 2\n\nCREATE x;\n\nCREATE y;"
         );
+        let copies = Some("it keeps too few".to_owned());
+        let told = Plan { copies, ..plan(Some(2), &[]) }.to_string();
+        assert_eq!(told, "keyspace `shop` has schema version 2, nothing to do\nit keeps too few");
     }
 
     #[test]

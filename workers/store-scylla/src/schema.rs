@@ -1,6 +1,6 @@
 //! The tables: their migrations, and what depends on the server. Pure; the files lie in `schemas/cql`.
 
-use crate::config::Replication;
+use crate::{config::Replication, copies};
 
 /// One step of the schema.
 #[derive(Debug, Clone, Copy)]
@@ -82,14 +82,9 @@ fn for_server(statement: &str, kind: &ServerKind) -> String {
 
 /// The statement that makes the keyspace on a server of `kind`.
 pub(crate) fn create_keyspace(name: &str, replication: &Replication, kind: &ServerKind) -> String {
-    let copies = match replication {
-        Replication::Everywhere(copies) => format!("'replication_factor': {copies}"),
-        Replication::PerDatacenter(copies) => {
-            copies.iter().map(|(datacenter, copies)| format!("'{datacenter}': {copies}")).collect::<Vec<_>>().join(", ")
-        }
-    };
+    let replication = copies::statement(replication);
     let tablets = if kind.must_do_without_tablets() { " AND tablets = {'enabled': false}" } else { "" };
-    format!("CREATE KEYSPACE IF NOT EXISTS {name} WITH replication = {{'class': 'NetworkTopologyStrategy', {copies}}}{tablets}")
+    format!("CREATE KEYSPACE IF NOT EXISTS {name} WITH replication = {replication}{tablets}")
 }
 
 #[cfg(test)]

@@ -50,6 +50,23 @@ fn a_data_centre_that_nobody_is_in_is_told_with_those_that_there_are() {
 }
 
 #[test]
+fn a_keyspace_that_keeps_other_copies_than_it_should_is_told_and_a_data_centre_without_any_refused() {
+    let Some((server, _guard)) = server() else { return };
+    let keyspace = Keyspace::named(&server);
+    keyspace.cql("CREATE KEYSPACE $ WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}");
+    let planned = plan(&keyspace.config(json!({}))).unwrap().to_string();
+    assert!(planned.contains("keeps 1 copies by SimpleStrategy") && planned.contains("ALTER KEYSPACE"), "{planned}");
+    let error = plan(&keyspace.config(json!({ "datacenter": "datacenter1" }))).expect_err("none is near for certain").to_string();
+    assert!(error.contains("`datacenter` is `datacenter1`") && error.contains("NetworkTopologyStrategy"), "{error}");
+
+    keyspace.cql("ALTER KEYSPACE $ WITH replication = {'class': 'NetworkTopologyStrategy', 'datacenter1': 1}");
+    let config = keyspace.config(json!({ "datacenter": "datacenter1", "replication": { "datacenter1": 1 } }));
+    assert_eq!(plan(&config).unwrap().copies, None);
+    let more = plan(&keyspace.config(json!({ "replication": 2 }))).unwrap().copies.expect("there is one");
+    assert!(more.contains("keeps 1 copies in `datacenter1`"), "{more}");
+}
+
+#[test]
 fn two_at_once_do_it_once() {
     let Some((server, _guard)) = server() else { return };
     let keyspace = Keyspace::named(&server);
