@@ -203,8 +203,8 @@ impl Desk {
         Health { ok: troubles.is_empty(), troubles }
     }
 
-    /// Whether every stage runs and no dependency is down. What troubles a backfill lane is told, and takes no process out of service: events
-    /// are taken and worked off all the same.
+    /// Whether every stage runs and no dependency is down. What troubles a backfill lane is told, and takes no process out of service, and so is
+    /// it that a stage waits for its group: events and requests are taken all the same.
     pub fn ready(&self) -> Health {
         let mut health = Health { ok: true, troubles: Vec::new() };
         self.stages.iter().for_each(|(name, stats)| health.see(name, stats.snapshot()));
@@ -220,6 +220,7 @@ impl Health {
         }
         self.ok &= live.trouble.is_none();
         self.troubles.extend(live.trouble.map(|trouble| format!("stage {stage} waits: {trouble}")));
+        self.troubles.extend(live.awaits.map(|awaited| format!("stage {stage} gets no records yet: {awaited}")));
         let how = if backfill.stopped { "has stopped" } else { "waits" };
         self.troubles.extend(backfill.trouble.map(|trouble| format!("the backfill lane of stage {stage} {how}: {trouble}")));
     }

@@ -78,6 +78,9 @@ impl Kafka {
         let asker = Arc::new(Asker::new(&config, &names, &tender)?);
         check_topics(&asker, &names)?;
         let registry = config.registry().map(Arc::new);
+        if let Some(registry) = &registry {
+            registry.connect()?;
+        }
         let readers = Arc::new(Readers::new(&config, &names, &asker, &tender));
         let notes = |topic: String| Mutex::new(Notes::new(topic));
         let shared = Shared {
@@ -203,8 +206,6 @@ impl Broker for Kafka {
     }
 
     fn consumer(&self, group: &str, topic: Topic) -> Result<Box<dyn Log>, LogError> {
-        // Found out at a start, not by the first record.
-        self.shared.registry.as_ref().map_or(Ok(()), |registry| registry.connect())?;
         Ok(Box::new(self.log(group, topic)?))
     }
 

@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::registry::Registry;
 
 /// librdkafka properties that this crate sets itself, because exactly-once rests on them or because a setting of its own names them.
-const OWN: [&str; 24] = [
+const OWN: [&str; 26] = [
     "auto.offset.reset",
     "bootstrap.servers",
     "enable.auto.commit",
@@ -19,8 +19,10 @@ const OWN: [&str; 24] = [
     "group.id",
     "group.protocol",
     "isolation.level",
+    "linger.ms",
     "partition.assignment.strategy",
     "partitioner",
+    "queue.buffering.max.ms",
     "sasl.mechanism",
     "sasl.mechanisms",
     "sasl.password",

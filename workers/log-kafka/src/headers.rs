@@ -82,7 +82,7 @@ pub(crate) fn read<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a [u8])>, pla
             (SPEC_VERSION, _) => {}
             (SOURCE, Some(source)) if source.starts_with(OWN_SOURCE) => {}
             (ID, Some(text)) if !text.is_empty() => id = Some(text.to_owned()),
-            (KIND, Some(text)) if text == own_kind => {}
+            (KIND, Some(text)) if text == own_kind => kind = Some(Cow::from(own_kind)),
             (KIND, Some(text)) if !text.is_empty() => kind = Some(Cow::from(text.to_owned())),
             (CAUSATION, Some(text)) => headers.causation = Some(text.to_owned()),
             (TRACE, Some(text)) => headers.traceparent = Some(text.to_owned()),

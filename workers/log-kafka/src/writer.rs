@@ -2,7 +2,7 @@
 //!
 //! Measured with librdkafka 2.12 and rdkafka 0.39: committing with records in flight waits in steps of 100 ms, so they are waited for first; aborting with
 //! records in flight hangs until its timeout, so they are thrown away first. Records linger until the last of a transaction is handed over, so that
-//! each partition gets its own in one request.
+//! each partition gets its own in as few requests as `batch.size` allows.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -135,21 +135,19 @@ impl Writer {
         self.ready().map_err(Stopped::Nothing)?;
         let producer = self.producer.clone().expect("a writer that is ready has a producer");
         let _turn = lock(&producer.context().role.turn);
-        let prepared = self
-            .send(&producer, records)
-            .and_then(|()| self.settle(&producer, positions).map_err(|error| self.meaning("cannot write", &error)));
-        if let Err(error) = prepared {
+        if let Err(error) = self.prepare(&producer, records, positions) {
             self.abort();
             return Err(Stopped::Nothing(error));
         }
         self.commit()
     }
 
-    /// Begins a transaction and hands its records to the producer.
-    fn send<'a>(
+    /// Everything of a transaction but its commit.
+    fn prepare<'a>(
         &self,
         producer: &TransactionalProducer,
         records: impl Iterator<Item = Result<Record<'a>, LogError>>,
+        positions: Option<Positions<'_>>,
     ) -> Result<(), LogError> {
         let cannot_write = |error: KafkaError| self.meaning("cannot write", &error);
         *producer.context().role.failed() = None;
@@ -158,24 +156,16 @@ impl Writer {
         for record in records {
             send(producer, &record?, deadline).map_err(cannot_write)?;
         }
-        Ok(())
-    }
-
-    /// Waits until everything of a transaction has arrived, and moves `positions` in it.
-    fn settle(&self, producer: &TransactionalProducer, positions: Option<Positions<'_>>) -> Result<(), KafkaError> {
-        let deadline = Instant::now() + self.config.request_timeout();
         while !flush(producer) {
             if Instant::now() >= deadline {
-                return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
+                return Err(cannot_write(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)));
             }
         }
         if let Some(error) = producer.context().role.failed().take() {
-            return Err(error);
+            return Err(cannot_write(error));
         }
-        match positions {
-            Some(Positions { list, group }) => producer.send_offsets_to_transaction(list, group, self.config.request_timeout()),
-            None => Ok(()),
-        }
+        let Some(Positions { list, group }) = positions else { return Ok(()) };
+        producer.send_offsets_to_transaction(list, group, self.config.request_timeout()).map_err(cannot_write)
     }
 
     /// Commits, again while the broker asks for it. What is not decided by the deadline, or by a producer that is done for, is unclear.

@@ -156,6 +156,8 @@ pub struct LaneSnapshot {
     pub held: usize,
     /// What it is waiting for, while a dependency is down; why it has stopped, where it has.
     pub trouble: Option<String>,
+    /// What its log waits for before it gives any record, although it answers.
+    pub awaits: Option<String>,
     /// Whether it has stopped until the next start, while the rest of the stage goes on.
     pub stopped: bool,
     /// The batch that is being processed; none between two.

@@ -201,7 +201,7 @@ pub(crate) async fn connect(config: &ScyllaConfig) -> Result<Session, OpenError>
     }
 }
 
-/// Refuses a data centre that no server is in, or no copy: the driver would find nobody to ask, request by request.
+/// Refuses a data centre that no server is in, or no copy: nobody there could answer, request by request.
 fn near(config: &ScyllaConfig, cluster: &ClusterState) -> Result<(), OpenError> {
     let Some(named) = &config.datacenter else { return Ok(()) };
     let there = copies::datacenters(cluster);
@@ -209,8 +209,10 @@ fn near(config: &ScyllaConfig, cluster: &ClusterState) -> Result<(), OpenError> 
         let there = there.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         return Err(OpenError::Datacenter { named: named.clone(), there });
     }
-    let (named, keyspace) = (named.clone(), config.keyspace.clone());
-    copies::none_near(cluster, config).map_or(Ok(()), |kept| Err(OpenError::Copies { named, keyspace, kept }))
+    if let Some(kept) = copies::none_near(cluster, config) {
+        return Err(OpenError::Copies { named: named.clone(), keyspace: config.keyspace.clone(), kept });
+    }
+    Ok(())
 }
 
 /// Token-aware, within the near data centre: another one answers for itself alone (`LOCAL_…`), and its answer may be older.

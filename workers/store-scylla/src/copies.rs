@@ -34,13 +34,11 @@ pub(crate) fn difference(cluster: &ClusterState, config: &ScyllaConfig) -> Optio
     })
 }
 
-/// What the keyspace of `config` keeps where none of it is in the data centre that is to be asked.
+/// What the keyspace of `config` keeps where none of it is in the data centre that is to be asked, as far as its strategy tells.
 pub(crate) fn none_near(cluster: &ClusterState, config: &ScyllaConfig) -> Option<String> {
     let (near, keyspace) = (config.datacenter.as_ref()?, cluster.get_keyspace(&config.keyspace)?);
-    match kept(&keyspace.strategy) {
-        Some(copies) if copies.contains_key(near) => None,
-        _ => Some(told(&keyspace.strategy)),
-    }
+    let is_far = kept(&keyspace.strategy).is_some_and(|copies| !copies.contains_key(near));
+    is_far.then(|| told(&keyspace.strategy))
 }
 
 /// Where servers are.
@@ -66,13 +64,13 @@ fn kept(strategy: &Strategy) -> Option<Copies> {
 fn told(strategy: &Strategy) -> String {
     let Some(copies) = kept(strategy) else {
         return match strategy {
-            Strategy::SimpleStrategy { replication_factor } => format!("{replication_factor} copies by SimpleStrategy"),
+            Strategy::SimpleStrategy { replication_factor } => format!("copies by SimpleStrategy: {replication_factor}"),
             Strategy::Other { name, .. } => format!("copies by {name}"),
             _ => "copies by a strategy of its own".to_owned(),
         };
     };
-    let copies: Vec<String> = copies.iter().map(|(name, copies)| format!("{copies} copies in `{name}`")).collect();
-    if copies.is_empty() { "no copies at all".to_owned() } else { copies.join(" and ") }
+    let copies: Vec<String> = copies.iter().map(|(name, copies)| format!("{copies} in `{name}`")).collect();
+    if copies.is_empty() { "no copies at all".to_owned() } else { format!("copies: {}", copies.join(", ")) }
 }
 
 #[cfg(test)]
@@ -94,10 +92,10 @@ mod tests {
             (network([("east", 3), ("west", 3)]), everywhere(3), None),
             (network([("east", 3), ("west", 0)]), per(&[("east", 3)]), None),
             (network([("east", 3)]), per(&[("east", 3), ("west", 0)]), None),
-            (network([("east", 3)]), everywhere(3), Some("3 copies in `east`")),
-            (network([("east", 3), ("west", 1)]), everywhere(3), Some("3 copies in `east` and 1 copies in `west`")),
+            (network([("east", 3)]), everywhere(3), Some("copies: 3 in `east`")),
+            (network([("east", 3), ("west", 1)]), everywhere(3), Some("copies: 3 in `east`, 1 in `west`")),
             (network([]), everywhere(1), Some("no copies at all")),
-            (Strategy::SimpleStrategy { replication_factor: 3 }, everywhere(3), Some("3 copies by SimpleStrategy")),
+            (Strategy::SimpleStrategy { replication_factor: 3 }, everywhere(3), Some("copies by SimpleStrategy: 3")),
         ] {
             let datacenters = ["east", "west"].into();
             assert_eq!(differing(&kept, &wanted, &datacenters).as_deref(), told, "{kept:?} {wanted:?}");

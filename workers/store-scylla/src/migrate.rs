@@ -48,7 +48,10 @@ impl fmt::Display for Plan {
             None => write!(f, "keyspace `{keyspace}`: none → schema version {known}")?,
         }
         self.statements.iter().try_for_each(|statement| write!(f, "\n\n{statement};"))?;
-        self.copies.iter().try_for_each(|copies| write!(f, "\n{copies}"))
+        if let Some(copies) = &self.copies {
+            write!(f, "\n{copies}")?;
+        }
+        Ok(())
     }
 }
 

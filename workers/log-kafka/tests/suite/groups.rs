@@ -74,7 +74,7 @@ fn consumers_come_and_go_and_nothing_is_lost_or_doubled() {
 }
 
 #[test]
-fn a_consumer_waits_for_its_group_until_that_is_divided_be_its_part_empty() {
+fn a_consumer_that_gets_no_partition_waits_for_its_group_no_longer_either() {
     let Some(server) = Server::fresh(1) else { return };
     let join = |name: &str| server.elsewhere(name).log("g", Topic::EVENTS).expect("a consumer");
     let (one, two) = (join("one"), join("two"));

@@ -83,8 +83,6 @@ fn a_registry_that_is_not_there_keeps_records_waiting() {
     let astray = KafkaSettings { registry, instance: "astray".to_owned(), ..server.settings.clone() };
     let kafka = connect(&astray, &server.store);
     assert!(matches!(kafka.append(&[event(3, 10)], None), Err(LogError::Unavailable(_))));
-    let started = Broker::consumer(&kafka, "h", Topic::EVENTS).err().expect("no stage starts").to_string();
-    assert!(started.contains("schema registry at http://127.0.0.1:1 cannot be reached"), "{started}");
     let mut log = kafka.log("g", Topic::EVENTS).expect("a consumer");
     let mut polls = (0..200).map(|_| log.poll(10, Duration::from_millis(100)));
     assert!(polls.any(|polled| matches!(polled, Err(LogError::Unavailable(_)))), "nothing is given that was not understood");

@@ -55,7 +55,8 @@ pub struct LoopConfig {
     pub poll_max: usize,
     /// Records held at once; when so many are held, none waits for company any longer.
     pub held_max: usize,
-    /// Bytes of the values of those; beyond it nothing is polled, so that one more poll's records are the most above it.
+    /// Bytes of the values of those, as they came; from it on nothing is polled, so that one more poll's records are the most above it. What
+    /// they decode to is held beside them.
     pub held_bytes_max: usize,
     /// Records of one batch that the stage is asked about; a quarter of it on the backfill lane, as live records wait for such a batch.
     pub batch_records_max: usize,
@@ -320,10 +321,13 @@ impl<'a, S: Stage> Run<'a, S> {
     fn log_answers(&mut self) {
         self.poll_waits.reset();
         // What a batch was put off for is still to be seen.
-        if self.work.is_none() {
-            let awaited = self.log.awaits().map(|what| format!("log: {what}"));
-            self.tell(|lane| lane.trouble = awaited);
-        }
+        let (awaits, is_over) = (self.log.awaits(), self.work.is_none());
+        self.tell(|lane| {
+            lane.awaits = awaits;
+            if is_over {
+                lane.trouble = None;
+            }
+        });
     }
 
     /// Tells that a dependency is down and will be asked again.

@@ -242,11 +242,12 @@ struct Attempted<'a> {
 }
 
 impl Outcome {
-    /// Room for what most batches leave behind: an output of each record.
+    /// Room for what most batches leave behind: an output of each record that the stage was asked about.
     fn with_room<T>(batch: &[Held<T>]) -> Self {
         let mut outcome = Self { faults: Vec::with_capacity(batch.len()), ..Self::default() };
         let mut records = BTreeMap::<i32, usize>::new();
-        batch.iter().for_each(|held| *records.entry(held.record.partition).or_default() += 1);
+        let started = batch.iter().filter(|held| matches!(held.fate, Fate::Started));
+        started.for_each(|held| *records.entry(held.record.partition).or_default() += 1);
         for (partition, records) in records {
             outcome.part(partition).commit.outputs.reserve_exact(records);
         }

@@ -346,7 +346,7 @@ impl Joining {
 
 impl Log for Joining {
     fn poll(&mut self, _: usize, _: Duration) -> Result<Vec<Received>, LogError> {
-        self.told.lock().unwrap().push(self.env.stats.snapshot().live.trouble);
+        self.told.lock().unwrap().push(self.env.stats.snapshot().live.awaits);
         if self.polls() == 4 {
             self.env.shutdown.trigger();
         }
@@ -372,8 +372,9 @@ fn a_stage_tells_that_it_waits_for_its_group() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let log = Joining { env: bench.env.clone(), told: told.clone() };
     run_stage(&mut noted(&Order::default(), |_| ()), Box::new(log), &bench.env).unwrap();
-    let waits = Some("log: group g is being divided".to_owned());
+    let waits = Some("group g is being divided".to_owned());
     assert_eq!(*told.lock().unwrap(), [None, waits.clone(), waits, None]);
+    assert_eq!(bench.env.stats.snapshot().live.trouble, None, "it is no trouble");
 }
 
 #[test]

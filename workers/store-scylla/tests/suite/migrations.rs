@@ -55,15 +55,18 @@ fn a_keyspace_that_keeps_other_copies_than_it_should_is_told_and_a_data_centre_w
     let keyspace = Keyspace::named(&server);
     keyspace.cql("CREATE KEYSPACE $ WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}");
     let planned = plan(&keyspace.config(json!({}))).unwrap().to_string();
-    assert!(planned.contains("keeps 1 copies by SimpleStrategy") && planned.contains("ALTER KEYSPACE"), "{planned}");
-    let error = plan(&keyspace.config(json!({ "datacenter": "datacenter1" }))).expect_err("none is near for certain").to_string();
-    assert!(error.contains("`datacenter` is `datacenter1`") && error.contains("NetworkTopologyStrategy"), "{error}");
+    assert!(planned.contains("keeps copies by SimpleStrategy: 1") && planned.contains("ALTER KEYSPACE"), "{planned}");
+    plan(&keyspace.config(json!({ "datacenter": "datacenter1" }))).expect("they are near, as there is one data centre");
 
     keyspace.cql("ALTER KEYSPACE $ WITH replication = {'class': 'NetworkTopologyStrategy', 'datacenter1': 1}");
     let config = keyspace.config(json!({ "datacenter": "datacenter1", "replication": { "datacenter1": 1 } }));
     assert_eq!(plan(&config).unwrap().copies, None);
     let more = plan(&keyspace.config(json!({ "replication": 2 }))).unwrap().copies.expect("there is one");
-    assert!(more.contains("keeps 1 copies in `datacenter1`"), "{more}");
+    assert!(more.contains("keeps copies: 1 in `datacenter1`"), "{more}");
+
+    keyspace.cql("ALTER KEYSPACE $ WITH replication = {'class': 'NetworkTopologyStrategy', 'datacenter1': 0}");
+    let error = plan(&config).expect_err("nobody near has a copy").to_string();
+    assert!(error.contains("`datacenter` is `datacenter1`") && error.contains("NetworkTopologyStrategy"), "{error}");
 }
 
 #[test]
