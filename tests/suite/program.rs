@@ -260,7 +260,8 @@ fn the_page_and_its_interface_are_guarded() {
     let second = program.output(&["up"], &["--models", &place.models, "--bind", "127.0.0.1:0"]).unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(
-        String::from_utf8_lossy(&second.stderr).contains("another `endcap up` or `endcap run` uses the data directory"),
+        String::from_utf8_lossy(&second.stderr)
+            .contains("another `endcap up`, `endcap run` or `endcap serve` uses the data directory"),
         "{second:?}"
     );
     up.kill();

@@ -235,13 +235,15 @@ fn diets_dislikes_and_banned_terms_are_checked_when_it_is_served() {
         leaf.expect("a mixed leaf").name.clone()
     };
     let leaf = with(Diet::NutFree);
-    place.put(&ada, vec![place.placement(&leaf, 20)]);
     let fitting = demo.products_of(&leaf).iter().take(20);
     let fitting = fitting.filter(|product| product.in_stock && !product.violates.contains(Diet::NutFree));
     let mut words: Vec<String> = fitting.map(|product| product.name.split(' ').next().unwrap().to_owned()).collect();
     words.dedup();
     let [word, banned] = [words[0].clone(), words.into_iter().rev().find(|other| !other.is_empty()).unwrap()];
     assert_ne!(word, banned);
+    let mut named_so = place.placement(&leaf, 20);
+    named_so.theme.title = format!("Calls for {word}");
+    place.put(&ada, vec![place.placement(&leaf, 20), named_so]);
     place.banned = vec![banned.clone()];
     let (ranking, preparer) = place.service(
         RankingConfig { products_min: 1, ..RankingConfig::default() },
@@ -250,6 +252,7 @@ fn diets_dislikes_and_banned_terms_are_checked_when_it_is_served() {
     for round in 0..2 {
         let storefront = ask(&ranking, &ada, "one");
         assert!(!storefront.placements.is_empty() && storefront.diets == ["nut free"] && !storefront.is_default, "round {round}");
+        assert!(storefront.placements.iter().all(|placement| !placement.title.contains(&word)), "round {round}: {word}");
         for shown in storefront.placements.iter().flat_map(|placement| &placement.products) {
             let product = demo.product(&shown.card.id).unwrap();
             assert!(!product.violates.contains(Diet::NutFree), "round {round}: {shown:?}");

@@ -29,6 +29,6 @@ pub use error::MarketError;
 pub use facts::{Facts, facts_of};
 pub use market::Market;
 pub use per_version::PerVersion;
-pub use search::{Banned, Filter, ProductWords, plan_words};
+pub use search::{Banned, Filter, ProductWords, has_disliked, plan_words};
 pub use snapshot::{Counts, Near, PRODUCTS_MAX, Snapshot};
 pub use write::{CatalogueChange, write_demo};

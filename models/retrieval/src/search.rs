@@ -80,6 +80,12 @@ impl ProductWords {
     }
 }
 
+/// Whether `text` has one of the runs of words that [`Filter::disliked_words`] gives.
+pub fn has_disliked(text: &str, disliked: &[Vec<String>]) -> bool {
+    let text = words(text);
+    disliked.iter().any(|run| contains_run(&text, run))
+}
+
 /// Terms that no product may have in its title.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Banned(Vec<Vec<String>>);

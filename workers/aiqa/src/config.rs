@@ -3,6 +3,38 @@
 use endcap_runtime::outside;
 use serde::{Deserialize, Serialize};
 
+/// Terms of goods that are not for a page, and of claims about health that a shop may not make. Alcohol is not told by its words (wine
+/// vinegar, rum raisins): the catalogue says whether a product is for adults alone.
+const BANNED: [&str; 27] = [
+    "anti cancer",
+    "antidepressant",
+    "burns fat",
+    "cannabis",
+    "cbd",
+    "cigarette",
+    "clinically proven",
+    "cures cancer",
+    "cures diabetes",
+    "cures disease",
+    "doctor recommended",
+    "fat burner",
+    "fat burning",
+    "gift card",
+    "heals",
+    "immune booster",
+    "lottery",
+    "lowers blood pressure",
+    "lowers cholesterol",
+    "miracle cure",
+    "prescription",
+    "prevents cancer",
+    "prevents disease",
+    "tobacco",
+    "treats disease",
+    "vape",
+    "weapon",
+];
+
 /// Settings of the AIQA stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -21,7 +53,7 @@ pub struct AiqaConfig {
     pub replacements_per_gap: usize,
     /// Products looked up per keyword.
     pub per_keyword_max: usize,
-    /// Terms that no shown product may have in its title.
+    /// Terms that no shown product may have in its title: goods that are not for a page, and claims about health that a shop may not make.
     pub banned: Vec<String>,
 }
 
@@ -35,7 +67,7 @@ impl Default for AiqaConfig {
             floor: 5,
             replacements_per_gap: 2,
             per_keyword_max: 60,
-            banned: ["cannabis", "cbd", "gift card", "lottery", "prescription", "weapon"].map(str::to_owned).to_vec(),
+            banned: BANNED.map(str::to_owned).to_vec(),
         }
     }
 }
@@ -60,5 +92,38 @@ impl AiqaConfig {
     /// The threshold; even odds where neither the settings nor a model gave one.
     pub fn threshold(&self) -> f32 {
         self.threshold.unwrap_or(0.5)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use endcap_retrieval::Banned;
+    use endcap_schemas::{DietSet, Product};
+
+    use super::*;
+
+    #[test]
+    fn claims_about_health_are_banned_and_food_that_only_sounds_like_one_is_not() {
+        let banned = Banned::new(&AiqaConfig::default().banned);
+        let holds = |name: &str| {
+            banned.holds(&Product {
+                id: "p".to_owned(),
+                name: name.to_owned(),
+                brand: String::new(),
+                size: String::new(),
+                category_path: Vec::new(),
+                price_cents: None,
+                popularity: 0.0,
+                violates: DietSet::NONE,
+                age_restricted: false,
+                in_stock: true,
+            })
+        };
+        for claim in ["Cures cancer shiitake", "Fat-burning tea", "Oats, lowers cholesterol", "Tobacco cigarettes"] {
+            assert!(holds(claim), "{claim}");
+        }
+        for food in ["Dry cure bacon", "Cured ham", "Healthy oats", "Rum raisins", "Wine vinegar", "Doctor's herbal tea"] {
+            assert!(!holds(food), "{food}");
+        }
     }
 }

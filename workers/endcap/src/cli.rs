@@ -176,7 +176,7 @@ pub struct ServeArgs {
     /// What every process needs.
     #[command(flatten)]
     pub work: WorkArgs,
-    /// Address of storefronts, feedback, health and metrics [default: 127.0.0.1:8484].
+    /// Address of storefronts and feedback, and of all that any process answers [default: 127.0.0.1:8484].
     #[arg(long, value_name = "ADDRESS")]
     pub bind: Option<String>,
 }

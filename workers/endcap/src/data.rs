@@ -74,7 +74,7 @@ impl DataDir {
         match locked {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => {
-                let other = if how == Use::Alone { "`endcap up` or `endcap run`" } else { "`endcap up`" };
+                let other = if how == Use::Alone { "`endcap up`, `endcap run` or `endcap serve`" } else { "`endcap up`" };
                 bail!("another {other} uses the data directory {}: end it, or name another with --data", path.display())
             }
             Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", lock_path.display())),
@@ -269,6 +269,6 @@ mod tests {
         drop(first);
         let _one = DataDir::open(&path, Use::Beside).unwrap();
         let _other = DataDir::open(&path, Use::Beside).unwrap();
-        assert!(refused(Use::Alone).contains("another `endcap up` or `endcap run` uses"));
+        assert!(refused(Use::Alone).contains("another `endcap up`, `endcap run` or `endcap serve` uses"));
     }
 }

@@ -62,7 +62,7 @@ function stages(rows) {
   rows.forEach((row, place) => {
     const key = row.lane === 'live' ? row.name : `${row.name}.${row.lane}`;
     const points = history.get(key) ?? [];
-    points.push(row.passed);
+    points.push(row.passed + (row.dropped.learnt ?? 0));
     if (points.length > POINTS + 1) points.shift();
     history.set(key, points);
     const rates = points.slice(1).map((value, i) => Math.max(0, value - points[i]));
@@ -73,7 +73,9 @@ function stages(rows) {
 function stage(key, row, rates) {
   const [title, duty] = WORDS[row.name] ?? [sentence(row.name), ''];
   const [name, purpose] = row.lane === 'live' ? [title, duty] : [`${title}, backfill`, 'Works on a replay in the time that live records leave'];
-  const dropped = Object.values(row.dropped).reduce((sum, n) => sum + n, 0);
+  const { learnt = 0, ...lost } = row.dropped; // what was learnt ends at the learner, and is not lost
+  const dropped = Object.values(lost).reduce((sum, n) => sum + n, 0);
+  const onward = row.name === 'learner' ? line('Learnt', learnt) : line('Passed on', row.passed);
   const atWork = row.at_work;
   const trouble = row.trouble ? `${row.stopped ? 'Has stopped' : 'Waits'}: ${row.trouble}` : '';
   return h('li.stage', { 'data-stage': key },
@@ -81,7 +83,7 @@ function stage(key, row, rates) {
     h('p', {}, trouble || purpose),
     spark(rates),
     h('dl', {},
-      line('In', row.in), line('Passed on', row.passed), line('Dropped', dropped, Object.entries(row.dropped).map(([reason, n]) => `${reason}: ${n}`).join(', ')),
+      line('In', row.in), onward, line('Dropped', dropped, Object.entries(lost).map(([reason, n]) => `${reason}: ${n}`).join(', ')),
       line('Dead letters', row.dead_lettered, '', row.dead_lettered > 0),
       line('At work', atWork ? `${number(atWork.records)} for ${number(atWork.seconds)} s` : '–', 'The batch in hand; until it is done, no other figure changes'),
       row.tokens ? line('Tokens/s', row.tokens_per_second ?? 0, `${number(row.tokens.prefilled)} read, ${number(row.tokens.generated)} chosen, ${number(row.tokens.forced)} forced`) : line('Busy', seconds(row.seconds))));

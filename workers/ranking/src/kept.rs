@@ -47,11 +47,26 @@ impl Kept {
     }
 }
 
-/// The policy that `stored` holds.
+/// The policy that `stored` holds, whose memory of what it has learnt from is whole.
+///
+/// # Errors
+/// As [`policy_of`]; and when what it has learnt from is damaged.
+pub fn read(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError> {
+    whole(stored).map(|kept| kept.policy)
+}
+
+/// As [`read`], with what the policy has learnt from.
+pub(crate) fn whole(stored: &StoredPolicy) -> Result<Kept, SnapshotError> {
+    let policy = policy_of(stored)?;
+    let ledger = Ledger::read(&stored.ledger).ok_or(SnapshotError::Content("what it has learnt from is damaged"))?;
+    Ok(Kept { version: stored.version, policy, ledger })
+}
+
+/// The policy that `stored` holds, whatever it has learnt from.
 ///
 /// # Errors
 /// [`SnapshotError`] for anything but a whole, undamaged policy over today's features that is the one of its version.
-pub fn read(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError> {
+pub(crate) fn policy_of(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError> {
     let (policy, version) = snapshot::read(&stored.snapshot, VERSION)?;
     if i64::try_from(version) != Ok(stored.version) {
         return Err(SnapshotError::Content("it is that of another version"));
@@ -90,7 +105,7 @@ impl Refused {
         store: &dyn Policies,
         versions: &[i64],
         above: i64,
-    ) -> Result<Option<(StoredPolicy, TwoStage)>, StoreError> {
+    ) -> Result<Option<Kept>, StoreError> {
         self.0.retain(|version, _| versions.contains(version));
         for version in versions.iter().copied().take_while(|version| *version > above) {
             if let Some(looks) = self.0.get_mut(&version).filter(|looks| **looks > 0) {
@@ -98,8 +113,8 @@ impl Refused {
                 continue;
             }
             let Some(stored) = store.policy(version)? else { continue }; // forgotten meanwhile
-            match read(&stored) {
-                Ok(policy) => return Ok(Some((stored, policy))),
+            match whole(&stored) {
+                Ok(kept) => return Ok(Some(kept)),
                 Err(error) if self.0.insert(version, LOOKS).is_none() => {
                     metric::policy_refused();
                     tracing::warn!(version, %error, "a kept policy cannot be used; going by an earlier one");

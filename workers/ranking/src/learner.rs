@@ -19,7 +19,7 @@ use crate::{
     RankingConfig,
     features::{Nominator, Traits, VERSION, untaught},
     kept::{self, Kept, Refused},
-    ledger::{Ledger, News, Taken},
+    ledger::{News, Taken},
 };
 
 /// Feedback is taken of slates that were served, and wishes that were made, no later than so long after they came, ms: clocks differ. One from further
@@ -44,16 +44,7 @@ impl Learner {
 
     /// Where learning goes on: from the newest of the policies of `versions` that can be read.
     fn begin(&mut self, versions: &[i64]) -> Result<Kept, StageError> {
-        let found = self.refused.newest_readable(&*self.policies, versions, 0)?;
-        let Some((stored, policy)) = found else { return Ok(Kept::untaught()) };
-        let ledger = Ledger::read(&stored.ledger).unwrap_or_else(|| {
-            tracing::warn!(
-                version = stored.version,
-                "what a policy has learnt from cannot be read: a repetition may count again"
-            );
-            Ledger::default()
-        });
-        Ok(Kept { version: stored.version, policy, ledger })
+        Ok(self.refused.newest_readable(&*self.policies, versions, 0)?.unwrap_or_else(Kept::untaught))
     }
 
     /// The policy that is to be put back, or why it cannot.
@@ -62,7 +53,7 @@ impl Learner {
             return Ok(Ok(untaught()));
         }
         let reject = |cause: String| Err(Rejection { kind: "unknown_policy", message: cause });
-        Ok(match self.policies.policy(version)?.as_ref().map(kept::read) {
+        Ok(match self.policies.policy(version)?.as_ref().map(kept::policy_of) {
             Some(Ok(policy)) => Ok(policy),
             Some(Err(error)) => reject(format!("policy {version} cannot be put back: {error}")),
             None => reject(format!("policy {version} is not kept: `endcap policy ls` lists those that are")),

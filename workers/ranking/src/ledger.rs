@@ -3,13 +3,16 @@
 //! A slate is known by its id and the time at which it was served. The oldest ones are forgotten first, and whatever was served before the last
 //! one that was forgotten is too late from then on: what is not remembered is never learnt twice.
 //!
-//! In bytes, little endian: form 1 (4), horizon (8), number of slates (4), then each slate: served (8), id (16), three sets of places (4 each).
+//! In bytes, little endian: form 2 (4), horizon (8), number of slates (4), then each slate: served (8), id (16), three sets of places (4 each); at
+//! the end BLAKE3 of all that (32). Form 1 had no hash.
 
 use std::collections::BTreeMap;
 
 use endcap_schemas::{Action, ActionKind, Feedback};
 
-const FORM: u32 = 1;
+/// Form of a ledger: today's, and the first one, which had no hash at its end.
+const FORM: u32 = 2;
+const FORM_WITHOUT_HASH: u32 = 1;
 const HEAD_BYTES: usize = 16;
 const SLATE_BYTES: usize = 36;
 
@@ -139,7 +142,7 @@ impl Ledger {
 
     /// The ledger in bytes.
     pub(crate) fn write(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEAD_BYTES + self.slates.len() * SLATE_BYTES);
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + self.slates.len() * SLATE_BYTES + blake3::OUT_LEN);
         bytes.extend(FORM.to_le_bytes());
         bytes.extend(self.horizon_ms.to_le_bytes());
         bytes.extend(u32::try_from(self.slates.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -148,15 +151,26 @@ impl Ledger {
             bytes.extend(id.to_le_bytes());
             [seen, clicked, carted].into_iter().for_each(|set| bytes.extend(set.to_le_bytes()));
         }
+        let hash = blake3::hash(&bytes);
+        bytes.extend(hash.as_bytes());
         bytes
     }
 
     /// The ledger that [`Ledger::write`] wrote; `None` for anything else.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
-        let (head, slates) = bytes.split_first_chunk::<HEAD_BYTES>()?;
+        let form = u32::from_le_bytes(*bytes.first_chunk()?);
+        let body = match form {
+            FORM_WITHOUT_HASH => bytes,
+            FORM => {
+                let (body, hash) = bytes.split_last_chunk::<{ blake3::OUT_LEN }>()?;
+                (blake3::hash(body) == *hash).then_some(body)?
+            }
+            _ => return None,
+        };
+        let (head, slates) = body.split_first_chunk::<HEAD_BYTES>()?;
         let number = |range: std::ops::Range<usize>| head[range].try_into().ok().map(u32::from_le_bytes);
         let horizon_ms = i64::from_le_bytes(head[4..12].try_into().ok()?);
-        if number(0..4)? != FORM || slates.len() != number(12..16)? as usize * SLATE_BYTES {
+        if slates.len() != number(12..16)? as usize * SLATE_BYTES {
             return None;
         }
         let slate = |bytes: &[u8]| {
@@ -193,6 +207,21 @@ mod tests {
 
     fn take(ledger: &mut Ledger, feedback: &Feedback) -> Taken {
         ledger.take(feedback, 100, DAY_MS)
+    }
+
+    #[test]
+    fn a_ledger_comes_back_as_it_was_and_one_of_the_first_form_too() {
+        let mut ledger = Ledger::default();
+        (1..=3).for_each(|slate| drop(take(&mut ledger, &feedback(slate, i64::from(slate), &[(0, ActionKind::Click)]))));
+        let bytes = ledger.write();
+        assert_eq!(Ledger::read(&bytes).as_ref(), Some(&ledger));
+        let first = [&FORM_WITHOUT_HASH.to_le_bytes()[..], &bytes[4..bytes.len() - blake3::OUT_LEN]].concat();
+        assert_eq!(Ledger::read(&first), Some(ledger));
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert!(Ledger::read(&bad).is_none() && Ledger::read(&bytes[..at]).is_none(), "byte {at}");
+        }
     }
 
     #[test]

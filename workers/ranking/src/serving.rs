@@ -6,7 +6,11 @@ use arc_swap::ArcSwap;
 use endcap_ranker::linucb::TwoStage;
 use endcap_runtime::{Policies, StoreError};
 
-use crate::{features::untaught, kept::Refused, metric};
+use crate::{
+    features::untaught,
+    kept::{Kept, Refused},
+    metric,
+};
 
 /// A policy that is served.
 #[derive(Debug)]
@@ -43,9 +47,9 @@ impl Serving {
         let versions = store.policy_versions()?;
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let found = refused.newest_readable(store, &versions, self.now().version)?;
-        let Some((stored, policy)) = found else { return Ok(false) };
-        metric::policy(stored.version);
-        self.current.store(Arc::new(Served { version: stored.version, policy: policy.exploring(self.exploration) }));
+        let Some(Kept { version, policy, .. }) = found else { return Ok(false) };
+        metric::policy(version);
+        self.current.store(Arc::new(Served { version, policy: policy.exploring(self.exploration) }));
         Ok(true)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use endcap_market::hash;
-use endcap_retrieval::{Filter, Snapshot};
+use endcap_retrieval::{Filter, Snapshot, has_disliked};
 use endcap_schemas::{Budget, ContextChanged, DietSet};
 
 use crate::pool::Item;
@@ -73,6 +73,11 @@ impl Shopper {
     /// Whether the product may be shown: it can be bought, violates no diet, has no disliked word, and is for everybody.
     pub(crate) fn may_have(&self, item: &Item) -> bool {
         self.filter.allows_words(&item.product, &item.words, &self.disliked)
+    }
+
+    /// Whether a placement of this title may be shown: it has no disliked word.
+    pub(crate) fn may_read(&self, title: &str) -> bool {
+        !has_disliked(title, &self.disliked)
     }
 
     /// Diets that are kept.

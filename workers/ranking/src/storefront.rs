@@ -252,7 +252,7 @@ impl Ranking {
         Ok(pools)
     }
 
-    /// Nominates and ranks; placements with too few products are left out, and the most promising comes first.
+    /// Nominates and ranks; placements with too few products or a disliked word in their title are left out, and the most promising comes first.
     fn carousels<'a>(
         &self,
         composer: &Composer<'_>,
@@ -263,6 +263,9 @@ impl Ranking {
         let (config, clock, policy) = (&self.ground.config, &*self.ground.clock, &composer.served.policy);
         let (ties, mut carousels) = (seed_of(&composer.request.id), Vec::with_capacity(pools.len()));
         for (place, (placement, pool)) in page.placements.iter().zip(pools).enumerate() {
+            if !composer.shopper.may_read(&placement.theme.title) {
+                continue;
+            }
             let start = clock.monotonic();
             let nominated = rank::nominate(policy, pool, composer.shopper, (place, placement), config, ties)?;
             let ranking = clock.monotonic();

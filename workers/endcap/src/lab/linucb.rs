@@ -207,7 +207,7 @@ fn feature_figure(outcomes: &[Outcome]) -> Figure {
             line(find(outcomes, Some(*seen), system, gamma, SEEN_SIGMA), format!("{seen} of 8 features"), shade, false)
         });
         let single = find(outcomes, Some(SEEN[0]), System::Single, gamma, SEEN_SIGMA);
-        let lines = of_seen.chain([line(single, "single stage".to_owned(), SINGLE, true)]).collect();
+        let lines = [line(single, "single stage".to_owned(), SINGLE, true)].into_iter().chain(of_seen).collect();
         Panel { title: format!("{}, γ = {gamma}", if system == System::Naive { "naive" } else { "synchronised" }), lines }
     };
     Figure {

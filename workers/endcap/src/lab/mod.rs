@@ -38,7 +38,7 @@ pub enum LabCommand {
 /// `endcap lab linucb`.
 #[derive(Debug, Clone, Args)]
 pub struct LinucbArgs {
-    /// Runs of each setting; the paper has 400.
+    /// Runs of each setting, 2 at least; the paper has 400.
     #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
     pub runs: u64,
     /// Directory for tables and figures, made where there is none.

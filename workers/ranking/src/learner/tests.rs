@@ -254,8 +254,9 @@ fn whatever_stands_where_a_policy_should_the_last_good_one_serves() {
     let good = place.file.policy(4).unwrap().unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     for trial in 0..400 {
-        let bad = StoredPolicy { version: 5, snapshot: damaged(&good.snapshot, &mut rng), ledger: good.ledger.clone() };
-        place.file.put_policy(&bad).unwrap();
+        let bad = StoredPolicy { snapshot: damaged(&good.snapshot, &mut rng), ..good.clone() };
+        assert!(bad == good || kept::read(&bad).is_err(), "seed {SEED}, trial {trial}");
+        place.file.put_policy(&StoredPolicy { version: 5, ..bad }).unwrap();
         assert!(!serving.refresh(&place.file).unwrap(), "seed {SEED}, trial {trial}: it was taken up");
         assert_eq!((serving.now().version, place.newest().version), (4, 4), "seed {SEED}, trial {trial}");
     }
@@ -263,15 +264,20 @@ fn whatever_stands_where_a_policy_should_the_last_good_one_serves() {
     for trial in 0..400 {
         let body = damaged(&good.snapshot[..good.snapshot.len() - 32], &mut rng);
         let snapshot = [&body[..], blake3::hash(&body).as_bytes()].concat();
-        if let Ok(policy) = kept::read(&StoredPolicy { version: 4, snapshot, ledger: Vec::new() }) {
+        if let Ok(policy) = kept::read(&StoredPolicy { version: 4, snapshot, ledger: good.ledger.clone() }) {
             let score = policy.ranker().score(&Traits([200; TRAITS]).item(1).ranker);
             assert!(score.mean.is_finite() && score.bonus.is_finite(), "seed {SEED}, trial {trial}: {score:?}");
         }
     }
+    for trial in 0..400 {
+        let bad = StoredPolicy { ledger: damaged(&good.ledger, &mut rng), ..good.clone() };
+        assert!(bad == good || kept::read(&bad).is_err(), "seed {SEED}, trial {trial}: it does not know what it has learnt from");
+        assert!(kept::policy_of(&bad).is_ok(), "seed {SEED}, trial {trial}: it can be put back all the same");
+    }
     place.file.put_policy(&StoredPolicy { version: 4, ledger: damaged(&good.ledger, &mut rng), ..good }).unwrap();
     place.file.forget_policies(&[5]).unwrap();
     let verdicts = place.learner().process(&inputs(&all[4..], 4)).unwrap();
-    assert_eq!(labels(&verdicts), ["learnt"; 4], "without the memory of what was learnt learning goes on");
+    assert_eq!(labels(&verdicts), ["learnt"; 4], "where no policy can be read whole, learning begins anew");
 }
 
 #[test]

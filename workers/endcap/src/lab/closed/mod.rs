@@ -38,13 +38,13 @@ const LOGGED_HOUSEHOLDS: u64 = 200;
 /// `endcap lab loop`.
 #[derive(Debug, Clone, Args)]
 pub struct LoopArgs {
-    /// Runs with households of their own; intervals are over them.
+    /// Runs with households of their own, 2 at least; intervals are over them.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=1_000))]
     pub seeds: u64,
     /// Households of a run.
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub households: u64,
-    /// Visits of each household.
+    /// Visits of each household, 10 at least.
     #[arg(long, value_name = "N", default_value_t = 120, value_parser = clap::value_parser!(u64).range(10..=100_000))]
     pub rounds: u64,
     /// Visits of each household that models of whole rows are trained on, when the ranking has learnt; 0 leaves these models out.

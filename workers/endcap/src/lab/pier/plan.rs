@@ -45,7 +45,7 @@ pub(super) struct Scale {
 
 impl Scale {
     /// 125,000 pages to train on. The paper's batch of 1,024 is for hundreds of times as many: here it would make 122 steps of an epoch, and
-    /// the validation pages end the training before OAU has added anything.
+    /// the validation pages end the training in the third.
     pub(super) const WHOLE: Self = Self {
         shop: ShopSize { shoppers: 5_000, sessions: 34, history_sessions: 4, test_sessions: 4 },
         batch: 256,
