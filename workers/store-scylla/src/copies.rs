@@ -37,8 +37,12 @@ pub(crate) fn difference(cluster: &ClusterState, config: &ScyllaConfig) -> Optio
 /// What the keyspace of `config` keeps where none of it is in the data centre that is to be asked, as far as its strategy tells.
 pub(crate) fn none_near(cluster: &ClusterState, config: &ScyllaConfig) -> Option<String> {
     let (near, keyspace) = (config.datacenter.as_ref()?, cluster.get_keyspace(&config.keyspace)?);
-    let is_far = kept(&keyspace.strategy).is_some_and(|copies| !copies.contains_key(near));
-    is_far.then(|| told(&keyspace.strategy))
+    is_far(&keyspace.strategy, near).then(|| told(&keyspace.strategy))
+}
+
+/// Whether none of the copies is in the data centre `near`; a strategy that knows no data centres does not tell.
+fn is_far(strategy: &Strategy, near: &str) -> bool {
+    kept(strategy).is_some_and(|copies| !copies.contains_key(near))
 }
 
 /// Where servers are.
@@ -80,6 +84,14 @@ mod tests {
     fn network<const N: usize>(copies: [(&str, usize); N]) -> Strategy {
         let datacenter_repfactors = copies.map(|(name, copies)| (name.to_owned(), copies)).into();
         Strategy::NetworkTopologyStrategy { datacenter_repfactors }
+    }
+
+    #[test]
+    fn copies_are_far_where_their_strategy_names_other_data_centres_alone() {
+        assert!(is_far(&network([("west", 3), ("east", 0)]), "east") && is_far(&network([]), "east"));
+        assert!(!is_far(&network([("west", 3), ("east", 1)]), "east"));
+        assert!(!is_far(&Strategy::SimpleStrategy { replication_factor: 1 }, "east"));
+        assert!(!is_far(&Strategy::Other { name: "EverywhereStrategy".to_owned(), data: [].into() }, "east"));
     }
 
     #[test]
