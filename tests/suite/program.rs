@@ -36,7 +36,7 @@ impl Place {
         Run::new(PROGRAM, &self.data())
     }
 
-    fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
@@ -628,6 +628,6 @@ fn pages(data: &Path) -> BTreeMap<String, Page> {
 }
 
 /// Log and store of a data directory.
-fn open(data: &Path) -> Embedded {
+pub(crate) fn open(data: &Path) -> Embedded {
     Embedded::open(endcap::data::file_in(data), EmbeddedConfig::default(), Arc::new(SystemClock::default())).unwrap()
 }

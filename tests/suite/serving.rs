@@ -1,10 +1,12 @@
 //! Storefronts and feedback from outside: what a running program answers, learns, refuses and describes.
 
 use endcap_ranking::OPENAPI;
+use endcap_runtime::{Stamp, Store, Write};
+use endcap_schemas::UserKey;
 use endcap_tests::Endcap;
 use serde_json::{Value, json};
 
-use crate::program::{Place, place, purchase};
+use crate::program::{Place, open, place, purchase};
 
 fn up(place: &Place) -> Endcap {
     let args = ["--models", &place.models, "--shoppers", "0", "--debounce", "0s"];
@@ -94,6 +96,11 @@ fn what_cannot_be_feedback_or_a_request_is_refused_with_the_reason() {
         let (status, answer) = up.get(&format!("/v1/storefronts/{user}")).unwrap();
         assert!(status == 400 && answer["error"].as_str().unwrap().contains("cannot be a shopper's id"), "{user}: {answer}");
     }
+    let (ada, stamp) = (UserKey::of("ada"), Stamp::of(1_000, 0));
+    let damaged = Write::State { user: ada, stamp, state: b"not a state".to_vec() };
+    open(&place.data()).put_all(&[damaged], &[]).unwrap();
+    let (status, answer) = up.get("/v1/storefronts/ada").unwrap();
+    assert!(status == 500 && answer["error"].as_str().unwrap().contains("cannot be read"), "{status} {answer}");
     let (status, answer) = up.post("/v1/storefronts/ada", "{}").unwrap();
     assert!(status == 405 && answer["error"].as_str().unwrap().contains("not asked for by that method"), "{answer}");
     for wish in ["51", "-1", "x", ""] {

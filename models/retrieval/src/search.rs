@@ -61,7 +61,7 @@ impl Filter {
 }
 
 fn dislikes(disliked: &[Vec<String>], product: &Product) -> bool {
-    !disliked.is_empty() && texts_of(product).map(words).any(|text| disliked.iter().any(|run| contains_run(&text, run)))
+    !disliked.is_empty() && texts_of(product).any(|text| has_disliked(text, disliked))
 }
 
 /// The texts that no disliked word may stand in.

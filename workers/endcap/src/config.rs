@@ -222,8 +222,13 @@ impl Layer {
     pub fn of_env(vars: impl Iterator<Item = (String, String)>) -> Self {
         let mut layer = Self { name: "environment".to_owned(), ..Self::default() };
         for (name, value) in vars.filter(|(name, _)| !OTHERS.iter().any(|prefix| name.starts_with(prefix))) {
-            if let Some(key) = name.strip_prefix("ENDCAP_") {
-                layer.set(key.to_lowercase(), value);
+            let Some(key) = name.strip_prefix("ENDCAP_").map(str::to_lowercase) else { continue };
+            match tables().find(|table| key.starts_with(&format!("{table}_")) && !KEYS.contains(&key.as_str())) {
+                Some(table) => layer.faults.push(format!(
+                    "{}: `{name}` is no setting: what is in table `{table}` can stand in the file alone, under `[{table}]`",
+                    layer.name
+                )),
+                None => layer.set(key, value),
             }
         }
         layer
@@ -539,6 +544,10 @@ mod tests {
         ];
         resolved(&[env(&others.map(|name| (name, "x")))]).unwrap();
         check(&[env(&[("ENDCAP_TESTS", "x"), ("ENDCAP_SERVICES", "x")])], &["unknown key `tests`", "unknown key `services`"]);
+        check(
+            &[env(&[("ENDCAP_KAFKA_BROKERS", "x"), ("ENDCAP_RANKING_AT_ONCE_MAX", "x")])],
+            &["what is in table `kafka` can stand in the file alone", "under `[ranking]`"],
+        );
     }
 
     #[test]

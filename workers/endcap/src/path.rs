@@ -208,8 +208,8 @@ impl Path {
     /// When the log does not answer or there is no thread to be had.
     pub fn start_learner(&mut self, config: &RankingConfig, ground: &Ground, ended: &Sender<Ended>) -> Result<()> {
         let usual = LoopConfig::default();
-        let debounce = Duration::from_millis(config.publish_every_ms);
-        let limits = LoopConfig { debounce, debounce_max: debounce, batch_records_max: usual.held_max, ..usual };
+        let gather = Duration::from_millis(config.publish_every_ms);
+        let limits = LoopConfig { gather, batch_records_max: usual.held_max, ..usual };
         self.add(Learner::new(config.clone(), ground.sides.store.clone()), limits, ground, ended)
     }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use anyhow::{Context, Result, bail};
-use endcap_ranking::{learnt_until, read_policy};
+use endcap_ranking::{KeptPolicy, policy_of};
 use endcap_runtime::{Clock, Policies, StoredPolicy, SystemClock};
 use endcap_schemas::Feedback;
 use serde::Serialize;
@@ -58,14 +58,14 @@ fn list(policies: &(impl Policies + ?Sized), json: bool) -> Result<()> {
 impl Row {
     /// That of `stored`, which serves if it can be used and `none_serves` of those that are newer.
     fn of(stored: &StoredPolicy, none_serves: bool) -> Self {
-        let read = read_policy(stored);
+        let kept = KeptPolicy::read(stored);
         Self {
             version: stored.version,
-            serves: none_serves && read.is_ok(),
-            impressions: read.as_ref().ok().map(|policy| policy.ranker().observations()),
-            learnt_until_ms: learnt_until(stored),
+            serves: none_serves && kept.is_ok(),
+            impressions: kept.as_ref().ok().map(KeptPolicy::impressions),
+            learnt_until_ms: kept.as_ref().ok().and_then(KeptPolicy::learnt_until_ms),
             bytes: stored.snapshot.len(),
-            fault: read.err().map(|error| error.to_string()),
+            fault: kept.err().map(|error| error.to_string()),
         }
     }
 
@@ -85,7 +85,7 @@ fn put_back(sides: &Sides, version: i64) -> Result<()> {
     if version != 0 {
         let stored = sides.store.policy(version).context(CANNOT_READ)?;
         let Some(stored) = stored else { bail!("policy {version} is not kept: `endcap policy ls` lists those that are") };
-        read_policy(&stored).with_context(|| format!("policy {version} cannot be put back"))?;
+        policy_of(&stored).with_context(|| format!("policy {version} cannot be put back"))?;
     }
     let now_ms = SystemClock::default().now_ms();
     let wish = Feedback::put_back(version, format!("put-back-{version}-{now_ms}"), now_ms);

@@ -78,9 +78,6 @@ impl Kafka {
         let asker = Arc::new(Asker::new(&config, &names, &tender)?);
         check_topics(&asker, &names)?;
         let registry = config.registry().map(Arc::new);
-        if let Some(registry) = &registry {
-            registry.connect()?;
-        }
         let readers = Arc::new(Readers::new(&config, &names, &asker, &tender));
         let notes = |topic: String| Mutex::new(Notes::new(topic));
         let shared = Shared {
@@ -105,8 +102,11 @@ impl Kafka {
     /// A consumer of `topic` for `group`.
     ///
     /// # Errors
-    /// [`LogError`] when it cannot be made.
+    /// [`LogError`] when it cannot be made, or the schema registry does not let this process in.
     pub fn log(&self, group: &str, topic: Topic) -> Result<KafkaLog, LogError> {
+        if let Some(registry) = &self.shared.registry {
+            registry.greet()?;
+        }
         self.shared.inspector.declare(group, topic);
         KafkaLog::start(self.shared.clone(), group, topic)
     }

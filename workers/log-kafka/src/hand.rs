@@ -160,12 +160,16 @@ impl Hand {
         self.lock().divided
     }
 
-    /// The group takes `partitions` away. Comes back when the stage has let them go, or after `patience`: zero where they are lost
-    /// already.
+    /// The group has given `partitions` to others already, and this consumer has to be given some anew.
+    pub(crate) fn lose(&self, partitions: &[i32]) {
+        self.lock().divided = false;
+        self.leave(partitions, Duration::ZERO);
+    }
+
+    /// The group takes `partitions` away. Comes back when the stage has let them go, or after `patience`.
     pub(crate) fn leave(&self, partitions: &[i32], patience: Duration) {
         let deadline = Instant::now() + patience;
         let mut state = self.lock();
-        state.divided &= !patience.is_zero(); // whoever has lost its partitions has to be given some anew
         state.departures += 1;
         let departures = state.departures;
         state.left.extend(partitions.iter().map(|partition| (*partition, departures)));
@@ -394,7 +398,7 @@ mod tests {
     #[test]
     fn a_commit_over_a_lost_partition_is_refused_even_when_it_came_back() {
         let hand = hand();
-        hand.leave(&[1], Duration::ZERO);
+        hand.lose(&[1]);
         hand.assigned([1]);
         hand.put([record(1, 0)], hand.departures());
         assert!(hand.take(10, Duration::ZERO).unwrap().is_empty(), "nothing new before the stage was told");
@@ -409,7 +413,7 @@ mod tests {
         let hand = Hand::new(Ahead { records_max: 100, bytes_max: 1 << 20 });
         hand.assigned([0, 1]);
         let before = hand.departures();
-        hand.leave(&[1], Duration::ZERO);
+        hand.lose(&[1]);
         hand.assigned([1]);
         hand.put([record(0, 0), record(1, 0)], before);
         hand.put([record(1, 0)], hand.departures());
@@ -420,7 +424,7 @@ mod tests {
     fn a_commit_that_was_under_way_when_its_partition_went_leaves_nothing_to_drop() {
         let hand = hand();
         assert!(hand.refused([0, 1]).is_empty());
-        hand.leave(&[1], Duration::ZERO);
+        hand.lose(&[1]);
         hand.committed(&BTreeMap::from([(0, 3), (1, 3)]));
         assert!(hand.revoked().is_empty());
         assert_eq!(hand.refused([1]), [1], "the partition is gone all the same");
@@ -447,7 +451,7 @@ mod tests {
         hand.assigned([0]);
         hand.leave(&[0], LONG);
         assert!(hand.is_divided(), "the group has taken it away, and says what comes next at once");
-        hand.leave(&[0], Duration::ZERO);
+        hand.lose(&[0]);
         assert!(!hand.is_divided());
     }
 
@@ -477,7 +481,7 @@ mod tests {
         assert!(!ended(), "enough waits: what comes now is not fetched");
         hand.take(2, Duration::ZERO).unwrap();
         assert!(ended());
-        hand.leave(&[0], Duration::ZERO);
+        hand.lose(&[0]);
         hand.assigned([0]);
         assert!(!ended(), "a partition that came back has been elsewhere");
     }

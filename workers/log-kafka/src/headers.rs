@@ -40,12 +40,12 @@ pub(crate) fn source_of(stage: &str) -> String {
 }
 
 /// The headers of a record that comes from `source`.
-pub(crate) fn write<'a>(headers: &'a Headers, source: impl Into<Cow<'a, str>>) -> Pairs<'a> {
+pub(crate) fn write<'a>(headers: &'a Headers, source: Cow<'a, str>) -> Pairs<'a> {
     let foreign_source = headers.foreign.iter().any(|(name, _)| name == SOURCE);
     let mut pairs = Pairs::with_capacity(7 + headers.foreign.len());
     pairs.extend([text(SPEC_VERSION, "1.0"), text(ID, &headers.id)]);
     if !foreign_source {
-        pairs.push(match source.into() {
+        pairs.push(match source {
             Cow::Borrowed(source) => text(SOURCE, source),
             Cow::Owned(source) => made(SOURCE, source),
         });
@@ -115,7 +115,7 @@ pub(crate) struct Dead {
 /// The headers of a dead letter: those of its record, and what is said of it.
 pub(crate) fn write_dead(letter: &DeadLetter, at_ms: i64) -> Pairs<'_> {
     let record = &letter.record;
-    let mut pairs = write(&record.headers, source_of(&letter.stage));
+    let mut pairs = write(&record.headers, source_of(&letter.stage).into());
     let mut text = |name: &str, value: &str| pairs.push((format!("{DEAD}{name}").into(), value.as_bytes().to_vec().into()));
     text("topic", record.topic.name());
     text("partition", &record.partition.to_string());
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn headers_come_back_as_they_were_written() {
         let headers = headers();
-        let pairs = write(&headers, source_of("context"));
+        let pairs = write(&headers, source_of("context").into());
         let text: Vec<_> = borrowed(&pairs).map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value))).collect();
         assert_eq!(
             text,
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!((read.id.as_str(), read.time_ms), ("shop.events/3/41", 1_700_000_000_123));
         let kept: Vec<_> = read.foreign.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(kept, ["ce_id", "ce_source", "tenant"], "what is not understood is kept");
-        let again = write(&read, source_of("context"));
+        let again = write(&read, source_of("context").into());
         assert_eq!(again.iter().filter(|(name, _)| name == SOURCE).count(), 1, "a foreign source stays the only one");
     }
 

@@ -131,7 +131,7 @@ impl KafkaLog {
         let positions = (list.count() > 0).then_some(Positions { list: &list, group });
         let (names, registry) = (&self.shared.names, self.shared.registry.as_deref());
         let (source, now_ms) = (headers::source_of(&commit.stage), self.shared.clock.now_ms());
-        let outputs = commit.outputs.iter().map(|output| Record::passed(names, registry, output, source.as_str()));
+        let outputs = commit.outputs.iter().map(|output| Record::passed(names, registry, output, &source));
         let letters = commit.dead_letters.iter().map(|letter| Ok(Record::dead(names, letter, now_ms)));
         let key = notes::tally_key(&commit.stage, self.writer.id());
         let tally = Record::note(names.tallies(), &key, &notes::write_tally(counted));

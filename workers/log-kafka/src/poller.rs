@@ -68,7 +68,10 @@ impl ConsumerContext for Watch<Steward> {
             Rebalance::Revoke(list) => {
                 let (partitions, lost) = (partitions_of(list), consumer.assignment_lost());
                 tracing::info!(?partitions, lost, "partitions go");
-                self.role.hand.leave(&partitions, if lost { Duration::ZERO } else { self.role.drain });
+                match lost {
+                    true => self.role.hand.lose(&partitions),
+                    false => self.role.hand.leave(&partitions, self.role.drain),
+                }
             }
             Rebalance::Error(error) => tracing::warn!(%error, "rebalance failed"),
         }

@@ -3,7 +3,7 @@
 //! Every transaction carries a mark, the number of this writer's transactions. So a commit whose answer was lost can be told from one that
 //! was never made.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use endcap_runtime::{Clock, DeadLetter, INGEST, LogError, Outgoing, Tally, metric};
 use endcap_schemas::topics::Lane;
@@ -21,6 +21,9 @@ use crate::{
 
 /// What this writer's transactions are marked with in the topic of progress: this and its id.
 const MARK: &str = "@";
+
+/// Where its records come from.
+static SOURCE: LazyLock<String> = LazyLock::new(|| headers::source_of(INGEST));
 
 /// Writes what enters.
 pub(crate) struct Ingest {
@@ -60,7 +63,7 @@ impl Ingest {
 
     fn passed<'a>(&self, records: &'a [Outgoing]) -> Result<Vec<Record<'a>>, LogError> {
         let (names, registry) = (&self.names, self.registry.as_deref());
-        records.iter().map(|record| Record::passed(names, registry, record, headers::source_of(INGEST))).collect()
+        records.iter().map(|record| Record::passed(names, registry, record, SOURCE.as_str())).collect()
     }
 
     /// Appends `records` and notes how far their source was read.

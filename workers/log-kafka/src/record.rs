@@ -38,14 +38,14 @@ impl<'a> Record<'a> {
         names: &Names,
         registry: Option<&Registry>,
         outgoing: &'a Outgoing,
-        source: impl Into<Cow<'a, str>>,
+        source: &'a str,
     ) -> Result<Self, LogError> {
         let topic = names.topic(outgoing.topic);
         let value = match registry {
             Some(registry) => registry.frame(outgoing.topic, &topic, &outgoing.value)?.into(),
             None => Cow::from(&outgoing.value),
         };
-        let (key, headers) = (outgoing.key.to_string().into_bytes().into(), headers::write(&outgoing.headers, source));
+        let (key, headers) = (outgoing.key.to_string().into_bytes().into(), headers::write(&outgoing.headers, source.into()));
         Ok(Self { topic, key, headers, value: Some(value) })
     }
 
@@ -85,7 +85,7 @@ impl<'a> Record<'a> {
 
     /// A dead letter on its way back, as if it had come under the key that it is filed under.
     pub(crate) fn redriven(names: &Names, topic: Topic, letter: &'a StoredDeadLetter) -> Self {
-        let mut pairs = headers::write(&letter.headers, headers::source_of(&letter.stage));
+        let mut pairs = headers::write(&letter.headers, headers::source_of(&letter.stage).into());
         let key = take_key(&mut pairs, &letter.key);
         pairs.retain(|(name, _)| name != CAME_UNDER);
         Self { topic: names.topic(topic), key, headers: pairs, value: Some(Cow::from(&letter.value)) }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
@@ -26,6 +26,7 @@ pub(crate) struct Registry {
     agent: ureq::Agent,
     settings: RegistrySettings,
     known: Mutex<Known>,
+    greeted: OnceLock<()>,
 }
 
 /// Ids and fingerprints never change, so what is known once is known.
@@ -51,26 +52,28 @@ struct Stored {
 impl Registry {
     pub(crate) fn new(settings: &RegistrySettings, timeout: Duration) -> Self {
         let agent = ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).build().into();
-        Self { agent, settings: settings.clone(), known: Mutex::default() }
+        Self { agent, settings: settings.clone(), known: Mutex::default(), greeted: OnceLock::new() }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
         lock(&self.known)
     }
 
-    /// Looks whether it answers and takes the token. One that does not answer is told of, and waited for by whoever needs it.
+    /// Looks, the first time, whether it answers and takes the token. One that does not answer is told of, and waited for by whoever needs it.
     ///
     /// # Errors
     /// [`LogError::Refused`] when it does not take the token.
-    pub(crate) fn connect(&self) -> Result<(), LogError> {
-        match self.ask("be reached", || self.authorised(self.agent.get(self.url("schemas/ids/1"))).call()) {
-            Ok(Err((401, text))) => Err(refused("let this process in: check `registry.token`", 401, &text)),
-            Ok(_) => Ok(()),
-            Err(error) => {
-                tracing::warn!("{error}; records wait for it");
-                Ok(())
-            }
+    pub(crate) fn greet(&self) -> Result<(), LogError> {
+        if self.greeted.get().is_some() {
+            return Ok(());
         }
+        match self.ask("be reached", || self.authorised(self.agent.get(self.url("schemas/ids/1"))).call()) {
+            Ok(Err((401, text))) => return Err(refused("let this process in: check `registry.token`", 401, &text)),
+            Ok(_) => {}
+            Err(error) => tracing::warn!("{error}; records wait for it"),
+        }
+        let _ = self.greeted.set(()); // whoever else asked meanwhile has heard the same
+        Ok(())
     }
 
     /// The value as it travels on `topic`, which is called `name` there. One in no framing of ours stays as it is.

@@ -24,7 +24,7 @@ const KEPT_PER_DOUBLING: usize = 2;
 
 /// A policy, and what it has learnt from.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Kept {
+pub struct Kept {
     /// Its version: the place in the log up to which it has learnt, greater than any that was kept before; 0 for the untaught one.
     pub(crate) version: i64,
     /// The policy.
@@ -39,6 +39,27 @@ impl Kept {
         Self { version: 0, policy: untaught(), ledger: Ledger::default() }
     }
 
+    /// The policy that `stored` holds, with what it has learnt from: whoever goes by it needs both.
+    ///
+    /// # Errors
+    /// As [`policy_of`]; and when what it has learnt from is damaged.
+    pub fn read(stored: &StoredPolicy) -> Result<Self, SnapshotError> {
+        let policy = policy_of(stored)?;
+        let ledger = Ledger::read(&stored.ledger).ok_or(SnapshotError::Content("what it has learnt from is damaged"))?;
+        Ok(Self { version: stored.version, policy, ledger })
+    }
+
+    /// Impressions that it has learnt from.
+    pub fn impressions(&self) -> u64 {
+        self.policy.ranker().observations()
+    }
+
+    /// When the newest slate that it has learnt from was served, or, where that is later, an earlier policy put back; ms since 1970. None where
+    /// nothing was learnt.
+    pub fn learnt_until_ms(&self) -> Option<i64> {
+        self.ledger.newest_ms()
+    }
+
     /// The form that a store keeps. What follows from the policy's beliefs is computed afresh first, as in [`snapshot::write`].
     pub(crate) fn store(&mut self) -> StoredPolicy {
         let policy = u64::try_from(self.version).unwrap_or_default();
@@ -47,26 +68,11 @@ impl Kept {
     }
 }
 
-/// The policy that `stored` holds, whose memory of what it has learnt from is whole.
-///
-/// # Errors
-/// As [`policy_of`]; and when what it has learnt from is damaged.
-pub fn read(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError> {
-    whole(stored).map(|kept| kept.policy)
-}
-
-/// As [`read`], with what the policy has learnt from.
-pub(crate) fn whole(stored: &StoredPolicy) -> Result<Kept, SnapshotError> {
-    let policy = policy_of(stored)?;
-    let ledger = Ledger::read(&stored.ledger).ok_or(SnapshotError::Content("what it has learnt from is damaged"))?;
-    Ok(Kept { version: stored.version, policy, ledger })
-}
-
-/// The policy that `stored` holds, whatever it has learnt from.
+/// The policy that `stored` holds, whatever it has learnt from: it can be put back.
 ///
 /// # Errors
 /// [`SnapshotError`] for anything but a whole, undamaged policy over today's features that is the one of its version.
-pub(crate) fn policy_of(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError> {
+pub fn policy_of(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError> {
     let (policy, version) = snapshot::read(&stored.snapshot, VERSION)?;
     if i64::try_from(version) != Ok(stored.version) {
         return Err(SnapshotError::Content("it is that of another version"));
@@ -79,12 +85,6 @@ pub(crate) fn policy_of(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError
         return Err(SnapshotError::Content("it has other stages than this release's"));
     }
     Ok(policy)
-}
-
-/// When the newest slate that `stored` has learnt from was served, or, where that is later, an earlier policy put back; ms since 1970. None where
-/// nothing was learnt, or what was cannot be read.
-pub fn learnt_until(stored: &StoredPolicy) -> Option<i64> {
-    Ledger::read(&stored.ledger)?.newest_ms()
 }
 
 /// Looks after which a policy that could not be used is read again: it may have been mended.
@@ -113,7 +113,7 @@ impl Refused {
                 continue;
             }
             let Some(stored) = store.policy(version)? else { continue }; // forgotten meanwhile
-            match whole(&stored) {
+            match Kept::read(&stored) {
                 Ok(kept) => return Ok(Some(kept)),
                 Err(error) if self.0.insert(version, LOOKS).is_none() => {
                     metric::policy_refused();
@@ -168,8 +168,8 @@ mod tests {
     fn a_policy_under_another_version_is_refused() {
         let mut kept = Kept { version: 12, ..Kept::untaught() };
         let stored = kept.store();
-        assert_eq!(read(&stored), Ok(kept.policy));
-        assert!(read(&StoredPolicy { version: 13, ..stored.clone() }).is_err());
-        assert!(read(&StoredPolicy { snapshot: stored.snapshot[..40].to_vec(), ..stored }).is_err());
+        assert_eq!(Kept::read(&stored), Ok(kept));
+        assert!(Kept::read(&StoredPolicy { version: 13, ..stored.clone() }).is_err());
+        assert!(Kept::read(&StoredPolicy { snapshot: stored.snapshot[..40].to_vec(), ..stored }).is_err());
     }
 }

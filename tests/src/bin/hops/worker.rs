@@ -18,11 +18,8 @@ use crate::{
     stages::{Four, One, Three, Two},
 };
 
-/// Records of one commit at most. A commit costs 30 to 60 ms under load, whatever it holds; four stages commit beside each other.
-const BATCH: usize = 2_000;
-
-/// Runs the four stages in `place`.
-pub(crate) fn work(place: &Place) -> Result<()> {
+/// Runs the four stages in `place`, at most `batch` records a commit.
+pub(crate) fn work(place: &Place, batch: usize) -> Result<()> {
     endcap::memory::settle();
     let dir = tempfile::tempdir()?;
     // Nothing is ever stored: the stages' records have no context.
@@ -32,7 +29,7 @@ pub(crate) fn work(place: &Place) -> Result<()> {
     let env = StageEnv {
         store,
         clocks: Clocks::system(),
-        config: LoopConfig { poll_max: BATCH, held_max: BATCH, batch_records_max: BATCH, ..LoopConfig::default() },
+        config: LoopConfig { poll_max: batch, held_max: batch, batch_records_max: batch, ..LoopConfig::default() },
         stats: Arc::new(StageStats::default()),
         shutdown: Shutdown::new(),
     };

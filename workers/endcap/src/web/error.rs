@@ -5,7 +5,8 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use endcap_runtime::LogError;
+use endcap_ranking::RankingError;
+use endcap_runtime::{LogError, StoreError};
 use serde_json::json;
 
 /// When something that is down or full may be so no more, s.
@@ -42,15 +43,29 @@ impl ApiError {
     }
 }
 
-/// A full log is the caller's to wait for; what else went wrong inside is logged, and told without details.
+/// A full log and whatever does not answer are the caller's to wait for; what else went wrong inside is logged, and told without details.
 impl From<anyhow::Error> for ApiError {
     fn from(error: anyhow::Error) -> Self {
         if let Some(full @ LogError::Full { .. }) = error.downcast_ref() {
             return Self::new(StatusCode::TOO_MANY_REQUESTS, full.to_string()).again_after(AGAIN_S);
         }
         tracing::error!(error = format!("{error:#}"), "request failed");
+        if is_unreadable(&error) {
+            return Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "what is kept of this cannot be read: the process's log says what",
+            );
+        }
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "log or store do not answer: try again in a moment").again_after(AGAIN_S)
     }
+}
+
+/// Whether log or store hold what cannot be read: nobody mends that by asking again.
+fn is_unreadable(error: &anyhow::Error) -> bool {
+    let is_store = |store: Option<&StoreError>| matches!(store, Some(StoreError::Corrupt(_)));
+    let is_ranking = |ranking: Option<&RankingError>| matches!(ranking, Some(RankingError::Store(StoreError::Corrupt(_))));
+    let is_log = |log: Option<&LogError>| matches!(log, Some(LogError::Corrupt(_)));
+    error.chain().any(|cause| is_store(cause.downcast_ref()) || is_ranking(cause.downcast_ref()) || is_log(cause.downcast_ref()))
 }
 
 impl IntoResponse for ApiError {

@@ -255,7 +255,7 @@ fn whatever_stands_where_a_policy_should_the_last_good_one_serves() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     for trial in 0..400 {
         let bad = StoredPolicy { snapshot: damaged(&good.snapshot, &mut rng), ..good.clone() };
-        assert!(bad == good || kept::read(&bad).is_err(), "seed {SEED}, trial {trial}");
+        assert!(bad == good || Kept::read(&bad).is_err(), "seed {SEED}, trial {trial}");
         place.file.put_policy(&StoredPolicy { version: 5, ..bad }).unwrap();
         assert!(!serving.refresh(&place.file).unwrap(), "seed {SEED}, trial {trial}: it was taken up");
         assert_eq!((serving.now().version, place.newest().version), (4, 4), "seed {SEED}, trial {trial}");
@@ -264,14 +264,14 @@ fn whatever_stands_where_a_policy_should_the_last_good_one_serves() {
     for trial in 0..400 {
         let body = damaged(&good.snapshot[..good.snapshot.len() - 32], &mut rng);
         let snapshot = [&body[..], blake3::hash(&body).as_bytes()].concat();
-        if let Ok(policy) = kept::read(&StoredPolicy { version: 4, snapshot, ledger: good.ledger.clone() }) {
+        if let Ok(Kept { policy, .. }) = Kept::read(&StoredPolicy { version: 4, snapshot, ledger: good.ledger.clone() }) {
             let score = policy.ranker().score(&Traits([200; TRAITS]).item(1).ranker);
             assert!(score.mean.is_finite() && score.bonus.is_finite(), "seed {SEED}, trial {trial}: {score:?}");
         }
     }
     for trial in 0..400 {
         let bad = StoredPolicy { ledger: damaged(&good.ledger, &mut rng), ..good.clone() };
-        assert!(bad == good || kept::read(&bad).is_err(), "seed {SEED}, trial {trial}: it does not know what it has learnt from");
+        assert!(bad == good || Kept::read(&bad).is_err(), "seed {SEED}, trial {trial}: it does not know what it has learnt from");
         assert!(kept::policy_of(&bad).is_ok(), "seed {SEED}, trial {trial}: it can be put back all the same");
     }
     place.file.put_policy(&StoredPolicy { version: 4, ledger: damaged(&good.ledger, &mut rng), ..good }).unwrap();

@@ -66,6 +66,9 @@ pub struct LoopConfig {
     pub debounce: Duration,
     /// How long a user's contexts may supersede each other before one is processed.
     pub debounce_max: Duration,
+    /// How long live records are gathered for one batch: none goes before the oldest has waited for so long, and then all that are due go; zero
+    /// for not at all.
+    pub gather: Duration,
     /// While both lanes have work, the backfill lane gets one batch in so many; at least 2.
     pub backfill_share: u32,
     /// How long a poll waits for records: bounds how late a shutdown is noticed.
@@ -86,6 +89,7 @@ impl Default for LoopConfig {
             batch_tokens_max: usize::MAX,
             debounce: Duration::ZERO,
             debounce_max: Duration::from_secs(10),
+            gather: Duration::ZERO,
             backfill_share: 10,
             poll_wait: Duration::from_millis(100),
             retry: RetryConfig::default(),
@@ -220,8 +224,8 @@ struct Run<'a, S: Stage> {
 impl<'a, S: Stage> Run<'a, S> {
     fn new(lane: Lane, log: Box<dyn Log + 'a>, env: &'a StageEnv) -> Self {
         let pending = match lane {
-            Lane::Live => Pending::new(env.config.debounce, env.config.debounce_max),
-            Lane::Backfill => Pending::new(Duration::ZERO, Duration::ZERO),
+            Lane::Live => Pending::new(env.config.debounce, env.config.debounce_max, env.config.gather),
+            Lane::Backfill => Pending::new(Duration::ZERO, Duration::ZERO, Duration::ZERO),
         };
         Self {
             lane,

@@ -115,10 +115,11 @@ pub(super) struct Pending<T> {
     newest: HashMap<UserKey, u64>,
     debounce_ms: i64,
     debounce_max_ms: i64,
+    gather_ms: i64,
 }
 
 impl<T: Message> Pending<T> {
-    pub(super) fn new(debounce: Duration, debounce_max: Duration) -> Self {
+    pub(super) fn new(debounce: Duration, debounce_max: Duration, gather: Duration) -> Self {
         let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4);
         Self {
             queue: VecDeque::new(),
@@ -127,6 +128,7 @@ impl<T: Message> Pending<T> {
             newest: HashMap::new(),
             debounce_ms: ms(debounce),
             debounce_max_ms: ms(debounce_max),
+            gather_ms: ms(gather),
         }
     }
 
@@ -183,7 +185,7 @@ impl<T: Message> Pending<T> {
 
     /// How long until something is due; `None` when nothing is held.
     pub(super) fn until_due(&self, now_ms: i64) -> Option<Duration> {
-        let due = self.queue.iter().map(|held| self.due_ms(held)).min()?;
+        let due = self.queue.iter().map(|held| self.due_ms(held)).min()?.max(self.gathered_ms()?);
         Some(Duration::from_millis(u64::try_from(due - now_ms).unwrap_or(0)))
     }
 
@@ -198,6 +200,8 @@ impl<T: Message> Pending<T> {
     ) -> Vec<Held<T>> {
         let due = if everything {
             self.queue.len()
+        } else if self.gathered_ms().is_none_or(|gathered_ms| now_ms < gathered_ms) {
+            0
         } else {
             self.queue.iter().rposition(|held| self.due_ms(held) <= now_ms).map_or(0, |last| last + 1)
         };
@@ -237,6 +241,11 @@ impl<T: Message> Pending<T> {
             }
             self.queue.push_front(held);
         }
+    }
+
+    /// When what is held has been gathered for long enough, ms; `None` when nothing is held.
+    fn gathered_ms(&self) -> Option<i64> {
+        Some(self.queue.front()?.came_ms + self.gather_ms)
     }
 
     /// When a record is due, ms. A resolved one waits for the debounce too: taken earlier, it would take along live ones that stand

@@ -8,8 +8,9 @@ use std::{
 };
 
 use endcap_runtime::{
-    BreakerConfig, CAME_UNDER, Clocks, DropReason, Input, ManualClock, PAGE_MAX_BYTES, ROW_MAX_BYTES, Rejection, Settled,
-    Shutdown, StageError, StageStopped, Stamp, Store, StoreError, StoredDeadLetter, Verdict, Write, embedded::DeadLetterFilter,
+    BreakerConfig, CAME_UNDER, Clocks, DropReason, Input, LoopConfig, ManualClock, PAGE_MAX_BYTES, ROW_MAX_BYTES, Rejection,
+    Settled, Shutdown, StageError, StageStopped, Stamp, Store, StoreError, StoredDeadLetter, Verdict, Write,
+    embedded::DeadLetterFilter,
 };
 use endcap_schemas::{ContextChanged, KeywordsChosen, Message, ShopperEvent, ThemesWritten, UserKey, topics::Topic};
 use serde_json::json;
@@ -352,17 +353,16 @@ fn shopper_events_never_supersede_each_other() {
     assert_eq!(bench.file.state(&UserKey::of("anna")).unwrap().as_deref(), Some(&b"e19"[..]));
 }
 
-/// Appends a context of `anna` every second for ten seconds and answers which seconds' contexts were processed, and when. A second's
-/// context comes just after the loop's poll of that second.
-fn debounced(debounce_s: u64, debounce_max_s: u64) -> Vec<(i64, i64)> {
+/// Appends a context every second for ten seconds, each of the user of that second, and answers which seconds' contexts were processed, and
+/// when. A second's context comes just after the loop's poll of that second.
+fn paced(user: fn(i64) -> String, configure: impl FnOnce(&mut LoopConfig)) -> Vec<(i64, i64)> {
     let mut bench = Bench::new();
-    bench.env.config.debounce = Duration::from_secs(debounce_s);
-    bench.env.config.debounce_max = Duration::from_secs(debounce_max_s);
-    bench.append(&[sent(&context("anna", NOW_MS, "e"), "0")]);
+    configure(&mut bench.env.config);
+    bench.append(&[sent(&context(&user(0), NOW_MS, "e"), "0")]);
     let done = Arc::new(Mutex::new(Vec::new()));
     let (producer, clock, note) = (bench.file.producer(), bench.clock.clone(), done.clone());
     // A second consumer group would do as well; the clock is what drives the shopper here.
-    let mut shopper = ShopperOnTheClock { producer, last_s: 0 };
+    let mut shopper = ShopperOnTheClock { user, producer, last_s: 0 };
     let ticking = clock.clone();
     let stage = Toy::<Compose>::with(move |batch| {
         let now_s = (endcap_runtime::Clock::now_ms(&*clock) - NOW_MS) / 1_000;
@@ -377,6 +377,7 @@ fn debounced(debounce_s: u64, debounce_max_s: u64) -> Vec<(i64, i64)> {
 
 /// Buys once a second until the tenth.
 struct ShopperOnTheClock {
+    user: fn(i64) -> String,
     producer: endcap_runtime::embedded::Producer,
     last_s: i64,
 }
@@ -385,7 +386,7 @@ impl ShopperOnTheClock {
     fn at(&mut self, now_s: i64) {
         while self.last_s < now_s.min(10) {
             self.last_s += 1;
-            let record = sent(&context("anna", NOW_MS + self.last_s * 1_000, "e"), &self.last_s.to_string());
+            let record = sent(&context(&(self.user)(self.last_s), NOW_MS + self.last_s * 1_000, "e"), &self.last_s.to_string());
             self.producer.append(&[record], None).unwrap();
         }
     }
@@ -411,9 +412,25 @@ impl endcap_runtime::Clock for Observed {
 
 #[test]
 fn a_debounced_context_waits_for_newer_ones_but_not_for_ever() {
+    let debounced = |seconds, seconds_max| {
+        paced(
+            |_| "anna".to_owned(),
+            |config| {
+                config.debounce = Duration::from_secs(seconds);
+                config.debounce_max = Duration::from_secs(seconds_max);
+            },
+        )
+    };
     assert_eq!(debounced(3, 100), [(10, 13)], "a pause of three seconds comes after the tenth");
     let early = debounced(3, 5);
     assert_eq!(early, [(4, 5), (9, 10), (10, 13)], "five seconds after the first one of a row it is time anyway");
+}
+
+#[test]
+fn records_are_gathered_until_the_oldest_has_waited_long_enough() {
+    let gathered = paced(|second| format!("u{second}"), |config| config.gather = Duration::from_secs(3));
+    let expected = [(0, 3), (1, 3), (2, 3), (3, 6), (4, 6), (5, 6), (6, 9), (7, 9), (8, 9), (9, 12), (10, 12)];
+    assert_eq!(gathered, expected);
 }
 
 #[test]

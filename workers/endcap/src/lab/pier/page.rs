@@ -45,11 +45,15 @@ fn about(args: &PierArgs, scale: &Scale, results: &Results) -> String {
         Some(files) => format!("{} with {} of the users", files.display(), args.avito_share),
     };
     let seeds = results.each(POINT, "auc").len();
+    let truth = match args.avito {
+        None => ", HR_true under the truth; V/V* is the true value of the order chosen over that of the best",
+        Some(_) => "", // nobody knows it of real pages
+    };
     format!(
         "Data: {data}. Seeds: {seeds}; figures are means ± standard deviations over them. Hit ratios are of {} test pages: HR_self against the best order \
-         under the evaluator itself, HR_frozen under OCPM trained as long without contrastive loss, HR_true under the truth; V/V* is the true value of \
-         the order chosen over that of the best. Milliseconds are of one page on candle and one thread of this machine. The paper's numbers are of \
-         other data: what can be compared is which is higher.\n\n",
+         under the evaluator itself, HR_frozen under OCPM trained as long without contrastive loss{truth}. Milliseconds are of \
+         one page on candle and one thread of this machine. The paper's numbers are of other data: what can be compared is which is \
+         higher.\n\n",
         scale.slates
     )
 }
