@@ -32,6 +32,9 @@ const POLL_WAIT: Duration = Duration::from_millis(25);
 const PAUSE_AFTER: Duration = Duration::from_millis(250);
 /// Which part of what may be held ahead librdkafka fetches ahead of that.
 const OF_AHEAD: u32 = 8;
+/// Bytes of one partition that brokers answer with at once; a batch that is larger comes whole. librdkafka's own megabyte took four stages
+/// over four partitions 35 MB more, and saved no time.
+const FETCH_BYTES: &str = "131072";
 /// Records that are handed over at once, at most.
 const AT_ONCE_MAX: usize = 256;
 /// Time between two attempts to reach brokers that were all down, and the longest wait for their answer.
@@ -114,6 +117,7 @@ impl Poller {
             .set("fetch.queue.backoff.ms", "10")
             .set("enable.partition.eof", "true");
         config.usually(&mut client, "fetch.wait.max.ms", fetch_wait_ms(topic.lane()));
+        config.usually(&mut client, "max.partition.fetch.bytes", FETCH_BYTES);
         let steward = Steward { hand: hand.clone(), drain: config.drain(), paused: AtomicBool::new(false) };
         let consumer: GroupConsumer = client::create(&client, Watch::with(config, steward))?;
         consumer.subscribe(&[&name]).map_err(|error| client::failure("cannot subscribe", &error))?;
