@@ -1,8 +1,8 @@
 //! Storefronts and feedback from outside: what a running program answers, learns, refuses and describes.
 
 use endcap_ranking::OPENAPI;
-use endcap_runtime::{Stamp, Store, Write};
-use endcap_schemas::UserKey;
+use endcap_runtime::{Headers, Outgoing, Policies, Stamp, Store, StoredPolicy, Write};
+use endcap_schemas::{Feedback, UserKey, topics::Topic};
 use endcap_tests::Endcap;
 use serde_json::{Value, json};
 
@@ -63,6 +63,12 @@ fn a_storefront_is_shown_told_of_learnt_from_and_put_back() {
     let newest = place.program().succeed(&["policy", "ls", "--json"], &[]).unwrap();
     let newest: Value = serde_json::from_str(newest.lines().next().unwrap()).unwrap();
     assert_eq!(newest["impressions"], 0, "{newest}");
+    let file = open(&place.data());
+    let forgetful = StoredPolicy { ledger: b"torn".to_vec(), ..file.policy(learnt).unwrap().expect("the first policy is kept") };
+    file.put_policy(&forgetful).unwrap();
+    let listed = place.program().succeed(&["policy", "ls"], &[]).unwrap();
+    assert!(listed.contains(&format!("policy {learnt}: cannot serve: ")) && listed.contains("it can be put back"), "{listed}");
+    place.program().succeed(&["policy", "put-back", &learnt.to_string()], &[]).unwrap();
     let refused = place.program().output(&["policy", "put-back", "999"], &[]).unwrap();
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("policy 999 is not kept"));
 
@@ -77,6 +83,29 @@ fn a_storefront_is_shown_told_of_learnt_from_and_put_back() {
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
+}
+
+#[test]
+fn feedback_in_the_log_that_nobody_can_read_ends_no_service_and_holds_up_no_learning() {
+    let place = place();
+    let up = up(&place);
+    let garbage = |n: i64| Outgoing {
+        topic: Topic::FEEDBACK,
+        key: Feedback::key(),
+        headers: Headers::root(format!("g{n}"), Topic::FEEDBACK, n),
+        value: format!("garbage {n}").into_bytes(),
+    };
+    open(&place.data()).producer().append(&(0..250).map(garbage).collect::<Vec<_>>(), None).unwrap();
+    up.post("/v1/events", purchase("e1", "ada", "d00001").to_string()).unwrap();
+    let front = own(&up, "ada");
+    let told = json!({ "slate": &front["placements"][0]["slate"], "impressions": products(&front, 0) });
+    assert_eq!(up.post("/v1/feedback", told.to_string()).unwrap().0, 200);
+    up.wait_for("/v1/storefronts/ada", |front| front["policy"].as_i64().filter(|version| *version > 0)).expect("a policy");
+    let dead = |answer: &Value| {
+        let learner = answer["stages"].as_array()?.iter().find(|stage| stage["name"] == "learner")?.clone();
+        (learner["dead_lettered"] == 250).then_some(())
+    };
+    up.wait_for("/v1/pipeline", dead).expect("every record that cannot be read is a dead letter");
 }
 
 #[test]
@@ -100,7 +129,7 @@ fn what_cannot_be_feedback_or_a_request_is_refused_with_the_reason() {
     let damaged = Write::State { user: ada, stamp, state: b"not a state".to_vec() };
     open(&place.data()).put_all(&[damaged], &[]).unwrap();
     let (status, answer) = up.get("/v1/storefronts/ada").unwrap();
-    assert!(status == 500 && answer["error"].as_str().unwrap().contains("cannot be read"), "{status} {answer}");
+    assert!(status == 500 && answer["error"].as_str().unwrap().contains("cannot be answered"), "{status} {answer}");
     let (status, answer) = up.post("/v1/storefronts/ada", "{}").unwrap();
     assert!(status == 405 && answer["error"].as_str().unwrap().contains("not asked for by that method"), "{answer}");
     for wish in ["51", "-1", "x", ""] {

@@ -380,7 +380,7 @@ pub enum DlqCommand {
     /// Sends them again, with their key, headers and bytes, to the topic that they came from. Those of erased shoppers stay, and those that
     /// the interface refused: their senders must correct them.
     Redrive {
-        /// Their ids in the list; without any, all that the filters let through.
+        /// Their ids in the list; without any, all that the filters let through, `--limit` at most.
         ids: Vec<DeadLetterId>,
         /// Which.
         #[command(flatten)]

@@ -223,12 +223,13 @@ impl Layer {
         let mut layer = Self { name: "environment".to_owned(), ..Self::default() };
         for (name, value) in vars.filter(|(name, _)| !OTHERS.iter().any(|prefix| name.starts_with(prefix))) {
             let Some(key) = name.strip_prefix("ENDCAP_").map(str::to_lowercase) else { continue };
-            match tables().find(|table| key.starts_with(&format!("{table}_")) && !KEYS.contains(&key.as_str())) {
-                Some(table) => layer.faults.push(format!(
-                    "{}: `{name}` is no setting: what is in table `{table}` can stand in the file alone, under `[{table}]`",
-                    layer.name
+            match tables().find(|table| key.starts_with(&format!("{table}_"))) {
+                Some(table) if !KEYS.contains(&key.as_str()) => layer.faults.push(format!(
+                    "{}: unknown key `{key}`; known are {}. What is in table `{table}` can stand in the file alone, under `[{table}]`",
+                    layer.name,
+                    KEYS.join(", ")
                 )),
-                None => layer.set(key, value),
+                _ => layer.set(key, value),
             }
         }
         layer
@@ -545,8 +546,8 @@ mod tests {
         resolved(&[env(&others.map(|name| (name, "x")))]).unwrap();
         check(&[env(&[("ENDCAP_TESTS", "x"), ("ENDCAP_SERVICES", "x")])], &["unknown key `tests`", "unknown key `services`"]);
         check(
-            &[env(&[("ENDCAP_KAFKA_BROKERS", "x"), ("ENDCAP_RANKING_AT_ONCE_MAX", "x")])],
-            &["what is in table `kafka` can stand in the file alone", "under `[ranking]`"],
+            &[env(&[("ENDCAP_KAFKA_PASSWRD", "x"), ("ENDCAP_RANKING_AT_ONCE_MAX", "x")])],
+            &["scylla_password. What is in table `kafka` can stand in the file alone", "under `[ranking]`"],
         );
     }
 

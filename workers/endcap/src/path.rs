@@ -19,7 +19,8 @@ use endcap_keywords::{KeywordsConfig, KeywordsStage, TokenCounter};
 use endcap_ranking::{Learner, RankingConfig};
 use endcap_retrieval::Market;
 use endcap_runtime::{
-    Broker, Clocks, LogError, LoopConfig, Shutdown, Stage, StageEnv, StageStats, StageStopped, Store, run_lanes, run_stage,
+    BreakerConfig, Broker, Clocks, LogError, LoopConfig, Shutdown, Stage, StageEnv, StageStats, StageStopped, Store, run_lanes,
+    run_stage,
 };
 use endcap_schemas::{
     Message,
@@ -209,7 +210,8 @@ impl Path {
     pub fn start_learner(&mut self, config: &RankingConfig, ground: &Ground, ended: &Sender<Ended>) -> Result<()> {
         let usual = LoopConfig::default();
         let gather = Duration::from_millis(config.publish_every_ms);
-        let limits = LoopConfig { gather, batch_records_max: usual.held_max, ..usual };
+        // What cannot be read of the feedback ends no process that serves: it becomes dead letters, and the last policy serves.
+        let limits = LoopConfig { gather, batch_records_max: usual.held_max, breaker: BreakerConfig::NEVER, ..usual };
         self.add(Learner::new(config.clone(), ground.sides.store.clone()), limits, ground, ended)
     }
 

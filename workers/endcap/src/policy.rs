@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use anyhow::{Context, Result, bail};
-use endcap_ranking::{KeptPolicy, policy_of};
+use endcap_ranking::{KeptPolicy, can_be_put_back};
 use endcap_runtime::{Clock, Policies, StoredPolicy, SystemClock};
 use endcap_schemas::Feedback;
 use serde::Serialize;
@@ -35,7 +35,7 @@ struct Row {
 /// Lists policies, or asks for an earlier one to be put back.
 ///
 /// # Errors
-/// When there is no data directory, it cannot be read, or the policy that is named cannot be used.
+/// When there is no data directory, it cannot be read, or the policy that is named cannot be put back.
 pub fn command(command: &PolicyCommand, config: impl Fn(&DataArgs) -> Result<Config>) -> Result<()> {
     match command {
         PolicyCommand::Ls { json, data } => list(&*Sides::open_existing(&config(data)?)?.store, *json),
@@ -45,7 +45,11 @@ pub fn command(command: &PolicyCommand, config: impl Fn(&DataArgs) -> Result<Con
 
 fn list(policies: &(impl Policies + ?Sized), json: bool) -> Result<()> {
     let (mut out, mut none_serves) = (io::stdout().lock(), true);
-    for version in policies.policy_versions().context(CANNOT_READ)? {
+    let versions = policies.policy_versions().context(CANNOT_READ)?;
+    if versions.is_empty() && !json {
+        writeln!(out, "nothing was learnt yet: the policy that has learnt nothing serves")?;
+    }
+    for version in versions {
         let Some(stored) = policies.policy(version).context(CANNOT_READ)? else { continue };
         let row = Row::of(&stored, none_serves);
         none_serves &= row.fault.is_some();
@@ -58,14 +62,25 @@ fn list(policies: &(impl Policies + ?Sized), json: bool) -> Result<()> {
 impl Row {
     /// That of `stored`, which serves if it can be used and `none_serves` of those that are newer.
     fn of(stored: &StoredPolicy, none_serves: bool) -> Self {
-        let kept = KeptPolicy::read(stored);
-        Self {
+        let row = Self {
             version: stored.version,
-            serves: none_serves && kept.is_ok(),
-            impressions: kept.as_ref().ok().map(KeptPolicy::impressions),
-            learnt_until_ms: kept.as_ref().ok().and_then(KeptPolicy::learnt_until_ms),
+            serves: false,
+            impressions: None,
+            learnt_until_ms: None,
             bytes: stored.snapshot.len(),
-            fault: kept.err().map(|error| error.to_string()),
+            fault: None,
+        };
+        match KeptPolicy::read(stored) {
+            Ok(kept) => Self {
+                serves: none_serves,
+                impressions: Some(kept.impressions()),
+                learnt_until_ms: kept.learnt_until_ms(),
+                ..row
+            },
+            Err(error) => {
+                let remedy = if can_be_put_back(stored).is_ok() { "; it can be put back" } else { "" };
+                Self { fault: Some(format!("{error}{remedy}")), ..row }
+            }
         }
     }
 
@@ -74,7 +89,7 @@ impl Row {
         let until = learnt_until_ms.map(|ms| format!(", until {}", times::at(ms))).unwrap_or_default();
         let told = match impressions {
             Some(impressions) => format!("learnt from {impressions} impressions{until}"),
-            None => format!("cannot be used: {}", fault.as_deref().unwrap_or_default()),
+            None => format!("cannot serve: {}", fault.as_deref().unwrap_or_default()),
         };
         format!("policy {version}: {told}, {bytes} bytes{}", if *serves { ", serves" } else { "" })
     }
@@ -85,7 +100,7 @@ fn put_back(sides: &Sides, version: i64) -> Result<()> {
     if version != 0 {
         let stored = sides.store.policy(version).context(CANNOT_READ)?;
         let Some(stored) = stored else { bail!("policy {version} is not kept: `endcap policy ls` lists those that are") };
-        policy_of(&stored).with_context(|| format!("policy {version} cannot be put back"))?;
+        can_be_put_back(&stored).with_context(|| format!("policy {version} cannot be put back"))?;
     }
     let now_ms = SystemClock::default().now_ms();
     let wish = Feedback::put_back(version, format!("put-back-{version}-{now_ms}"), now_ms);

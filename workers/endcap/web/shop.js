@@ -70,9 +70,12 @@ const waitingNote = () => h('div.empty', {}, h('b', {}, 'No page yet'), 'A page 
 
 // ---- the page ----
 
-/** The page as it is ranked for this visit; null where this process ranks none, or another page than `page`. */
+/** The page as it is ranked for this visit; null where this process ranks none, or another page than `page`. What is refused is not shown unranked. */
 async function storefront(user, page) {
-  const front = await get(`/v1/storefronts/${encodeURIComponent(user)}`).catch(() => null);
+  const front = await get(`/v1/storefronts/${encodeURIComponent(user)}`).catch((error) => {
+    if (error.status === 404) return null;
+    throw error;
+  });
   return front && !front.is_default && front.context_ms === page.context_ms && front.generation === page.generation ? front : null;
 }
 
@@ -97,7 +100,7 @@ async function rankAgain(event) {
   const button = event.currentTarget;
   button.disabled = true;
   const page = await get(`/v1/pages/${encodeURIComponent(user)}`).catch(() => null);
-  const front = page && await storefront(user, page);
+  const front = page && await storefront(user, page).catch(() => null);
   button.disabled = false;
   if (user !== state.user || stamp !== state.stamp || (page && stampOf(page) !== stamp)) return;
   if (front) show(page, front);

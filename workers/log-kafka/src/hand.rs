@@ -162,14 +162,18 @@ impl Hand {
 
     /// The group has given `partitions` to others already, and this consumer has to be given some anew.
     pub(crate) fn lose(&self, partitions: &[i32]) {
-        self.lock().divided = false;
-        self.leave(partitions, Duration::ZERO);
+        let mut state = self.lock();
+        state.divided = false;
+        self.leave_from(state, partitions, Duration::ZERO);
     }
 
     /// The group takes `partitions` away. Comes back when the stage has let them go, or after `patience`.
     pub(crate) fn leave(&self, partitions: &[i32], patience: Duration) {
+        self.leave_from(self.lock(), partitions, patience);
+    }
+
+    fn leave_from<'a>(&'a self, mut state: MutexGuard<'a, State>, partitions: &[i32], patience: Duration) {
         let deadline = Instant::now() + patience;
-        let mut state = self.lock();
         state.departures += 1;
         let departures = state.departures;
         state.left.extend(partitions.iter().map(|partition| (*partition, departures)));

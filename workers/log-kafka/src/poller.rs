@@ -71,9 +71,10 @@ impl ConsumerContext for Watch<Steward> {
             Rebalance::Revoke(list) => {
                 let (partitions, lost) = (partitions_of(list), consumer.assignment_lost());
                 tracing::info!(?partitions, lost, "partitions go");
-                match lost {
-                    true => self.role.hand.lose(&partitions),
-                    false => self.role.hand.leave(&partitions, self.role.drain),
+                if lost {
+                    self.role.hand.lose(&partitions);
+                } else {
+                    self.role.hand.leave(&partitions, self.role.drain);
                 }
             }
             Rebalance::Error(error) => tracing::warn!(%error, "rebalance failed"),
@@ -117,7 +118,9 @@ impl Poller {
             .set("fetch.queue.backoff.ms", "10")
             .set("enable.partition.eof", "true");
         config.usually(&mut client, "fetch.wait.max.ms", fetch_wait_ms(topic.lane()));
-        config.usually(&mut client, "max.partition.fetch.bytes", FETCH_BYTES);
+        if !settings.properties.contains_key("max.partition.fetch.bytes") {
+            config.usually(&mut client, "fetch.message.max.bytes", FETCH_BYTES); // two names of one property
+        }
         let steward = Steward { hand: hand.clone(), drain: config.drain(), paused: AtomicBool::new(false) };
         let consumer: GroupConsumer = client::create(&client, Watch::with(config, steward))?;
         consumer.subscribe(&[&name]).map_err(|error| client::failure("cannot subscribe", &error))?;

@@ -22,8 +22,8 @@ use crate::{
 /// What this writer's transactions are marked with in the topic of progress: this and its id.
 const MARK: &str = "@";
 
-/// Where its records come from.
-static SOURCE: LazyLock<String> = LazyLock::new(|| headers::source_of(INGEST));
+/// The source of what enters.
+static INGEST_SOURCE: LazyLock<String> = LazyLock::new(|| headers::source_of(INGEST));
 
 /// Writes what enters.
 pub(crate) struct Ingest {
@@ -63,7 +63,7 @@ impl Ingest {
 
     fn passed<'a>(&self, records: &'a [Outgoing]) -> Result<Vec<Record<'a>>, LogError> {
         let (names, registry) = (&self.names, self.registry.as_deref());
-        records.iter().map(|record| Record::passed(names, registry, record, SOURCE.as_str())).collect()
+        records.iter().map(|record| Record::passed(names, registry, record, INGEST_SOURCE.as_str())).collect()
     }
 
     /// Appends `records` and notes how far their source was read.

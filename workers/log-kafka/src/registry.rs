@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, OnceLock},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -26,7 +26,7 @@ pub(crate) struct Registry {
     agent: ureq::Agent,
     settings: RegistrySettings,
     known: Mutex<Known>,
-    greeted: OnceLock<()>,
+    greeted: Mutex<bool>,
 }
 
 /// Ids and fingerprints never change, so what is known once is known.
@@ -52,7 +52,7 @@ struct Stored {
 impl Registry {
     pub(crate) fn new(settings: &RegistrySettings, timeout: Duration) -> Self {
         let agent = ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).build().into();
-        Self { agent, settings: settings.clone(), known: Mutex::default(), greeted: OnceLock::new() }
+        Self { agent, settings: settings.clone(), known: Mutex::default(), greeted: Mutex::default() }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -64,15 +64,16 @@ impl Registry {
     /// # Errors
     /// [`LogError::Refused`] when it does not take the token.
     pub(crate) fn greet(&self) -> Result<(), LogError> {
-        if self.greeted.get().is_some() {
+        let mut greeted = lock(&self.greeted);
+        if *greeted {
             return Ok(());
         }
         match self.ask("be reached", || self.authorised(self.agent.get(self.url("schemas/ids/1"))).call()) {
-            Ok(Err((401, text))) => return Err(refused("let this process in: check `registry.token`", 401, &text)),
+            Ok(Err((401, text))) => return Err(refused("let this process in", 401, &text)),
             Ok(_) => {}
             Err(error) => tracing::warn!("{error}; records wait for it"),
         }
-        let _ = self.greeted.set(()); // whoever else asked meanwhile has heard the same
+        *greeted = true;
         Ok(())
     }
 
@@ -183,7 +184,8 @@ fn parse<T: for<'a> Deserialize<'a>>(text: &str) -> Result<T, LogError> {
 }
 
 fn refused(what: &str, status: u16, text: &str) -> LogError {
-    LogError::Refused(format!("the schema registry does not {what}: status {status}, {}", message(text)))
+    let remedy = if status == 401 { ": check `registry.token`" } else { "" };
+    LogError::Refused(format!("the schema registry does not {what}{remedy}: status {status}, {}", message(text)))
 }
 
 /// The registry's own words.
@@ -212,7 +214,44 @@ pub(crate) fn framed_again(id: u32, value: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpListener,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        thread,
+    };
+
     use super::*;
+
+    /// A registry that answers one request after the other with these statuses, and how often it was asked.
+    fn answering(statuses: &'static [&'static str]) -> (Registry, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let settings = RegistrySettings { url: format!("http://{}", listener.local_addr().unwrap()), token: None };
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        thread::spawn(move || {
+            for status in statuses {
+                let (mut stream, _) = listener.accept().unwrap();
+                count.fetch_add(1, Ordering::SeqCst);
+                assert!(stream.read(&mut [0; 4_096]).unwrap() > 0);
+                write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+            }
+        });
+        (Registry::new(&settings, Duration::from_secs(10)), asked)
+    }
+
+    #[test]
+    fn a_registry_is_greeted_until_it_lets_this_process_in_and_then_no_more() {
+        let (registry, asked) = answering(&["401 Unauthorized", "404 Not Found", "200 OK"]);
+        let Err(LogError::Refused(told)) = registry.greet() else { panic!("a token that is not taken ends the process") };
+        assert!(told.contains("check `registry.token`"), "{told}");
+        registry.greet().unwrap();
+        registry.greet().unwrap();
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
 
     #[test]
     fn a_value_is_framed_and_comes_back() {

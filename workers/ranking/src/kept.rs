@@ -24,7 +24,7 @@ const KEPT_PER_DOUBLING: usize = 2;
 
 /// A policy, and what it has learnt from.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Kept {
+pub struct KeptPolicy {
     /// Its version: the place in the log up to which it has learnt, greater than any that was kept before; 0 for the untaught one.
     pub(crate) version: i64,
     /// The policy.
@@ -33,7 +33,7 @@ pub struct Kept {
     pub(crate) ledger: Ledger,
 }
 
-impl Kept {
+impl KeptPolicy {
     /// The policy that has learnt nothing.
     pub(crate) fn untaught() -> Self {
         Self { version: 0, policy: untaught(), ledger: Ledger::default() }
@@ -68,11 +68,19 @@ impl Kept {
     }
 }
 
-/// The policy that `stored` holds, whatever it has learnt from: it can be put back.
+/// Whether the policy that `stored` holds can be put back, whatever becomes of what it has learnt from.
 ///
 /// # Errors
 /// [`SnapshotError`] for anything but a whole, undamaged policy over today's features that is the one of its version.
-pub fn policy_of(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError> {
+pub fn can_be_put_back(stored: &StoredPolicy) -> Result<(), SnapshotError> {
+    policy_of(stored).map(drop)
+}
+
+/// The policy that `stored` holds, whatever it has learnt from.
+///
+/// # Errors
+/// As [`can_be_put_back`].
+pub(crate) fn policy_of(stored: &StoredPolicy) -> Result<TwoStage, SnapshotError> {
     let (policy, version) = snapshot::read(&stored.snapshot, VERSION)?;
     if i64::try_from(version) != Ok(stored.version) {
         return Err(SnapshotError::Content("it is that of another version"));
@@ -105,7 +113,7 @@ impl Refused {
         store: &dyn Policies,
         versions: &[i64],
         above: i64,
-    ) -> Result<Option<Kept>, StoreError> {
+    ) -> Result<Option<KeptPolicy>, StoreError> {
         self.0.retain(|version, _| versions.contains(version));
         for version in versions.iter().copied().take_while(|version| *version > above) {
             if let Some(looks) = self.0.get_mut(&version).filter(|looks| **looks > 0) {
@@ -113,7 +121,7 @@ impl Refused {
                 continue;
             }
             let Some(stored) = store.policy(version)? else { continue }; // forgotten meanwhile
-            match Kept::read(&stored) {
+            match KeptPolicy::read(&stored) {
                 Ok(kept) => return Ok(Some(kept)),
                 Err(error) if self.0.insert(version, LOOKS).is_none() => {
                     metric::policy_refused();
@@ -166,10 +174,10 @@ mod tests {
 
     #[test]
     fn a_policy_under_another_version_is_refused() {
-        let mut kept = Kept { version: 12, ..Kept::untaught() };
+        let mut kept = KeptPolicy { version: 12, ..KeptPolicy::untaught() };
         let stored = kept.store();
-        assert_eq!(Kept::read(&stored), Ok(kept));
-        assert!(Kept::read(&StoredPolicy { version: 13, ..stored.clone() }).is_err());
-        assert!(Kept::read(&StoredPolicy { snapshot: stored.snapshot[..40].to_vec(), ..stored }).is_err());
+        assert_eq!(KeptPolicy::read(&stored), Ok(kept));
+        assert!(KeptPolicy::read(&StoredPolicy { version: 13, ..stored.clone() }).is_err());
+        assert!(KeptPolicy::read(&StoredPolicy { snapshot: stored.snapshot[..40].to_vec(), ..stored }).is_err());
     }
 }

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{
     RankingConfig,
     features::{Nominator, Traits, VERSION, untaught},
-    kept::{self, Kept, Refused},
+    kept::{self, KeptPolicy, Refused},
     ledger::{News, Taken},
 };
 
@@ -43,8 +43,8 @@ impl Learner {
     }
 
     /// Where learning goes on: from the newest of the policies of `versions` that can be read.
-    fn begin(&mut self, versions: &[i64]) -> Result<Kept, StageError> {
-        Ok(self.refused.newest_readable(&*self.policies, versions, 0)?.unwrap_or_else(Kept::untaught))
+    fn begin(&mut self, versions: &[i64]) -> Result<KeptPolicy, StageError> {
+        Ok(self.refused.newest_readable(&*self.policies, versions, 0)?.unwrap_or_else(KeptPolicy::untaught))
     }
 
     /// The policy that is to be put back, or why it cannot.
@@ -118,7 +118,7 @@ impl Stage for Learner {
 
 /// A policy while a batch is learnt from.
 struct Lesson {
-    kept: Kept,
+    kept: KeptPolicy,
     has_learnt: bool,
 }
 

@@ -31,7 +31,7 @@ mod storefront;
 pub use answer::{KeywordCard, ProductCard, Storefront, StorefrontPlacement, StorefrontProduct};
 pub use cold::merchandised;
 pub use config::RankingConfig;
-pub use kept::{Kept as KeptPolicy, policy_of};
+pub use kept::{KeptPolicy, can_be_put_back};
 pub use learner::Learner;
 pub use pier::{Pier, RowInput, vocabulary};
 pub use prepare::{Checks, Preparer};

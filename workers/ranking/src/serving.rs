@@ -8,7 +8,7 @@ use endcap_runtime::{Policies, StoreError};
 
 use crate::{
     features::untaught,
-    kept::{Kept, Refused},
+    kept::{KeptPolicy, Refused},
     metric,
 };
 
@@ -47,7 +47,7 @@ impl Serving {
         let versions = store.policy_versions()?;
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let found = refused.newest_readable(store, &versions, self.now().version)?;
-        let Some(Kept { version, policy, .. }) = found else { return Ok(false) };
+        let Some(KeptPolicy { version, policy, .. }) = found else { return Ok(false) };
         metric::policy(version);
         self.current.store(Arc::new(Served { version, policy: policy.exploring(self.exploration) }));
         Ok(true)

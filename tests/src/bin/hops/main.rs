@@ -22,6 +22,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
+use endcap as _; // for its allocator
 use endcap_evaluation::quantile;
 use endcap_log_kafka::{Kafka, KafkaConfig, KafkaSettings, TopicSettings, Topics};
 use endcap_runtime::{Broker, Embedded, EmbeddedConfig, Headers, Log, Outgoing, Store, SystemClock};
@@ -64,9 +65,10 @@ struct Args {
     /// Codec of what both sides write: none, lz4, zstd and so on.
     #[arg(long, default_value = "zstd")]
     compression: String,
-    /// Records of one commit of ours at most. A commit costs 30 to 60 ms under load, whatever it holds; four stages commit beside each other.
-    #[arg(long, default_value_t = 2_000)]
-    batch: usize,
+    /// Records of one commit of ours at most, and so many are fetched ahead. A commit costs 30 to 60 ms under load, whatever it holds; four stages
+    /// commit beside each other.
+    #[arg(long, default_value_t = 1_024)]
+    batch: u32,
     /// Rounds of each side.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -82,8 +84,8 @@ enum Role {
         namespace: String,
         /// Codec of its records.
         compression: String,
-        /// Records of one commit.
-        batch: usize,
+        /// Records of one commit, and fetched ahead.
+        batch: u32,
     },
 }
 
@@ -92,6 +94,8 @@ pub(crate) struct Place {
     broker: String,
     namespace: String,
     compression: String,
+    /// Records of one commit at most, and fetched ahead.
+    pub(crate) batch: u32,
 }
 
 impl Place {
@@ -101,6 +105,7 @@ impl Place {
             namespace: self.namespace.clone(),
             instance: instance.to_owned(),
             waiting_max: u64::MAX,
+            ahead_records_max: self.batch,
             properties: BTreeMap::from([("compression.type".to_owned(), self.compression.clone())]),
             ..KafkaSettings::default()
         })?)
@@ -130,8 +135,9 @@ fn main() -> Result<()> {
     let args = Args::parse();
     match &args.role {
         Some(Role::Worker { broker, namespace, compression, batch }) => {
-            let place = Place { broker: broker.clone(), namespace: namespace.clone(), compression: compression.clone() };
-            worker::work(&place, *batch)
+            let place =
+                Place { broker: broker.clone(), namespace: namespace.clone(), compression: compression.clone(), batch: *batch };
+            worker::work(&place)
         }
         None => bench(&args),
     }
@@ -150,9 +156,8 @@ fn bench(args: &Args) -> Result<()> {
         for is_ours in [true, false] {
             let side = if is_ours { "endcap" } else { "streams" };
             let namespace = format!("hops-{}-{round}-{side}", std::process::id());
-            let place = Place { broker: broker.clone(), namespace, compression: args.compression.clone() };
-            let command =
-                if is_ours { worker_command(&place, args.batch)? } else { streams_command(&place, &classes, dir.path()) };
+            let place = Place { broker: broker.clone(), namespace, compression: args.compression.clone(), batch: args.batch };
+            let command = if is_ours { worker_command(&place)? } else { streams_command(&place, &classes, dir.path()) };
             let figures =
                 measure(args, &place, command, dir.path()).with_context(|| format!("round {round} of {side} failed"))?;
             println!("round {round} {side}: {}", serde_json::to_string(&figures)?);
@@ -177,9 +182,9 @@ fn bench(args: &Args) -> Result<()> {
     args.report.as_ref().map_or(Ok(()), |path| fs::write(path, text).with_context(|| format!("cannot write {}", path.display())))
 }
 
-fn worker_command(place: &Place, batch: usize) -> Result<Command> {
+fn worker_command(place: &Place) -> Result<Command> {
     let mut command = Command::new(env::current_exe()?);
-    command.args(["worker", &place.broker, &place.namespace, &place.compression, &batch.to_string()]);
+    command.args(["worker", &place.broker, &place.namespace, &place.compression, &place.batch.to_string()]);
     Ok(command)
 }
 

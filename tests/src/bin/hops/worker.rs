@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use endcap as _; // for its allocator
 use endcap_log_kafka::Kafka;
 use endcap_runtime::{
     Broker, Clocks, Embedded, EmbeddedConfig, LoopConfig, Shutdown, Stage, StageEnv, StageStats, Store, SystemClock, run_stage,
@@ -19,13 +18,14 @@ use crate::{
     stages::{Four, One, Three, Two},
 };
 
-/// Runs the four stages in `place`, at most `batch` records a commit.
-pub(crate) fn work(place: &Place, batch: usize) -> Result<()> {
+/// Runs the four stages in `place`.
+pub(crate) fn work(place: &Place) -> Result<()> {
     let dir = tempfile::tempdir()?;
     // Nothing is ever stored: the stages' records have no context.
     let store: Arc<dyn Store> =
         Arc::new(Embedded::open(dir.path().join("store"), EmbeddedConfig::default(), Arc::new(SystemClock::default()))?);
     let kafka = place.kafka("worker", store.clone())?;
+    let batch = place.batch as usize;
     let env = StageEnv {
         store,
         clocks: Clocks::system(),

@@ -5,7 +5,6 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use endcap_ranking::RankingError;
 use endcap_runtime::{LogError, StoreError};
 use serde_json::json;
 
@@ -43,29 +42,26 @@ impl ApiError {
     }
 }
 
-/// A full log and whatever does not answer are the caller's to wait for; what else went wrong inside is logged, and told without details.
+/// A full log and whatever does not answer are the caller's to wait for. What else goes wrong inside no waiting mends. It is logged, and told without
+/// details.
 impl From<anyhow::Error> for ApiError {
     fn from(error: anyhow::Error) -> Self {
         if let Some(full @ LogError::Full { .. }) = error.downcast_ref() {
             return Self::new(StatusCode::TOO_MANY_REQUESTS, full.to_string()).again_after(AGAIN_S);
         }
         tracing::error!(error = format!("{error:#}"), "request failed");
-        if is_unreadable(&error) {
-            return Self::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "what is kept of this cannot be read: the process's log says what",
-            );
+        if error.chain().any(is_away) {
+            return Self::new(StatusCode::SERVICE_UNAVAILABLE, "log or store do not answer: try again in a moment")
+                .again_after(AGAIN_S);
         }
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "log or store do not answer: try again in a moment").again_after(AGAIN_S)
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "this cannot be answered: the log of the process says why")
     }
 }
 
-/// Whether log or store hold what cannot be read: nobody mends that by asking again.
-fn is_unreadable(error: &anyhow::Error) -> bool {
-    let is_store = |store: Option<&StoreError>| matches!(store, Some(StoreError::Corrupt(_)));
-    let is_ranking = |ranking: Option<&RankingError>| matches!(ranking, Some(RankingError::Store(StoreError::Corrupt(_))));
-    let is_log = |log: Option<&LogError>| matches!(log, Some(LogError::Corrupt(_)));
-    error.chain().any(|cause| is_store(cause.downcast_ref()) || is_ranking(cause.downcast_ref()) || is_log(cause.downcast_ref()))
+/// Whether it is log or store that do not answer now.
+fn is_away(cause: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(cause.downcast_ref(), Some(StoreError::Unavailable(_)))
+        || matches!(cause.downcast_ref(), Some(LogError::Unavailable(_) | LogError::Conflict(_) | LogError::Revoked { .. }))
 }
 
 impl IntoResponse for ApiError {
@@ -75,5 +71,35 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+    use endcap_ranking::RankingError;
+
+    use super::*;
+
+    #[test]
+    fn only_what_does_not_answer_now_is_to_be_asked_again() {
+        let away = || StoreError::Unavailable("down".into());
+        let corrupt = || StoreError::Corrupt("torn".into());
+        let full = LogError::Full { topic: "t".into(), waiting: 2, limit: 1 };
+        let in_context = |error: StoreError| Err::<(), _>(error).context("cannot read the page").unwrap_err();
+        for (error, status, again) in [
+            (in_context(away()), 503, true),
+            (RankingError::from(away()).into(), 503, true),
+            (LogError::Unavailable("down".into()).into(), 503, true),
+            (full.into(), 429, true),
+            (in_context(corrupt()), 500, false),
+            (RankingError::from(corrupt()).into(), 500, false),
+            (LogError::Refused("no".into()).into(), 500, false),
+            (anyhow::anyhow!("a request broke off"), 500, false),
+        ] {
+            let told = format!("{error:#}");
+            let answer = ApiError::from(error);
+            assert_eq!((answer.status.as_u16(), answer.retry_after_s.is_some()), (status, again), "{told}");
+        }
     }
 }

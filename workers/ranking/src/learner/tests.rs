@@ -37,7 +37,7 @@ impl Place {
         Learner::new(RankingConfig::default(), Arc::new(self.file.clone()))
     }
 
-    fn newest(&self) -> Kept {
+    fn newest(&self) -> KeptPolicy {
         self.learner().begin(&self.file.policy_versions().unwrap()).unwrap()
     }
 }
@@ -217,7 +217,7 @@ fn a_damaged_or_foreign_policy_takes_nobodys_place() {
     place.learner().process(&inputs(&all[6..7], 14)).unwrap();
     assert!(serving.refresh(&place.file).unwrap() && serving.now().version == 901);
     // What is mended under the number that it had is taken up.
-    let mut mended = Kept { version: 902, ..place.newest() }.store();
+    let mut mended = KeptPolicy { version: 902, ..place.newest() }.store();
     let whole = std::mem::take(&mut mended.snapshot);
     place.file.put_policy(&mended).unwrap();
     assert!(!serving.refresh(&place.file).unwrap());
@@ -255,7 +255,7 @@ fn whatever_stands_where_a_policy_should_the_last_good_one_serves() {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     for trial in 0..400 {
         let bad = StoredPolicy { snapshot: damaged(&good.snapshot, &mut rng), ..good.clone() };
-        assert!(bad == good || Kept::read(&bad).is_err(), "seed {SEED}, trial {trial}");
+        assert!(bad == good || KeptPolicy::read(&bad).is_err(), "seed {SEED}, trial {trial}");
         place.file.put_policy(&StoredPolicy { version: 5, ..bad }).unwrap();
         assert!(!serving.refresh(&place.file).unwrap(), "seed {SEED}, trial {trial}: it was taken up");
         assert_eq!((serving.now().version, place.newest().version), (4, 4), "seed {SEED}, trial {trial}");
@@ -264,14 +264,19 @@ fn whatever_stands_where_a_policy_should_the_last_good_one_serves() {
     for trial in 0..400 {
         let body = damaged(&good.snapshot[..good.snapshot.len() - 32], &mut rng);
         let snapshot = [&body[..], blake3::hash(&body).as_bytes()].concat();
-        if let Ok(Kept { policy, .. }) = Kept::read(&StoredPolicy { version: 4, snapshot, ledger: good.ledger.clone() }) {
+        if let Ok(KeptPolicy { policy, .. }) =
+            KeptPolicy::read(&StoredPolicy { version: 4, snapshot, ledger: good.ledger.clone() })
+        {
             let score = policy.ranker().score(&Traits([200; TRAITS]).item(1).ranker);
             assert!(score.mean.is_finite() && score.bonus.is_finite(), "seed {SEED}, trial {trial}: {score:?}");
         }
     }
     for trial in 0..400 {
         let bad = StoredPolicy { ledger: damaged(&good.ledger, &mut rng), ..good.clone() };
-        assert!(bad == good || Kept::read(&bad).is_err(), "seed {SEED}, trial {trial}: it does not know what it has learnt from");
+        assert!(
+            bad == good || KeptPolicy::read(&bad).is_err(),
+            "seed {SEED}, trial {trial}: it does not know what it has learnt from"
+        );
         assert!(kept::policy_of(&bad).is_ok(), "seed {SEED}, trial {trial}: it can be put back all the same");
     }
     place.file.put_policy(&StoredPolicy { version: 4, ledger: damaged(&good.ledger, &mut rng), ..good }).unwrap();

@@ -14,6 +14,11 @@ pub struct BreakerConfig {
     pub window: usize,
 }
 
+impl BreakerConfig {
+    /// Nothing stops the stage: whatever fails becomes a dead letter.
+    pub const NEVER: Self = Self { consecutive_max: usize::MAX, ratio_max: 1.0, window: 1 };
+}
+
 impl Default for BreakerConfig {
     fn default() -> Self {
         Self { consecutive_max: 20, ratio_max: 0.5, window: 200 }

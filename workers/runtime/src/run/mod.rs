@@ -66,8 +66,8 @@ pub struct LoopConfig {
     pub debounce: Duration,
     /// How long a user's contexts may supersede each other before one is processed.
     pub debounce_max: Duration,
-    /// How long live records are gathered for one batch: none goes before the oldest has waited for so long, and then all that are due go; zero
-    /// for not at all.
+    /// How long live records are gathered for one batch: unless so many are held that none waits any longer, none goes before the first that is held was
+    /// held for so long; then those that are due go together. Zero for not at all.
     pub gather: Duration,
     /// While both lanes have work, the backfill lane gets one batch in so many; at least 2.
     pub backfill_share: u32,
@@ -224,8 +224,8 @@ struct Run<'a, S: Stage> {
 impl<'a, S: Stage> Run<'a, S> {
     fn new(lane: Lane, log: Box<dyn Log + 'a>, env: &'a StageEnv) -> Self {
         let pending = match lane {
-            Lane::Live => Pending::new(env.config.debounce, env.config.debounce_max, env.config.gather),
-            Lane::Backfill => Pending::new(Duration::ZERO, Duration::ZERO, Duration::ZERO),
+            Lane::Live => Pending::waiting(&env.config),
+            Lane::Backfill => Pending::at_once(),
         };
         Self {
             lane,

@@ -7,7 +7,7 @@ use std::{
 
 use endcap_schemas::{Message, UserKey, wire};
 
-use super::{MALFORMED, WRONG_KEY};
+use super::{LoopConfig, MALFORMED, WRONG_KEY};
 use crate::{DropReason, Input, Received, Stamp};
 
 /// What is wrong with a record of another's key. Names nobody: log lines repeat it.
@@ -27,6 +27,8 @@ pub(super) struct Held<T> {
     came_ms: i64,
     /// The same of the oldest of the records that it superseded.
     first_ms: i64,
+    /// When it was taken in, ms.
+    admitted_ms: i64,
 }
 
 /// What is known of a record's fate.
@@ -62,7 +64,7 @@ impl<T: Message> Held<T> {
 
     fn of(record: Received, now_ms: i64, fate: Fate<T>, context: Option<(UserKey, Stamp)>) -> Self {
         let came_ms = record.appended_ms.min(now_ms);
-        Self { record, fate, attempts: 0, context, came_ms, first_ms: came_ms }
+        Self { record, fate, attempts: 0, context, came_ms, first_ms: came_ms, admitted_ms: now_ms }
     }
 
     fn bytes(&self) -> usize {
@@ -119,7 +121,17 @@ pub(super) struct Pending<T> {
 }
 
 impl<T: Message> Pending<T> {
-    pub(super) fn new(debounce: Duration, debounce_max: Duration, gather: Duration) -> Self {
+    /// A queue whose records wait as `config` says.
+    pub(super) fn waiting(config: &LoopConfig) -> Self {
+        Self::new(config.debounce, config.debounce_max, config.gather)
+    }
+
+    /// A queue whose records are due at once.
+    pub(super) fn at_once() -> Self {
+        Self::new(Duration::ZERO, Duration::ZERO, Duration::ZERO)
+    }
+
+    fn new(debounce: Duration, debounce_max: Duration, gather: Duration) -> Self {
         let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4);
         Self {
             queue: VecDeque::new(),
@@ -200,7 +212,7 @@ impl<T: Message> Pending<T> {
     ) -> Vec<Held<T>> {
         let due = if everything {
             self.queue.len()
-        } else if self.gathered_ms().is_none_or(|gathered_ms| now_ms < gathered_ms) {
+        } else if self.until_due(now_ms) != Some(Duration::ZERO) {
             0
         } else {
             self.queue.iter().rposition(|held| self.due_ms(held) <= now_ms).map_or(0, |last| last + 1)
@@ -243,9 +255,10 @@ impl<T: Message> Pending<T> {
         }
     }
 
-    /// When what is held has been gathered for long enough, ms; `None` when nothing is held.
+    /// When what is held has been gathered for long enough, ms; `None` when nothing is held. What was put back is held for longest, so that a search for
+    /// a culprit waits for nothing.
     fn gathered_ms(&self) -> Option<i64> {
-        Some(self.queue.front()?.came_ms + self.gather_ms)
+        Some(self.queue.front()?.admitted_ms + self.gather_ms)
     }
 
     /// When a record is due, ms. A resolved one waits for the debounce too: taken earlier, it would take along live ones that stand

@@ -431,6 +431,18 @@ fn records_are_gathered_until_the_oldest_has_waited_long_enough() {
     let gathered = paced(|second| format!("u{second}"), |config| config.gather = Duration::from_secs(3));
     let expected = [(0, 3), (1, 3), (2, 3), (3, 6), (4, 6), (5, 6), (6, 9), (7, 9), (8, 9), (9, 12), (10, 12)];
     assert_eq!(gathered, expected);
+    let cut = paced(
+        |second| format!("u{second}"),
+        |config| {
+            config.gather = Duration::from_secs(3);
+            config.batch_records_max = 2;
+        },
+    );
+    assert!(cut.iter().map(|(second, _)| *second).eq(0..=10), "{cut:?}");
+    assert!(
+        cut.iter().all(|(second, at)| (2..=5).contains(&(at - second)) || *second == 10),
+        "what a batch has no room for waits no longer: {cut:?}"
+    );
 }
 
 #[test]
