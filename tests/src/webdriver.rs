@@ -11,8 +11,12 @@ use serde_json::{Value, json};
 
 /// How long a page may take to become what a test waits for: models run beside the browser, and other tests may.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How long one script may take.
+const SCRIPT_TIME: Duration = Duration::from_secs(5);
 /// What the driver prints when it listens.
 const LISTENS: &str = "was started successfully on port ";
+/// What the driver says of a script that did not answer, be it that its page was left.
+const NO_ANSWER: &str = "script timeout";
 /// What the driver says of an element that the page has replaced.
 const REDRAWN: &str = "stale element reference";
 
@@ -70,8 +74,8 @@ impl Browser {
             browser.command("/session", json!({ "capabilities": { "alwaysMatch": capabilities(profile, width, height) } }))?;
         let id = answer["sessionId"].as_str().ok_or_else(|| failed("no session"))?;
         browser.session = format!("{}/session/{id}", browser.session);
-        let patience_ms = PATIENCE.as_millis() as u64;
-        browser.command("/timeouts", json!({ "script": patience_ms, "implicit": patience_ms }))?;
+        browser
+            .command("/timeouts", json!({ "script": SCRIPT_TIME.as_millis() as u64, "implicit": PATIENCE.as_millis() as u64 }))?;
         Ok(browser)
     }
 
@@ -91,7 +95,8 @@ impl Browser {
         self.command("/execute/sync", json!({ "script": format!("return ({expression});"), "args": [] }))
     }
 
-    /// Waits, inside the page, until `expression` holds, and gives its value.
+    /// Waits, inside the page, until `expression` holds, and gives its value. A script that ends with its page, as another one is being loaded, tells
+    /// nobody: it is given up after a while, and the next page is asked.
     ///
     /// # Errors
     /// When it does not hold in time.
@@ -100,8 +105,13 @@ impl Browser {
             "const done = arguments[0]; const look = () => {{ let value = null; try {{ value = ({expression}); }} catch (error) {{ }} \
              if (value) {{ clearInterval(timer); done(value); }} }}; const timer = setInterval(look, 50); look();"
         );
-        self.command("/execute/async", json!({ "script": script, "args": [] }))
-            .map_err(|error| failed(format!("`{expression}` did not come true: {error}")))
+        let began = Instant::now();
+        loop {
+            match self.command("/execute/async", json!({ "script": script, "args": [] })) {
+                Err(BrowserError::Failed(cause)) if cause.contains(NO_ANSWER) && began.elapsed() < PATIENCE => {}
+                answer => return answer.map_err(|error| failed(format!("`{expression}` did not come true: {error}"))),
+            }
+        }
     }
 
     /// Clicks, with the mouse, on the first element that `selector` finds.
