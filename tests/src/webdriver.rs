@@ -11,11 +11,9 @@ use serde_json::{Value, json};
 
 /// How long a page may take to become what a test waits for: models run beside the browser, and other tests may.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// How long one script may take.
-const SCRIPT_TIME: Duration = Duration::from_secs(5);
 /// What the driver prints when it listens.
 const LISTENS: &str = "was started successfully on port ";
-/// What the driver says of a script that did not answer, be it that its page was left.
+/// What the driver says of a script that did not answer in time, and at once of one whose page was left.
 const NO_ANSWER: &str = "script timeout";
 /// What the driver says of an element that the page has replaced.
 const REDRAWN: &str = "stale element reference";
@@ -74,8 +72,8 @@ impl Browser {
             browser.command("/session", json!({ "capabilities": { "alwaysMatch": capabilities(profile, width, height) } }))?;
         let id = answer["sessionId"].as_str().ok_or_else(|| failed("no session"))?;
         browser.session = format!("{}/session/{id}", browser.session);
-        browser
-            .command("/timeouts", json!({ "script": SCRIPT_TIME.as_millis() as u64, "implicit": PATIENCE.as_millis() as u64 }))?;
+        let patience_ms = PATIENCE.as_millis() as u64;
+        browser.command("/timeouts", json!({ "script": patience_ms, "implicit": patience_ms }))?;
         Ok(browser)
     }
 
@@ -95,8 +93,8 @@ impl Browser {
         self.command("/execute/sync", json!({ "script": format!("return ({expression});"), "args": [] }))
     }
 
-    /// Waits, inside the page, until `expression` holds, and gives its value. A script that ends with its page, as another one is being loaded, tells
-    /// nobody: it is given up after a while, and the next page is asked.
+    /// Waits, inside the page, until `expression` holds, and gives its value. A script that ends with its page, as another one is being loaded, has
+    /// no answer: the next page is asked.
     ///
     /// # Errors
     /// When it does not hold in time.

@@ -210,7 +210,7 @@ impl Path {
     pub fn start_learner(&mut self, config: &RankingConfig, ground: &Ground, ended: &Sender<Ended>) -> Result<()> {
         let usual = LoopConfig::default();
         let gather = Duration::from_millis(config.publish_every_ms);
-        // What cannot be read of the feedback ends no process that serves: it becomes dead letters, and the last policy serves.
+        // Learning that fails ends no process that serves: its feedback becomes dead letters, and the last policy serves.
         let limits = LoopConfig { gather, batch_records_max: usual.held_max, breaker: BreakerConfig::NEVER, ..usual };
         self.add(Learner::new(config.clone(), ground.sides.store.clone()), limits, ground, ended)
     }

@@ -15,6 +15,7 @@ const state = {
   user: null,
   stamp: null,          // context and generation of the shown page; none while it is the default one
   isDefault: false,     // whether the default page is shown
+  unranked: false,      // whether a newer page waits for its storefront, which was refused
   seen: new Set(),      // titles and products of the page before
   purchase: null,       // { id, product, clicked, acceptedMs, fold, passed } while a page is awaited; `passed`: stage → when it was through
   mode: 'personal',
@@ -25,7 +26,7 @@ export const shopper = () => state.user;
 /** Shows `user`'s page; the same user again changes nothing. */
 export function openShop(user) {
   if (user === state.user && user !== null) return;
-  Object.assign(state, { user, stamp: null, isDefault: false, seen: new Set(), purchase: null });
+  Object.assign(state, { user, stamp: null, isDefault: false, unranked: false, seen: new Set(), purchase: null });
   byId('journey').hidden = true;
   settle();
   byId('facts').replaceChildren();
@@ -52,7 +53,9 @@ const refresh = every(1000, () => state.user !== null && !byId('view-shop').hidd
     if (state.purchase) await followPurchase(user);
     const page = await get(`/v1/pages/${encodeURIComponent(user)}`);
     if (user !== state.user || stampOf(page) === state.stamp) return;
+    state.unranked = true;
     const front = await storefront(user, page);
+    state.unranked = false;
     if (user === state.user) show(page, front);
   } catch (error) {
     if (user !== state.user || state.stamp !== null || state.isDefault) return;
@@ -240,7 +243,7 @@ async function followPurchase(user) {
   const purchase = state.purchase;
   if (!purchase || user !== state.user) return;
   drawJourney(stages);
-  if (performance.now() - purchase.clicked < PATIENCE_MS || !(await isOver()) || state.purchase !== purchase) return;
+  if (performance.now() - purchase.clicked < PATIENCE_MS || state.unranked || !(await isOver()) || state.purchase !== purchase) return;
   state.purchase = null;
   byId('journey').hidden = true;
   settle();

@@ -32,7 +32,7 @@ pub type History = Box<dyn Fn(&UserKey) -> Result<Option<ContextChanged>, StoreE
 #[derive(Debug, Error)]
 pub enum RankingError {
     /// The store does not answer, or holds what cannot be read.
-    #[error("cannot read what is stored")]
+    #[error(transparent)]
     Store(#[from] StoreError),
     /// The catalogue cannot be read.
     #[error("cannot read the catalogue: {0}")]

@@ -5,6 +5,8 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+use endcap_ranking::RankingError;
+use endcap_retrieval::MarketError;
 use endcap_runtime::{LogError, StoreError};
 use serde_json::json;
 
@@ -42,8 +44,8 @@ impl ApiError {
     }
 }
 
-/// A full log and whatever does not answer are the caller's to wait for. What else goes wrong inside no waiting mends. It is logged, and told without
-/// details.
+/// A full log and whatever does not answer are the caller's to wait for; what else goes wrong inside is a fault here or in what is kept. All is logged,
+/// and told without details.
 impl From<anyhow::Error> for ApiError {
     fn from(error: anyhow::Error) -> Self {
         if let Some(full @ LogError::Full { .. }) = error.downcast_ref() {
@@ -51,17 +53,25 @@ impl From<anyhow::Error> for ApiError {
         }
         tracing::error!(error = format!("{error:#}"), "request failed");
         if error.chain().any(is_away) {
-            return Self::new(StatusCode::SERVICE_UNAVAILABLE, "log or store do not answer: try again in a moment")
+            return Self::new(StatusCode::SERVICE_UNAVAILABLE, "log, store or catalogue do not answer: try again in a moment")
                 .again_after(AGAIN_S);
         }
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "this cannot be answered: the log of the process says why")
     }
 }
 
-/// Whether it is log or store that do not answer now.
+/// Whether it is log, store or catalogue that do not answer now. Who was fenced writes again with the next request.
 fn is_away(cause: &(dyn std::error::Error + 'static)) -> bool {
-    matches!(cause.downcast_ref(), Some(StoreError::Unavailable(_)))
-        || matches!(cause.downcast_ref(), Some(LogError::Unavailable(_) | LogError::Conflict(_) | LogError::Revoked { .. }))
+    let store = |error: &StoreError| matches!(error, StoreError::Unavailable(_));
+    let ranking = |error: &RankingError| match error {
+        RankingError::Store(error) => store(error),
+        RankingError::Market(_) => true,
+        RankingError::Ranker(_) | RankingError::Model(..) => false,
+    };
+    cause.downcast_ref().is_some_and(store)
+        || cause.downcast_ref().is_some_and(ranking)
+        || cause.is::<MarketError>()
+        || matches!(cause.downcast_ref(), Some(LogError::Unavailable(_) | LogError::Fenced(_)))
 }
 
 impl IntoResponse for ApiError {
@@ -77,7 +87,6 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use anyhow::Context as _;
-    use endcap_ranking::RankingError;
 
     use super::*;
 
@@ -91,6 +100,9 @@ mod tests {
             (in_context(away()), 503, true),
             (RankingError::from(away()).into(), 503, true),
             (LogError::Unavailable("down".into()).into(), 503, true),
+            (LogError::Fenced("pod-0".into()).into(), 503, true),
+            (RankingError::Market("locked".into()).into(), 503, true),
+            (MarketError::Absent("shop".into()).into(), 503, true),
             (full.into(), 429, true),
             (in_context(corrupt()), 500, false),
             (RankingError::from(corrupt()).into(), 500, false),

@@ -87,5 +87,6 @@ mod tests {
         ] {
             assert_eq!(trips_at(config, faults), place, "{faults}");
         }
+        assert_eq!(trips_at(BreakerConfig::NEVER, &"x".repeat(1_000)), None);
     }
 }
