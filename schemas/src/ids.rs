@@ -36,6 +36,11 @@ impl UserKey {
         }
     }
 
+    /// The key as it is written, made at once: every record that is passed on has one.
+    pub fn written(&self) -> String {
+        [self.tenant.as_str(), "/", self.user.as_str()].concat()
+    }
+
     /// Whether `text` is this key as it is written.
     pub fn is_written(&self, text: &str) -> bool {
         text.strip_prefix(self.tenant.as_str()).and_then(|rest| rest.strip_prefix('/')) == Some(self.user.as_str())

@@ -8,12 +8,15 @@ use std::{
     any::TypeId,
     collections::HashMap,
     io::Read,
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{OnceLock, PoisonError, RwLock},
 };
 
 use apache_avro::{
-    GenericSingleObjectReader, Schema, from_avro_datum, from_value, rabin::Rabin, schema_compatibility::SchemaCompatibility,
-    write_avro_datum_ref,
+    Schema, from_value,
+    rabin::Rabin,
+    reader::datum::GenericDatumReader,
+    schema_compatibility::{Compatibility, SchemaCompatibility},
+    writer::datum::GenericDatumWriter,
 };
 use thiserror::Error;
 
@@ -90,7 +93,7 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
     let mut bytes = Vec::with_capacity(1_024);
     bytes.extend_from_slice(&SINGLE_OBJECT);
     bytes.extend_from_slice(&codec.fingerprint.to_le_bytes());
-    write_avro_datum_ref(&codec.schema, message, &mut bytes).map_err(body::<M>)?;
+    codec.writer.write_ser(&mut bytes, message).map_err(body::<M>)?;
     if bytes.len() > VALUE_MAX_BYTES {
         return Err(WireError::TooLarge { topic: M::TOPIC, got: bytes.len() });
     }
@@ -107,19 +110,18 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, WireError> {
     }
     let fingerprint = fingerprint_of(bytes)?;
     let codec = codec::<M>();
-    let mut rest = Body { bytes, starved: false };
-    let value = if fingerprint == codec.fingerprint {
-        codec.reader.read_value(&mut rest)
+    let mut rest = Body { bytes: &bytes[HEADER_BYTES..], starved: false };
+    let message = if fingerprint == codec.fingerprint {
+        codec.reader.read_deser(&mut rest)
     } else {
-        let writer = codec.past.get(&fingerprint).ok_or(WireError::UnknownSchema { topic: M::TOPIC, fingerprint })?;
-        rest.bytes = &bytes[HEADER_BYTES..];
-        from_avro_datum(writer, &mut rest, Some(&codec.schema))
+        let past = codec.past.get(&fingerprint).ok_or(WireError::UnknownSchema { topic: M::TOPIC, fingerprint })?;
+        past.read_value(&mut rest).and_then(|value| from_value(&value))
     };
     let got = bytes.len() - HEADER_BYTES;
-    if rest.starved || (value.is_ok() && !rest.bytes.is_empty()) {
+    if rest.starved || (message.is_ok() && !rest.bytes.is_empty()) {
         return Err(WireError::Length { topic: M::TOPIC, got, read: got - rest.bytes.len() });
     }
-    from_value(&value.map_err(body::<M>)?).map_err(body::<M>)
+    message.map_err(body::<M>)
 }
 
 /// Every version of the schema of `topic` that this release knows, oldest first.
@@ -163,7 +165,10 @@ pub fn value_of(fingerprint: u64, body: &[u8]) -> Vec<u8> {
 /// What stands against it, in the words of the checker or parser.
 pub fn check_backward(writer: &str, reader: &str) -> Result<(), String> {
     let parse = |text| Schema::parse_str(text).map_err(|error| error.to_string());
-    SchemaCompatibility::can_read(&parse(writer)?, &parse(reader)?).map_err(|error| error.to_string())
+    match SchemaCompatibility::can_read(&parse(writer)?, &parse(reader)?).map_err(|error| error.to_string())? {
+        Compatibility::Full => Ok(()),
+        Compatibility::Partial => Err("it reads some of the values alone: an enum or a union has lost a branch".to_owned()),
+    }
 }
 
 fn body<M: Message>(error: apache_avro::Error) -> WireError {
@@ -197,25 +202,33 @@ impl Read for Body<'_> {
     }
 }
 
-/// Parsed schemas of one message type.
+/// What writes and reads one message type: parsed once per process, and kept for as long as it runs.
 struct Codec {
-    schema: Schema,
-    /// Of values that today's schema wrote: it has resolved the names within once and for all.
-    reader: GenericSingleObjectReader,
     fingerprint: u64,
-    /// Earlier versions by fingerprint.
-    past: HashMap<u64, Schema>,
+    writer: GenericDatumWriter<'static>,
+    /// Of values that today's schema wrote: straight into the message.
+    reader: GenericDatumReader<'static>,
+    /// Of those of earlier versions, by fingerprint: they are brought to today's schema first.
+    past: HashMap<u64, GenericDatumReader<'static>>,
 }
 
 impl Codec {
     fn of<M: Message>() -> Self {
         // Caps what a forged length can make the decoder reserve; the first caller in a process sets it for all.
         apache_avro::util::max_allocation_bytes(VALUE_MAX_BYTES);
-        let parse = |text| Schema::parse_str(text).unwrap_or_else(|error| panic!("schema of {} is valid: {error}", M::TOPIC));
+        let fault = |error: apache_avro::Error| -> ! { panic!("schema of {} is valid: {error}", M::TOPIC) };
+        let parse = |text| &*Box::leak(Box::new(Schema::parse_str(text).unwrap_or_else(|error| fault(error))));
         let schema = parse(M::SCHEMA);
-        let past = M::PAST.iter().map(|text| parse(text)).map(|schema| (fingerprint(&schema), schema)).collect();
-        let reader = GenericSingleObjectReader::new(schema.clone()).unwrap_or_else(|error| panic!("{}: {error}", M::TOPIC));
-        Self { fingerprint: fingerprint(&schema), reader, schema, past }
+        let past = M::PAST.iter().map(|text| parse(text)).map(|past| {
+            let reader = GenericDatumReader::builder(past).reader_schema(schema).build();
+            (fingerprint(past), reader.unwrap_or_else(|error| fault(error)))
+        });
+        Self {
+            fingerprint: fingerprint(schema),
+            writer: GenericDatumWriter::builder(schema).build().unwrap_or_else(|error| fault(error)),
+            reader: GenericDatumReader::builder(schema).build().unwrap_or_else(|error| fault(error)),
+            past: past.collect(),
+        }
     }
 }
 
@@ -224,16 +237,16 @@ fn fingerprint(schema: &Schema) -> u64 {
     u64::from_le_bytes(bytes.as_slice().try_into().expect("CRC-64-AVRO has eight bytes"))
 }
 
-/// The codec of `M`, parsed once per process.
-fn codec<M: Message>() -> Arc<Codec> {
-    static CODECS: OnceLock<RwLock<HashMap<TypeId, Arc<Codec>>>> = OnceLock::new();
+/// The codec of `M`.
+fn codec<M: Message>() -> &'static Codec {
+    static CODECS: OnceLock<RwLock<HashMap<TypeId, &'static Codec>>> = OnceLock::new();
     let codecs = CODECS.get_or_init(RwLock::default);
     let name = TypeId::of::<M>();
     if let Some(codec) = codecs.read().unwrap_or_else(PoisonError::into_inner).get(&name) {
-        return codec.clone();
+        return codec;
     }
-    let codec = Arc::new(Codec::of::<M>());
-    codecs.write().unwrap_or_else(PoisonError::into_inner).entry(name).or_insert(codec).clone()
+    let codec = &*Box::leak(Box::new(Codec::of::<M>()));
+    codecs.write().unwrap_or_else(PoisonError::into_inner).entry(name).or_insert(codec)
 }
 
 macro_rules! message {

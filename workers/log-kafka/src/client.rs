@@ -177,10 +177,7 @@ impl KafkaConfig {
             .set("partitioner", "murmur2_random")
             .set("linger.ms", "1000") // a transaction's records go out together, when the writer flushes
             .set("delivery.report.only.error", "true");
-        self.usually(&mut client, "compression.type", "zstd");
-        if client.get("compression.type") == Some("zstd") {
-            self.usually(&mut client, "compression.level", "1");
-        }
+        self.usually(&mut client, "compression.type", "lz4");
         client
     }
 }

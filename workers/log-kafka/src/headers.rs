@@ -177,12 +177,13 @@ pub(crate) fn is_of_the_dead(name: &str) -> bool {
 /// took a fiftieth of all the time of a busy path without models.
 pub(crate) fn rfc3339(ms: i64) -> String {
     let last = OffsetDateTime::from_unix_timestamp(253_402_300_799).expect("the end of the year 9999 is a time");
-    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(last);
+    let at = OffsetDateTime::from_unix_timestamp(ms.div_euclid(1_000));
+    let (at, ms) = at.map_or((last, 0), |at| (at, ms.rem_euclid(1_000)));
     let mut text = *b"0000-00-00T00:00:00.000Z";
     let year = u32::try_from(at.year()).unwrap_or(0);
     let clock = [at.hour(), at.minute(), at.second()].map(u32::from);
     let numbers = [(0, 4, year), (5, 2, u32::from(u8::from(at.month()))), (8, 2, at.day().into())];
-    let times = [(11, 2, clock[0]), (14, 2, clock[1]), (17, 2, clock[2]), (20, 3, at.millisecond().into())];
+    let times = [(11, 2, clock[0]), (14, 2, clock[1]), (17, 2, clock[2]), (20, 3, ms as u32)];
     for (start, digits, mut number) in numbers.into_iter().chain(times) {
         for place in text[start..start + digits].iter_mut().rev() {
             *place += (number % 10) as u8;
@@ -195,7 +196,7 @@ pub(crate) fn rfc3339(ms: i64) -> String {
 /// Milliseconds since 1970 of an RFC 3339 time.
 fn millis(text: &str) -> Option<i64> {
     let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
-    i64::try_from(at.unix_timestamp_nanos().div_euclid(1_000_000)).ok()
+    Some(at.unix_timestamp() * 1_000 + i64::from(at.millisecond()))
 }
 
 #[cfg(test)]

@@ -191,7 +191,9 @@ impl Inspector {
             records.push(record::received(topic, message));
             if records.len() >= max || bytes > READ_BYTES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        records.iter_mut().try_for_each(|each| record::unframe(registry, each))?;
+        if let Some(registry) = registry {
+            records.iter_mut().try_for_each(|each| record::unframe(registry, each))?;
+        }
         Ok(records)
     }
 }

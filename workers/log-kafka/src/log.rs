@@ -39,7 +39,7 @@ pub struct KafkaLog {
     counted: BTreeMap<String, Tally>,
     /// Whether the end of the last transaction is not known.
     unclear: bool,
-    /// Taken over from the polling thread, but the registry did not say what they are.
+    /// Taken over from the polling thread, but the registry, where there is one, did not say what they are.
     unread: VecDeque<Received>,
 }
 
@@ -141,10 +141,11 @@ impl KafkaLog {
 
 impl Log for KafkaLog {
     fn poll(&mut self, max: usize, wait: Duration) -> Result<Vec<Received>, LogError> {
+        let Some(registry) = self.shared.registry.as_deref() else { return self.poller.hand.take(max, wait) };
         if self.unread.is_empty() {
             self.unread.extend(self.poller.hand.take(max, wait)?);
         }
-        let (registry, mut records) = (self.shared.registry.as_deref(), Vec::with_capacity(self.unread.len()));
+        let mut records = Vec::with_capacity(self.unread.len());
         while let Some(next) = self.unread.front_mut() {
             match record::unframe(registry, next) {
                 Ok(()) => records.extend(self.unread.pop_front()),

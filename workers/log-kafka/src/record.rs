@@ -45,7 +45,7 @@ impl<'a> Record<'a> {
             Some(registry) => registry.frame(outgoing.topic, &topic, &outgoing.value)?.into(),
             None => Cow::from(&outgoing.value),
         };
-        let (key, headers) = (outgoing.key.to_string().into_bytes().into(), headers::write(&outgoing.headers, source.into()));
+        let (key, headers) = (outgoing.key.written().into_bytes().into(), headers::write(&outgoing.headers, source.into()));
         Ok(Self { topic, key, headers, value: Some(value) })
     }
 
@@ -117,10 +117,8 @@ fn take<'a>(pairs: &mut Pairs<'a>, name: &str) -> Option<Cow<'a, [u8]>> {
 }
 
 /// Takes a received value out of the registry's framing, as the runtime knows no registry.
-pub(crate) fn unframe(registry: Option<&Registry>, record: &mut Received) -> Result<(), LogError> {
-    if let Some(registry) = registry
-        && let Some((value, id)) = registry.unframe(&record.value)?
-    {
+pub(crate) fn unframe(registry: &Registry, record: &mut Received) -> Result<(), LogError> {
+    if let Some((value, id)) = registry.unframe(&record.value)? {
         record.value = value;
         record.headers.foreign.push((SCHEMA_ID.to_owned(), id.to_be_bytes().to_vec()));
     }

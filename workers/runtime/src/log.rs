@@ -98,15 +98,15 @@ impl Headers {
 
     /// Headers of the record that `stage` makes of the one with these headers.
     #[must_use]
-    pub fn child(&self, stage: &str, topic: Topic) -> Self {
+    pub fn child(self, stage: &str, topic: Topic) -> Self {
         let mut hash = blake3::Hasher::new();
         hash.update(self.id.as_bytes()).update(&[0]).update(stage.as_bytes());
         Self {
             id: hash.finalize().to_hex()[..32].to_owned(),
             kind: topic.on(Lane::Live).name().into(),
             time_ms: self.time_ms,
-            causation: Some(self.id.clone()),
-            traceparent: self.traceparent.clone(),
+            causation: Some(self.id),
+            traceparent: self.traceparent,
             foreign: Vec::new(),
         }
     }

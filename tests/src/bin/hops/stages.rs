@@ -11,6 +11,7 @@ const SCHEMA: &str = r#"{"type": "record", "name": "Parcel", "fields": [
 macro_rules! parcel {
     ($name:ident, $topic:ident) => {
         #[derive(Debug, Clone, Serialize, Deserialize)]
+        #[serde(rename = "Parcel")]
         pub(crate) struct $name {
             pub(crate) user: String,
             pub(crate) payload: String,

@@ -164,7 +164,7 @@ impl Contexts<'_> {
         let erased = self.are_erased(&heads)?;
         let expires_ms = self.clock.now_ms() + self.expires_ms;
         let again = |(mut context, record): (ContextChanged, &&Received)| {
-            let headers = record.headers.child(&format!("replay/{run}"), Topic::CONTEXTS);
+            let headers = record.headers.clone().child(&format!("replay/{run}"), Topic::CONTEXTS);
             renew(&mut context, self.generation, expires_ms);
             outgoing_of(&context, headers)
         };

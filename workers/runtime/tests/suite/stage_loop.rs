@@ -65,7 +65,7 @@ fn every_record_gets_one_verdict_and_every_verdict_its_consequence() {
     assert_eq!(bench.file.erasure(&UserKey::of("u2")).unwrap().map(|erasure| erasure.stamp), Some(Stamp::of(NOW_MS, 999)));
 
     let out = &bench.records(Topic::THEMES)[0];
-    let child = records[0].headers.child("themes", Topic::THEMES);
+    let child = records[0].headers.clone().child("themes", Topic::THEMES);
     assert_eq!(out.headers, child, "headers are derived from the parent's");
     assert_eq!((out.headers.causation.as_deref(), &out.headers.traceparent), (Some("r0"), &records[0].headers.traceparent));
     let told = |user: &str| bench.file.results(&UserKey::of(user)).unwrap().pop().map(|result| result.explanation);
