@@ -135,7 +135,8 @@ impl KafkaLog {
         let letters = commit.dead_letters.iter().map(|letter| Ok(Record::dead(names, letter, now_ms)));
         let key = notes::tally_key(&commit.stage, self.writer.id());
         let tally = Record::note(names.tallies(), &key, &notes::write_tally(counted));
-        self.writer.transact(outputs.chain(letters).chain([Ok(tally)]), positions)
+        // The tally first: its partition joins the transaction with those of the first outputs, in one request.
+        self.writer.transact([Ok(tally)].into_iter().chain(outputs).chain(letters), positions)
     }
 }
 

@@ -4,7 +4,7 @@
 //! of Kafka Streams from `ENDCAP_TEST_STREAMS` (`tests/services/services env` and `… classpath streams` print them); javac and java stand on the PATH. Each round fills
 //! the first topic, starts the process that is measured, and counts what comes out of the last one, from the first record to the last;
 //! then single records go through the idle path. Rounds of both sides alternate. Kafka Streams runs with its defaults (it commits every
-//! 100 ms, which decides how long a single record takes), with the codec of ours (zstd at level 1, unless `--compression` names another),
+//! 100 ms, which decides how long a single record takes), with the codec of ours (LZ4, unless `--compression` names another),
 //! and with a thread per core.
 
 mod stages;
@@ -63,11 +63,11 @@ struct Args {
     #[arg(long, default_value_t = 4)]
     partitions: u16,
     /// Codec of what both sides write: none, lz4, zstd and so on.
-    #[arg(long, default_value = "zstd")]
+    #[arg(long, default_value = "lz4")]
     compression: String,
     /// Records of one commit of ours at most, and so many are fetched ahead. A commit costs 30 to 60 ms under load, whatever it holds; four stages
     /// commit beside each other.
-    #[arg(long, default_value_t = 1_024)]
+    #[arg(long, default_value_t = 2_048)]
     batch: u32,
     /// Rounds of each side.
     #[arg(long, default_value_t = 3)]
