@@ -97,7 +97,7 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
     if bytes.len() > VALUE_MAX_BYTES {
         return Err(WireError::TooLarge { topic: M::TOPIC, got: bytes.len() });
     }
-    Ok(bytes)
+    Ok(bytes.as_slice().to_vec()) // without the room that was left: a batch of them waits for its commit
 }
 
 /// Reads a message that any version of its topic's schema wrote.

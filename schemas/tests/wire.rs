@@ -300,6 +300,10 @@ fn every_version_of_every_schema_reads_all_earlier_ones() {
     for topic in Topic::LIVE {
         assert_eq!(first_break(&wire::schemas_of(topic)), None, "{topic}");
     }
+    let kinds = |symbols: &str| format!(r#"{{"type": "enum", "name": "Kind", "symbols": [{symbols}]}}"#);
+    let (fewer, more) = (kinds(r#""seen""#), kinds(r#""seen", "bought""#));
+    assert_eq!(first_break(&[&fewer, &more]), None, "a kind that comes breaks nothing");
+    assert_eq!(first_break(&[&more, &fewer]), Some((1, 2)), "values of the kind that went can be read no more");
     let without_default = LATER.replace(r#", "default": null"#, "").replace("personalise", "consent");
     assert_eq!(first_break(&[EARLIER, LATER, &without_default]), Some((1, 3)), "a field without default breaks with the first");
 }
