@@ -36,7 +36,7 @@ impl UserKey {
         }
     }
 
-    /// The key as it is written, made at once: every record that is passed on has one.
+    /// The key as it is displayed, in one allocation and without a formatter: every record that is passed on has one.
     pub fn written(&self) -> String {
         [self.tenant.as_str(), "/", self.user.as_str()].concat()
     }
@@ -73,6 +73,7 @@ mod tests {
         for (tenant, user) in [("default", "ada"), ("default", "a/b"), ("shop", "ada"), ("shop", "a/b")] {
             let key = UserKey { tenant: tenant.into(), user: user.into() };
             assert!(key.is_written(&key.to_string()) && !key.is_written(user) && !key.is_written(&format!("{key}a")));
+            assert_eq!(key.written(), key.to_string());
             assert_eq!(key.short().parse(), Ok(key));
         }
     }

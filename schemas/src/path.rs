@@ -8,7 +8,8 @@ use crate::{Budget, DietSet, Page, Season, UserKey, Versions, topics::Topic};
 pub trait Message: Serialize + serde::de::DeserializeOwned + Clone + Send + 'static {
     /// The topic it travels on.
     const TOPIC: Topic;
-    /// The Avro schema it is written with; its records are called as serde calls the types.
+    /// The Avro schema it is written with. Its records have the names that serde knows the types by; a value of another name could be written and
+    /// never read.
     const SCHEMA: &'static str;
     /// Every earlier version of that schema, oldest first: what they wrote is read for ever.
     const PAST: &'static [&'static str] = &[];

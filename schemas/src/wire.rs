@@ -87,7 +87,7 @@ pub enum WireError {
 /// Writes `message`: marker, fingerprint of [`Message::SCHEMA`], body.
 ///
 /// # Errors
-/// [`WireError::TooLarge`] beyond [`VALUE_MAX_BYTES`].
+/// [`WireError::TooLarge`] beyond [`VALUE_MAX_BYTES`]; [`WireError::Body`] where the message does not fit its schema.
 pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
     let codec = codec::<M>();
     let mut bytes = Vec::with_capacity(1_024);
@@ -167,7 +167,9 @@ pub fn check_backward(writer: &str, reader: &str) -> Result<(), String> {
     let parse = |text| Schema::parse_str(text).map_err(|error| error.to_string());
     match SchemaCompatibility::can_read(&parse(writer)?, &parse(reader)?).map_err(|error| error.to_string())? {
         Compatibility::Full => Ok(()),
-        Compatibility::Partial => Err("it reads some of the values alone: an enum or a union has lost a branch".to_owned()),
+        Compatibility::Partial => {
+            Err("it reads some of the values alone: an enum has lost a symbol or a union a branch".to_owned())
+        }
     }
 }
 
@@ -189,7 +191,7 @@ fn fingerprint_of(bytes: &[u8]) -> Result<u64, WireError> {
     }
 }
 
-/// A body that remembers whether more was asked of it than it has: the decoder reads an absent string or option as null.
+/// A body that remembers whether more was asked of it than it has: of an earlier version, the decoder reads an absent string or option as null.
 struct Body<'a> {
     bytes: &'a [u8],
     starved: bool,
@@ -214,7 +216,8 @@ struct Codec {
 
 impl Codec {
     fn of<M: Message>() -> Self {
-        // Caps what a forged length can make the decoder reserve; the first caller in a process sets it for all.
+        // Caps what a forged length can make the decoder reserve; the first caller in a process sets it for all. It holds for texts, and for lists under
+        // an earlier schema (some 18,000 items); lists under today's end with the body, as no schema has items without bytes.
         apache_avro::util::max_allocation_bytes(VALUE_MAX_BYTES);
         let fault = |error: apache_avro::Error| -> ! { panic!("schema of {} is valid: {error}", M::TOPIC) };
         let parse = |text| &*Box::leak(Box::new(Schema::parse_str(text).unwrap_or_else(|error| fault(error))));
@@ -245,8 +248,7 @@ fn codec<M: Message>() -> &'static Codec {
     if let Some(codec) = codecs.read().unwrap_or_else(PoisonError::into_inner).get(&name) {
         return codec;
     }
-    let codec = &*Box::leak(Box::new(Codec::of::<M>()));
-    codecs.write().unwrap_or_else(PoisonError::into_inner).entry(name).or_insert(codec)
+    codecs.write().unwrap_or_else(PoisonError::into_inner).entry(name).or_insert_with(|| Box::leak(Box::new(Codec::of::<M>())))
 }
 
 macro_rules! message {

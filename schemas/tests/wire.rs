@@ -235,8 +235,54 @@ fn foreign_framing_is_named() {
     assert!(matches!(error, WireError::UnknownSchema { topic: Topic::THEMES, .. }), "a value of another topic: {error}");
 }
 
+/// A message with a part of each kind that can be forged.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Forged {
+    user: String,
+    names: Vec<String>,
+    known: bool,
+    note: Option<String>,
+}
+
+const FORGED: &str = r#"{"type": "record", "name": "Forged", "fields": [
+    {"name": "user", "type": "string"}, {"name": "names", "type": {"type": "array", "items": "string"}},
+    {"name": "known", "type": "boolean"}, {"name": "note", "type": ["null", "string"]}]}"#;
+
+#[test]
+fn a_forged_value_is_refused_before_it_costs_anything() {
+    let fingerprint = wire::fingerprint_of_schema(FORGED).unwrap();
+    let long = |n: i64| {
+        let (mut rest, mut bytes) = (((n << 1) ^ (n >> 63)).cast_unsigned(), Vec::new());
+        while rest > 0x7F {
+            bytes.push(rest as u8 | 0x80);
+            rest >>= 7;
+        }
+        bytes.push(rest as u8);
+        bytes
+    };
+    let read = |parts: &[&[u8]]| wire::decode::<Forged>(&wire::value_of(fingerprint, &parts.concat()));
+    let (user, none, known, null): (&[u8], &[u8], &[u8], &[u8]) = (&[2, b'a'], &[0], &[1], &[0]);
+    let whole = Forged { user: "a".into(), names: vec!["b".into()], known: true, note: None };
+    assert_eq!(read(&[user, &[2, 2, b'b', 0], known, null]).unwrap(), whole);
+    assert_eq!(read(&[user, &[1, 4, 2, b'b', 0], known, null]).unwrap(), whole, "a block that tells its bytes");
+    let cut =
+        |what: &str, parts: &[&[u8]]| assert!(matches!(read(parts), Err(WireError::Length { .. })), "{what}: {:?}", read(parts));
+    cut("a list without end", &[user, &long(i64::MAX), &[2, b'b']]);
+    cut("a list without end that tells its bytes", &[user, &long(i64::MIN), &[0, 2, b'b']]);
+    cut("a text of a megabyte", &[&long(1 << 20), b"a"]);
+    let bent =
+        |what: &str, parts: &[&[u8]]| assert!(matches!(read(parts), Err(WireError::Body { .. })), "{what}: {:?}", read(parts));
+    bent("a text of more than any value", &[&long(i64::MAX), b"a"]);
+    bent("a text of less than nothing", &[&long(-1), none, known, null]);
+    bent("a text that is none", &[&[2, 0xFF], none, known, null]);
+    bent("neither true nor false", &[user, none, &[2], null]);
+    bent("a branch that is none", &[user, none, known, &long(2)]);
+    bent("a branch before the first", &[user, none, known, &long(-1)]);
+}
+
 /// Today's event as an earlier release knew it: without consent, and with a field that is gone.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename = "Event")]
 struct Earlier {
     id: String,
     user: String,
@@ -250,6 +296,7 @@ const LATER: &str = r#"{"type": "record", "name": "Event", "fields": [
     {"name": "personalise", "type": ["null", "boolean"], "default": null}]}"#;
 
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename = "Event")]
 struct Later {
     id: String,
     user: String,
@@ -274,6 +321,7 @@ macro_rules! stand_in {
     };
 }
 
+stand_in!(Forged, FORGED, &[]);
 stand_in!(Earlier, EARLIER, &[]);
 stand_in!(Later, LATER, &[EARLIER]);
 
@@ -283,6 +331,7 @@ fn an_earlier_version_is_read_by_its_own_schema() {
     let bytes = wire::encode(&Earlier { id: "e".into(), user: "anna".into(), shoe_size: 39 }).unwrap();
     let later: Later = wire::decode(&bytes).unwrap();
     assert_eq!(later, Later { id: "e".into(), user: "anna".into(), personalise: None });
+    comes_back(&later);
     let newer = wire::encode(&later).unwrap();
     assert!(matches!(wire::decode::<Earlier>(&newer), Err(WireError::UnknownSchema { .. })));
     assert!(wire::check_backward(LATER, EARLIER).is_err(), "a field without default cannot be made up");

@@ -178,6 +178,9 @@ impl KafkaConfig {
             .set("linger.ms", "1000") // a transaction's records go out together, when the writer flushes
             .set("delivery.report.only.error", "true");
         self.usually(&mut client, "compression.type", "lz4");
+        if client.get("compression.type") == Some("zstd") {
+            self.usually(&mut client, "compression.level", "1");
+        }
         client
     }
 }

@@ -110,7 +110,7 @@ impl Default for KafkaSettings {
             drain_s: 20,
             transaction_timeout_s: 30,
             request_timeout_s: 10,
-            ahead_records_max: 2_048,
+            ahead_records_max: 1_024,
             ahead_bytes_max: 32 * 1024 * 1024,
             waiting_max: 500_000,
             registry: None,

@@ -135,7 +135,7 @@ impl KafkaLog {
         let letters = commit.dead_letters.iter().map(|letter| Ok(Record::dead(names, letter, now_ms)));
         let key = notes::tally_key(&commit.stage, self.writer.id());
         let tally = Record::note(names.tallies(), &key, &notes::write_tally(counted));
-        // The tally first: its partition joins the transaction with those of the first outputs, in one request.
+        // The tally first: its partition joins the transaction with those of the outputs, as a rule in one request.
         self.writer.transact([Ok(tally)].into_iter().chain(outputs).chain(letters), positions)
     }
 }
