@@ -23,7 +23,7 @@ pub mod intake;
 pub mod lab;
 pub mod logging;
 pub mod manifest;
-mod memory;
+pub mod memory;
 pub mod models;
 pub mod monitor;
 pub mod path;
@@ -70,6 +70,7 @@ const USAGE: u8 = 2;
 /// The program: reads the command line, does what it says, and tells in one line what went wrong.
 pub fn main() -> ExitCode {
     keep_candle_to_its_callers();
+    memory::keep_between_batches();
     let cli = Cli::parse();
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,

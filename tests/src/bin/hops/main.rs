@@ -3,7 +3,8 @@
 //! `cargo run --release -p endcap-tests --bin hops -- --report FILE`. The broker's address comes from `ENDCAP_TEST_KAFKA`, the class path
 //! of Kafka Streams from `ENDCAP_TEST_STREAMS` (`tests/services/services env` and `… classpath streams` print them); javac and java stand on the PATH. Each round fills
 //! the first topic, starts the process that is measured, and counts what comes out of the last one, from the first record to the last;
-//! then single records go through the idle path. Rounds of both sides alternate. Kafka Streams runs with its defaults (it commits every
+//! then single records go through the idle path. Rounds of both sides alternate; before those that count, some go by that warm the broker up,
+//! whose cold start is no part of what is compared. Kafka Streams runs with its defaults (it commits every
 //! 100 ms, which decides how long a single record takes), with the codec of ours (LZ4, unless `--compression` names another),
 //! and with a thread per core.
 
@@ -22,11 +23,15 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
-use endcap as _; // for its allocator
+use endcap::memory;
 use endcap_evaluation::quantile;
 use endcap_log_kafka::{Kafka, KafkaConfig, KafkaSettings, TopicSettings, Topics};
-use endcap_runtime::{Broker, Embedded, EmbeddedConfig, Headers, Log, Outgoing, Store, SystemClock};
+use endcap_runtime::{Broker as _, Embedded, EmbeddedConfig, Headers, Outgoing, Store, SystemClock};
 use endcap_schemas::{UserKey, topics::Topic, wire};
+use rdkafka::{
+    ClientConfig, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
+};
 use serde::Serialize;
 use serde_json::json;
 
@@ -38,6 +43,8 @@ const TOPICS: [Topic; 5] = [Topic::EVENTS, Topic::CONTEXTS, Topic::THEMES, Topic
 const FILL: usize = 5_000;
 /// Records that go through the idle path one by one.
 const SINGLES: usize = 100;
+/// Records that are counted at once, at most.
+const AT_ONCE: usize = 1_000;
 /// Longest wait for the next record.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Quiet before each single record.
@@ -72,6 +79,9 @@ struct Args {
     /// Rounds of each side.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Rounds of each side before those, which do not count: a broker's first ones cost it up to four times as much processor time.
+    #[arg(long, default_value_t = 2)]
+    warm_up: usize,
 }
 
 #[derive(Subcommand)]
@@ -115,8 +125,12 @@ impl Place {
         Ok(Kafka::connect(self.config(instance)?, Arc::new(SystemClock::default()), store)?)
     }
 
+    fn topic(&self, topic: Topic) -> String {
+        format!("{}.{topic}", self.namespace)
+    }
+
     fn topics(&self) -> Vec<String> {
-        TOPICS.iter().map(|topic| format!("{}.{topic}", self.namespace)).collect()
+        TOPICS.map(|topic| self.topic(topic)).into()
     }
 }
 
@@ -132,6 +146,7 @@ struct Round {
 }
 
 fn main() -> Result<()> {
+    memory::keep_between_batches(); // as the binary does
     let args = Args::parse();
     match &args.role {
         Some(Role::Worker { broker, namespace, compression, batch }) => {
@@ -152,16 +167,21 @@ fn bench(args: &Args) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let classes = compile(&streams, dir.path())?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 1..=args.rounds {
+    for round in 1..=args.warm_up + args.rounds {
+        let counts = round > args.warm_up;
         for is_ours in [true, false] {
             let side = if is_ours { "endcap" } else { "streams" };
             let namespace = format!("hops-{}-{round}-{side}", std::process::id());
             let place = Place { broker: broker.clone(), namespace, compression: args.compression.clone(), batch: args.batch };
             let command = if is_ours { worker_command(&place)? } else { streams_command(&place, &classes, dir.path()) };
+            let singles = if counts { SINGLES } else { 0 };
             let figures =
-                measure(args, &place, command, dir.path()).with_context(|| format!("round {round} of {side} failed"))?;
-            println!("round {round} {side}: {}", serde_json::to_string(&figures)?);
-            if is_ours { ours.push(figures) } else { theirs.push(figures) }
+                measure(args, &place, command, dir.path(), singles).with_context(|| format!("round {round} of {side} failed"))?;
+            let name = if counts { format!("round {}", round - args.warm_up) } else { format!("warm-up {round}") };
+            println!("{name} {side}: {}", serde_json::to_string(&figures)?);
+            if counts {
+                if is_ours { ours.push(figures) } else { theirs.push(figures) }
+            }
         }
     }
     let (endcap, kafka_streams) = (median(&ours), median(&theirs));
@@ -171,6 +191,7 @@ fn bench(args: &Args) -> Result<()> {
         "partitions": args.partitions,
         "compression": args.compression,
         "batch_records_max": args.batch,
+        "warm_up_rounds": args.warm_up,
         "endcap": endcap,
         "kafka_streams": kafka_streams,
         "throughput_ratio": endcap.records_per_second / kafka_streams.records_per_second,
@@ -206,19 +227,19 @@ fn compile(streams: &str, dir: &Path) -> Result<String> {
 }
 
 /// Fills the first topic, lets `command` hand everything on, and times it.
-fn measure(args: &Args, place: &Place, command: Command, dir: &Path) -> Result<Round> {
+fn measure(args: &Args, place: &Place, command: Command, dir: &Path, singles: usize) -> Result<Round> {
     let settings = TopicSettings { partitions: args.partitions, replication: 1, min_in_sync: 1, ..TopicSettings::default() };
     Topics::connect(&place.config("bench")?, &settings)?.apply()?;
     let store = Embedded::open(dir.join("bench-store"), EmbeddedConfig::default(), Arc::new(SystemClock::default()))?;
     let kafka = place.kafka("bench", Arc::new(store))?;
     let records: Vec<Outgoing> = (0..args.records).map(|n| parcel(n, args.bytes)).collect::<Result<_>>()?;
     records.chunks(FILL).try_for_each(|chunk| kafka.append(chunk, None))?;
-    let mut out = Broker::consumer(&kafka, "bench", Topic::DEDUPED)?;
+    let out = Out::of(place, args.partitions)?;
 
     let mut running = Running::start(command)?;
-    let records_per_second = throughput(&mut *out, args.records)?;
+    let records_per_second = throughput(&out, args.records)?;
     let cpu_us_per_record = running.cpu_time()?.as_secs_f64() * 1e6 / args.records as f64;
-    let mut singles = (0..SINGLES).map(|n| single(&kafka, &mut *out, n, args.bytes)).collect::<Result<Vec<f64>>>()?;
+    let mut singles = (0..singles).map(|n| single(&kafka, &out, n, args.bytes)).collect::<Result<Vec<f64>>>()?;
     let memory_bytes = running.peak_memory()?;
     running.end()?;
     singles.sort_by(f64::total_cmp);
@@ -247,36 +268,64 @@ fn noise(seed: usize, bytes: usize) -> String {
 }
 
 /// Records a second between the first and the last of `count`. What came with the first is not counted: nobody knows when it started.
-fn throughput(out: &mut dyn Log, count: usize) -> Result<f64> {
-    let mut seen = next(out)?;
+fn throughput(out: &Out, count: usize) -> Result<f64> {
+    let mut seen = out.next()?;
     let (start, first) = (Instant::now(), seen);
     while seen < count {
-        seen += next(out)?;
+        seen += out.next()?;
     }
     ensure!(seen == count, "{count} records went in, {seen} came out");
     Ok((seen - first) as f64 / start.elapsed().as_secs_f64())
 }
 
 /// How long one record takes through the idle path, ms.
-fn single(kafka: &Kafka, out: &mut dyn Log, n: usize, bytes: usize) -> Result<f64> {
-    ensure!(out.poll(1, QUIET)?.is_empty(), "a record came out twice");
+fn single(kafka: &Kafka, out: &Out, n: usize, bytes: usize) -> Result<f64> {
+    ensure!(out.poll(QUIET)? == 0, "a record came out twice");
     let record = parcel(n, bytes)?;
     kafka.append(&[record], None)?;
     let start = Instant::now();
-    next(out)?;
+    out.next()?;
     Ok(start.elapsed().as_secs_f64() * 1_000.0)
 }
 
-/// How many records come next.
-fn next(out: &mut dyn Log) -> Result<usize> {
-    let start = Instant::now();
-    loop {
-        let polled = out.poll(10_000, Duration::from_millis(200))?.len();
-        if polled > 0 {
-            return Ok(polled);
+/// The end of the last topic. It counts what comes and does nothing else with it: the cores are the measured process's and the broker's.
+struct Out(BaseConsumer);
+
+impl Out {
+    fn of(place: &Place, partitions: u16) -> Result<Self> {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &place.broker)
+            .set("group.id", format!("{}.bench", place.namespace))
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .set("fetch.wait.max.ms", "25") // as a stage's on the live lane
+            .create()?;
+        let [.., last] = TOPICS;
+        let (topic, mut all) = (place.topic(last), TopicPartitionList::new());
+        for partition in 0..i32::from(partitions) {
+            all.add_partition_offset(&topic, partition, Offset::Beginning)?;
         }
-        if start.elapsed() > PATIENCE {
-            bail!("nothing comes out any more");
+        consumer.assign(&all)?;
+        Ok(Self(consumer))
+    }
+
+    /// How many records have come, of those that came together at most [`AT_ONCE`]; waits up to `wait` for the first.
+    fn poll(&self, mut wait: Duration) -> Result<usize> {
+        for polled in 0..AT_ONCE {
+            match self.0.poll(wait) {
+                Some(message) => drop(message?),
+                None => return Ok(polled),
+            }
+            wait = Duration::ZERO;
+        }
+        Ok(AT_ONCE)
+    }
+
+    /// How many records come next.
+    fn next(&self) -> Result<usize> {
+        match self.poll(PATIENCE)? {
+            0 => bail!("nothing comes out any more"),
+            polled => Ok(polled),
         }
     }
 }
