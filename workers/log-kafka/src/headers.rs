@@ -1,11 +1,11 @@
 //! Headers on the wire: CloudEvents in binary mode, W3C trace context, and the `__dlq.errors.*` of dead letters (named as in KIP-1191).
 //! Pure: a list of names and bytes on one side, the runtime's types on the other.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use endcap_runtime::{DeadLetter, Headers};
 use endcap_schemas::topics::{Lane, Topic};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{Date, Month, OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Names and bytes, in order.
 pub(crate) type Pairs<'a> = Vec<(Cow<'a, str>, Cow<'a, [u8]>)>;
@@ -195,8 +195,23 @@ pub(crate) fn rfc3339(ms: i64) -> String {
 
 /// Milliseconds since 1970 of an RFC 3339 time.
 fn millis(text: &str) -> Option<i64> {
-    let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    let at = as_written(text).or_else(|| OffsetDateTime::parse(text, &Rfc3339).ok())?;
     Some(at.unix_timestamp() * 1_000 + i64::from(at.millisecond()))
+}
+
+/// A time in the form of [`rfc3339`], read by hand for the same reason; `None` for every other one.
+fn as_written(text: &str) -> Option<OffsetDateTime> {
+    let text: &[u8; 24] = text.as_bytes().try_into().ok()?;
+    let signs = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':'), (19, b'.'), (23, b'Z')];
+    if signs.iter().any(|(place, sign)| text[*place] != *sign) {
+        return None;
+    }
+    let number = |places: Range<usize>| {
+        text[places].iter().try_fold(0_u16, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u16::from(digit - b'0')))
+    };
+    let short = |start| number(start..start + 2).and_then(|number| u8::try_from(number).ok());
+    let date = Date::from_calendar_date(number(0..4)?.into(), Month::try_from(short(5)?).ok()?, short(8)?).ok()?;
+    Some(date.with_hms_milli(short(11)?, short(14)?, short(17)?, number(20..23)?).ok()?.assume_utc())
 }
 
 #[cfg(test)]
@@ -267,8 +282,28 @@ mod tests {
         ] {
             assert_eq!(rfc3339(ms), text);
         }
-        assert_eq!(millis(&rfc3339(1_709_164_800_007)), Some(1_709_164_800_007));
-        assert_eq!(millis("yesterday"), None);
+    }
+
+    #[test]
+    fn times_are_read_as_written_and_in_every_other_form_of_the_standard() {
+        for ms in [0, -1, -62_135_596_800_000, 951_782_399_999, 1_709_164_800_007, 253_402_300_799_999] {
+            let text = rfc3339(ms);
+            assert_eq!((as_written(&text).is_some(), millis(&text)), (true, Some(ms)), "{text}");
+        }
+        for (text, ms) in [
+            ("2024-02-29T00:00:00Z", Some(1_709_164_800_000)),
+            ("2024-02-29T01:00:00.007+01:00", Some(1_709_164_800_007)),
+            ("2024-02-29t00:00:00.007000z", Some(1_709_164_800_007)),
+            ("2023-02-29T00:00:00.000Z", None),
+            ("2024-13-01T00:00:00.000Z", None),
+            ("2024-02-29T24:00:00.000Z", None),
+            ("2024-02-29T00:00:0/.000Z", None),
+            ("+024-02-29T00:00:00.000Z", None),
+            ("yesterday", None),
+            ("", None),
+        ] {
+            assert_eq!((as_written(text).is_some(), millis(text)), (false, ms), "{text}");
+        }
     }
 
     #[test]

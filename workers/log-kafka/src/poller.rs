@@ -125,7 +125,15 @@ impl Poller {
         let consumer: GroupConsumer = client::create(&client, Watch::with(config, steward))?;
         consumer.subscribe(&[&name]).map_err(|error| client::failure("cannot subscribe", &error))?;
         let consumer = Arc::new(consumer);
-        let polling = Polling { config: config.clone(), consumer: consumer.clone(), hand: hand.clone(), topic, name, down: None };
+        let polling = Polling {
+            config: config.clone(),
+            consumer: consumer.clone(),
+            hand: hand.clone(),
+            topic,
+            name,
+            polled: Vec::with_capacity(AT_ONCE_MAX),
+            down: None,
+        };
         let thread = thread::Builder::new()
             .name(format!("poll-{topic}"))
             .spawn(move || polling.run())
@@ -152,6 +160,8 @@ struct Polling {
     hand: Arc<Hand>,
     topic: Topic,
     name: String,
+    /// On their way to the hand-over: empty between two polls.
+    polled: Vec<Received>,
     /// When the brokers were last looked for, while they are all down.
     down: Option<Instant>,
 }
@@ -169,12 +179,12 @@ impl Polling {
     /// Waits for something, and takes along what has come with it, up to a limit.
     fn poll(&mut self, consumer: &GroupConsumer) {
         let (room, departures) = (self.hand.room(Duration::ZERO).unwrap_or(1).min(AT_ONCE_MAX), self.hand.departures());
-        let (mut records, mut wait) = (Vec::new(), POLL_WAIT);
-        while records.len() < room {
+        let mut wait = POLL_WAIT;
+        while self.polled.len() < room {
             match consumer.poll(wait) {
-                Some(Ok(message)) => records.push(record::received(self.topic, &message)),
+                Some(Ok(message)) => self.polled.push(record::received(self.topic, &message)),
                 Some(Err(error)) => {
-                    self.hand_over(records, departures);
+                    self.hand_over(departures);
                     return match error {
                         KafkaError::PartitionEOF(partition) => self.hand.at_end(partition),
                         error => self.fail(&error),
@@ -184,12 +194,12 @@ impl Polling {
             }
             wait = Duration::ZERO;
         }
-        self.hand_over(records, departures);
+        self.hand_over(departures);
     }
 
-    fn hand_over(&mut self, records: Vec<Received>, departures: u64) {
-        if !records.is_empty() {
-            self.hand.put(records, departures);
+    fn hand_over(&mut self, departures: u64) {
+        if !self.polled.is_empty() {
+            self.hand.put(self.polled.drain(..), departures);
             self.recovered();
         }
     }

@@ -30,6 +30,7 @@ use endcap_runtime::{Broker as _, Embedded, EmbeddedConfig, Headers, Outgoing, S
 use endcap_schemas::{UserKey, topics::Topic, wire};
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions},
     consumer::{BaseConsumer, Consumer as _},
 };
 use serde::Serialize;
@@ -123,6 +124,16 @@ impl Place {
 
     pub(crate) fn kafka(&self, instance: &str, store: Arc<dyn Store>) -> Result<Kafka> {
         Ok(Kafka::connect(self.config(instance)?, Arc::new(SystemClock::default()), store)?)
+    }
+
+    /// Takes the topics away: a broker keeps half a gigabyte of every round.
+    fn clear(&self) -> Result<()> {
+        let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", &self.broker).create()?;
+        let (metadata, prefix) = (admin.inner().fetch_metadata(None, PATIENCE)?, format!("{}.", self.namespace));
+        let topics = metadata.topics().iter().map(|topic| topic.name()).filter(|name| name.starts_with(&prefix));
+        let deleted = pollster::block_on(admin.delete_topics(&Vec::from_iter(topics), &AdminOptions::new()))?;
+        let refused = deleted.into_iter().find_map(Result::err);
+        refused.map_or(Ok(()), |(topic, code)| bail!("cannot delete topic {topic}: {code}"))
     }
 
     fn topic(&self, topic: Topic) -> String {
@@ -242,6 +253,8 @@ fn measure(args: &Args, place: &Place, command: Command, dir: &Path, singles: us
     let mut singles = (0..singles).map(|n| single(&kafka, &out, n, args.bytes)).collect::<Result<Vec<f64>>>()?;
     let memory_bytes = running.peak_memory()?;
     running.end()?;
+    drop((kafka, out));
+    place.clear()?;
     singles.sort_by(f64::total_cmp);
     let at = |share: f64| quantile(&singles, share).unwrap_or(f64::NAN);
     Ok(Round { records_per_second, memory_bytes, cpu_us_per_record, single_ms_p50: at(0.5), single_ms_p99: at(0.99) })
