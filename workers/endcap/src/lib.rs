@@ -69,8 +69,9 @@ const USAGE: u8 = 2;
 
 /// The program: reads the command line, does what it says, and tells in one line what went wrong.
 pub fn main() -> ExitCode {
+    // SAFETY: the first thing that `main` does; no other thread runs.
+    unsafe { memory::keep_between_batches() };
     keep_candle_to_its_callers();
-    memory::keep_between_batches();
     let cli = Cli::parse();
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,7 +100,7 @@ pub fn main() -> ExitCode {
 fn keep_candle_to_its_callers() {
     const THREADS: &str = "CANDLE_NUM_THREADS";
     if env::var_os(THREADS).is_none() {
-        // SAFETY: the first thing that `main` does; no other thread runs that could read the environment meanwhile.
+        // SAFETY: `main` does it before anything that starts a thread; nobody reads the environment meanwhile.
         unsafe { env::set_var(THREADS, "1") };
     }
 }

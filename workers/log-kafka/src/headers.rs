@@ -195,12 +195,12 @@ pub(crate) fn rfc3339(ms: i64) -> String {
 
 /// Milliseconds since 1970 of an RFC 3339 time.
 fn millis(text: &str) -> Option<i64> {
-    let at = as_written(text).or_else(|| OffsetDateTime::parse(text, &Rfc3339).ok())?;
+    let at = in_own_form(text).or_else(|| OffsetDateTime::parse(text, &Rfc3339).ok())?;
     Some(at.unix_timestamp() * 1_000 + i64::from(at.millisecond()))
 }
 
-/// A time in the form of [`rfc3339`], read by hand for the same reason; `None` for every other one.
-fn as_written(text: &str) -> Option<OffsetDateTime> {
+/// A time that is written as [`rfc3339`] does, read by hand too; `None` for every other one.
+fn in_own_form(text: &str) -> Option<OffsetDateTime> {
     let text: &[u8; 24] = text.as_bytes().try_into().ok()?;
     let signs = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':'), (19, b'.'), (23, b'Z')];
     if signs.iter().any(|(place, sign)| text[*place] != *sign) {
@@ -209,9 +209,9 @@ fn as_written(text: &str) -> Option<OffsetDateTime> {
     let number = |places: Range<usize>| {
         text[places].iter().try_fold(0_u16, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u16::from(digit - b'0')))
     };
-    let short = |start| number(start..start + 2).and_then(|number| u8::try_from(number).ok());
-    let date = Date::from_calendar_date(number(0..4)?.into(), Month::try_from(short(5)?).ok()?, short(8)?).ok()?;
-    Some(date.with_hms_milli(short(11)?, short(14)?, short(17)?, number(20..23)?).ok()?.assume_utc())
+    let two_digits = |start| number(start..start + 2).and_then(|number| u8::try_from(number).ok());
+    let date = Date::from_calendar_date(number(0..4)?.into(), Month::try_from(two_digits(5)?).ok()?, two_digits(8)?).ok()?;
+    Some(date.with_hms_milli(two_digits(11)?, two_digits(14)?, two_digits(17)?, number(20..23)?).ok()?.assume_utc())
 }
 
 #[cfg(test)]
@@ -288,7 +288,7 @@ mod tests {
     fn times_are_read_as_written_and_in_every_other_form_of_the_standard() {
         for ms in [0, -1, -62_135_596_800_000, 951_782_399_999, 1_709_164_800_007, 253_402_300_799_999] {
             let text = rfc3339(ms);
-            assert_eq!((as_written(&text).is_some(), millis(&text)), (true, Some(ms)), "{text}");
+            assert_eq!((in_own_form(&text).is_some(), millis(&text)), (true, Some(ms)), "{text}");
         }
         for (text, ms) in [
             ("2024-02-29T00:00:00Z", Some(1_709_164_800_000)),
@@ -302,7 +302,7 @@ mod tests {
             ("yesterday", None),
             ("", None),
         ] {
-            assert_eq!((as_written(text).is_some(), millis(text)), (false, ms), "{text}");
+            assert_eq!((in_own_form(text).is_some(), millis(text)), (false, ms), "{text}");
         }
     }
 

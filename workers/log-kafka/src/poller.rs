@@ -160,7 +160,7 @@ struct Polling {
     hand: Arc<Hand>,
     topic: Topic,
     name: String,
-    /// On their way to the hand-over: empty between two polls.
+    /// On their way to the hand-over: empty between two polls, and kept for its room.
     polled: Vec<Received>,
     /// When the brokers were last looked for, while they are all down.
     down: Option<Instant>,

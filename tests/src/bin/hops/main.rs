@@ -3,10 +3,11 @@
 //! `cargo run --release -p endcap-tests --bin hops -- --report FILE`. The broker's address comes from `ENDCAP_TEST_KAFKA`, the class path
 //! of Kafka Streams from `ENDCAP_TEST_STREAMS` (`tests/services/services env` and `… classpath streams` print them); javac and java stand on the PATH. Each round fills
 //! the first topic, starts the process that is measured, and counts what comes out of the last one, from the first record to the last;
-//! then single records go through the idle path. Rounds of both sides alternate; before those that count, some go by that warm the broker up,
-//! whose cold start is no part of what is compared. Kafka Streams runs with its defaults (it commits every
+//! then single records go through the idle path. Rounds of both sides alternate, and so does who begins. Before them some go by that do not count, without
+//! single records: a broker's cold start is no part of what is compared. The processes that are measured are new in every round, Kafka Streams' JVM too: so
+//! the second half of each round is told by itself. Kafka Streams runs with its defaults (it commits every
 //! 100 ms, which decides how long a single record takes), with the codec of ours (LZ4, unless `--compression` names another),
-//! and with a thread per core.
+//! and with two threads.
 
 mod stages;
 mod worker;
@@ -44,9 +45,7 @@ const TOPICS: [Topic; 5] = [Topic::EVENTS, Topic::CONTEXTS, Topic::THEMES, Topic
 const FILL: usize = 5_000;
 /// Records that go through the idle path one by one.
 const SINGLES: usize = 100;
-/// Records that are counted at once, at most.
-const AT_ONCE: usize = 1_000;
-/// Longest wait for the next record.
+/// Longest wait for the next record, and for an answer of the broker.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Quiet before each single record.
 const QUIET: Duration = Duration::from_millis(100);
@@ -126,7 +125,7 @@ impl Place {
         Ok(Kafka::connect(self.config(instance)?, Arc::new(SystemClock::default()), store)?)
     }
 
-    /// Takes the topics away: a broker keeps half a gigabyte of every round.
+    /// Takes the topics away, without which a broker would keep half a gigabyte of every round; it frees that a minute later.
     fn clear(&self) -> Result<()> {
         let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", &self.broker).create()?;
         let (metadata, prefix) = (admin.inner().fetch_metadata(None, PATIENCE)?, format!("{}.", self.namespace));
@@ -149,6 +148,8 @@ impl Place {
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Round {
     records_per_second: f64,
+    /// The same of its second half.
+    late_records_per_second: f64,
     memory_bytes: u64,
     /// Processor time of the process that is measured until then, per record through all hops.
     cpu_us_per_record: f64,
@@ -157,7 +158,8 @@ struct Round {
 }
 
 fn main() -> Result<()> {
-    memory::keep_between_batches(); // as the binary does
+    // SAFETY: the first thing that `main` does, as the binary's does; no other thread runs.
+    unsafe { memory::keep_between_batches() };
     let args = Args::parse();
     match &args.role {
         Some(Role::Worker { broker, namespace, compression, batch }) => {
@@ -179,20 +181,21 @@ fn bench(args: &Args) -> Result<()> {
     let classes = compile(&streams, dir.path())?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for round in 1..=args.warm_up + args.rounds {
-        let counts = round > args.warm_up;
-        for is_ours in [true, false] {
+        let (is_counted, order) = (round > args.warm_up, if round % 2 == 1 { [true, false] } else { [false, true] });
+        for is_ours in order {
             let side = if is_ours { "endcap" } else { "streams" };
             let namespace = format!("hops-{}-{round}-{side}", std::process::id());
             let place = Place { broker: broker.clone(), namespace, compression: args.compression.clone(), batch: args.batch };
             let command = if is_ours { worker_command(&place)? } else { streams_command(&place, &classes, dir.path()) };
-            let singles = if counts { SINGLES } else { 0 };
-            let figures =
-                measure(args, &place, command, dir.path(), singles).with_context(|| format!("round {round} of {side} failed"))?;
-            let name = if counts { format!("round {}", round - args.warm_up) } else { format!("warm-up {round}") };
-            println!("{name} {side}: {}", serde_json::to_string(&figures)?);
-            if counts {
-                if is_ours { ours.push(figures) } else { theirs.push(figures) }
+            let measured = measure(args, &place, command, dir.path(), if is_counted { SINGLES } else { 0 });
+            place.clear()?;
+            let figures = measured.with_context(|| format!("round {round} of {side} failed"))?;
+            if !is_counted {
+                println!("warm-up {round} {side}: {:.0} records per second", figures.records_per_second);
+                continue;
             }
+            println!("round {} {side}: {}", round - args.warm_up, serde_json::to_string(&figures)?);
+            if is_ours { ours.push(figures) } else { theirs.push(figures) }
         }
     }
     let (endcap, kafka_streams) = (median(&ours), median(&theirs));
@@ -206,6 +209,7 @@ fn bench(args: &Args) -> Result<()> {
         "endcap": endcap,
         "kafka_streams": kafka_streams,
         "throughput_ratio": endcap.records_per_second / kafka_streams.records_per_second,
+        "late_throughput_ratio": endcap.late_records_per_second / kafka_streams.late_records_per_second,
         "memory_ratio": endcap.memory_bytes as f64 / kafka_streams.memory_bytes as f64,
         "rounds": { "endcap": ours, "kafka_streams": theirs },
     });
@@ -238,26 +242,31 @@ fn compile(streams: &str, dir: &Path) -> Result<String> {
 }
 
 /// Fills the first topic, lets `command` hand everything on, and times it.
-fn measure(args: &Args, place: &Place, command: Command, dir: &Path, singles: usize) -> Result<Round> {
+fn measure(args: &Args, place: &Place, command: Command, dir: &Path, singles_count: usize) -> Result<Round> {
     let settings = TopicSettings { partitions: args.partitions, replication: 1, min_in_sync: 1, ..TopicSettings::default() };
     Topics::connect(&place.config("bench")?, &settings)?.apply()?;
     let store = Embedded::open(dir.join("bench-store"), EmbeddedConfig::default(), Arc::new(SystemClock::default()))?;
     let kafka = place.kafka("bench", Arc::new(store))?;
     let records: Vec<Outgoing> = (0..args.records).map(|n| parcel(n, args.bytes)).collect::<Result<_>>()?;
     records.chunks(FILL).try_for_each(|chunk| kafka.append(chunk, None))?;
-    let out = Out::of(place, args.partitions)?;
+    let out = Counter::of(place, args.partitions)?;
 
     let mut running = Running::start(command)?;
-    let records_per_second = throughput(&out, args.records)?;
+    let (records_per_second, late_records_per_second) = throughput(&out, args.records)?;
     let cpu_us_per_record = running.cpu_time()?.as_secs_f64() * 1e6 / args.records as f64;
-    let mut singles = (0..singles).map(|n| single(&kafka, &out, n, args.bytes)).collect::<Result<Vec<f64>>>()?;
+    let mut singles = (0..singles_count).map(|n| single(&kafka, &out, n, args.bytes)).collect::<Result<Vec<f64>>>()?;
     let memory_bytes = running.peak_memory()?;
     running.end()?;
-    drop((kafka, out));
-    place.clear()?;
     singles.sort_by(f64::total_cmp);
     let at = |share: f64| quantile(&singles, share).unwrap_or(f64::NAN);
-    Ok(Round { records_per_second, memory_bytes, cpu_us_per_record, single_ms_p50: at(0.5), single_ms_p99: at(0.99) })
+    Ok(Round {
+        records_per_second,
+        late_records_per_second,
+        memory_bytes,
+        cpu_us_per_record,
+        single_ms_p50: at(0.5),
+        single_ms_p99: at(0.99),
+    })
 }
 
 fn parcel(n: usize, bytes: usize) -> Result<Outgoing> {
@@ -280,19 +289,25 @@ fn noise(seed: usize, bytes: usize) -> String {
     (0..bytes).map(letter).collect()
 }
 
-/// Records a second between the first and the last of `count`. What came with the first is not counted: nobody knows when it started.
-fn throughput(out: &Out, count: usize) -> Result<f64> {
+/// Records a second between the first and the last of `count`, and of their second half. What came with the first is not counted: nobody knows when it
+/// started.
+fn throughput(out: &Counter, count: usize) -> Result<(f64, f64)> {
     let mut seen = out.next()?;
-    let (start, first) = (Instant::now(), seen);
+    let first = (Instant::now(), seen);
+    let mut half = first;
     while seen < count {
         seen += out.next()?;
+        if half.1 < count / 2 {
+            half = (Instant::now(), seen);
+        }
     }
     ensure!(seen == count, "{count} records went in, {seen} came out");
-    Ok((seen - first) as f64 / start.elapsed().as_secs_f64())
+    let since = |(start, before): (Instant, usize)| (seen - before) as f64 / start.elapsed().as_secs_f64();
+    Ok((since(first), since(half)))
 }
 
 /// How long one record takes through the idle path, ms.
-fn single(kafka: &Kafka, out: &Out, n: usize, bytes: usize) -> Result<f64> {
+fn single(kafka: &Kafka, out: &Counter, n: usize, bytes: usize) -> Result<f64> {
     ensure!(out.poll(QUIET)? == 0, "a record came out twice");
     let record = parcel(n, bytes)?;
     kafka.append(&[record], None)?;
@@ -301,10 +316,10 @@ fn single(kafka: &Kafka, out: &Out, n: usize, bytes: usize) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64() * 1_000.0)
 }
 
-/// The end of the last topic. It counts what comes and does nothing else with it: the cores are the measured process's and the broker's.
-struct Out(BaseConsumer);
+/// Counts what comes out of the last topic, and does nothing else with it: the cores are the measured process's and the broker's.
+struct Counter(BaseConsumer);
 
-impl Out {
+impl Counter {
     fn of(place: &Place, partitions: u16) -> Result<Self> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &place.broker)
@@ -322,16 +337,14 @@ impl Out {
         Ok(Self(consumer))
     }
 
-    /// How many records have come, of those that came together at most [`AT_ONCE`]; waits up to `wait` for the first.
+    /// How many records have come, waiting up to `wait` for the first.
     fn poll(&self, mut wait: Duration) -> Result<usize> {
-        for polled in 0..AT_ONCE {
-            match self.0.poll(wait) {
-                Some(message) => drop(message?),
-                None => return Ok(polled),
-            }
-            wait = Duration::ZERO;
+        let mut polled = 0;
+        while let Some(message) = self.0.poll(wait) {
+            message?;
+            (polled, wait) = (polled + 1, Duration::ZERO);
         }
-        Ok(AT_ONCE)
+        Ok(polled)
     }
 
     /// How many records come next.
@@ -402,6 +415,7 @@ fn median(rounds: &[Round]) -> Round {
     };
     Round {
         records_per_second: of(|round| round.records_per_second),
+        late_records_per_second: of(|round| round.late_records_per_second),
         memory_bytes: of(|round| round.memory_bytes as f64) as u64,
         cpu_us_per_record: of(|round| round.cpu_us_per_record),
         single_ms_p50: of(|round| round.single_ms_p50),
