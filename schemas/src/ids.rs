@@ -36,9 +36,14 @@ impl UserKey {
         }
     }
 
+    /// What it is written of, in order.
+    fn parts(&self) -> [&str; 3] {
+        [&self.tenant, "/", &self.user]
+    }
+
     /// The key as it is displayed, in one allocation and without a formatter: every record that is passed on has one.
     pub fn written(&self) -> String {
-        [self.tenant.as_str(), "/", self.user.as_str()].concat()
+        self.parts().concat()
     }
 
     /// Whether `text` is this key as it is written.
@@ -49,9 +54,7 @@ impl UserKey {
 
 impl fmt::Display for UserKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.tenant)?;
-        f.write_str("/")?;
-        f.write_str(&self.user)
+        self.parts().iter().try_for_each(|part| f.write_str(part))
     }
 }
 

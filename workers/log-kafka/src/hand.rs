@@ -282,11 +282,7 @@ impl State {
 
     fn give(&mut self, max: usize, ahead: Ahead) -> Vec<Received> {
         let count = self.queue.len().min(max);
-        let records: Vec<Received> = if count == self.queue.len() {
-            std::mem::replace(&mut self.queue, VecDeque::with_capacity(count)).into() // as it lies
-        } else {
-            self.queue.drain(..count).collect()
-        };
+        let records: Vec<Received> = self.queue.drain(..count).collect();
         for record in &records {
             self.bytes -= weight(record);
             self.given.entry(record.partition).or_default().push_back((record.offset, record.appended_ms));

@@ -16,6 +16,10 @@ pub(crate) struct Expected {
     pub(crate) shoppers: BTreeMap<UserKey, Shopper>,
     /// Dead letters of the context stage by kind.
     pub(crate) dead_lettered: BTreeMap<String, u64>,
+    /// Those of them that an erasure of their shopper follows: where a crash came between its write and its commit, they came again and belonged to nobody.
+    pub(crate) erasable: BTreeMap<String, u64>,
+    /// Erasures.
+    pub(crate) erasures: u64,
     /// Events that change nothing.
     pub(crate) duplicates: u64,
     /// Ids of everything that stands in the log as an event.
@@ -32,6 +36,8 @@ pub(crate) struct Shopper {
     /// Whether pages may not be personal.
     is_private: bool,
     seen: BTreeSet<String>,
+    /// Kinds of the dead letters of this life.
+    buried: Vec<&'static str>,
 }
 
 impl Expected {
@@ -57,15 +63,20 @@ impl Expected {
         self.ids.insert(event.id.clone());
         let shopper = self.shoppers.entry(event.key()).or_default();
         if event.kind == EventKind::Erase {
-            *shopper = Shopper::default();
+            self.erasures += 1;
+            let erased = std::mem::take(shopper);
+            erased.buried.into_iter().for_each(|kind| *self.erasable.entry(kind.to_owned()).or_default() += 1);
             return;
         }
-        if event.at_ms > appended_ms + FUTURE_MAX_MS {
-            return self.bury("future");
-        }
         let known: Vec<&str> = event.lines.iter().map(|line| &line.product[..]).filter(|product| is_known(product)).collect();
-        if known.is_empty() && !event.lines.is_empty() {
-            return self.bury("unknown_product");
+        let fault = if event.at_ms > appended_ms + FUTURE_MAX_MS {
+            Some("future")
+        } else {
+            (known.is_empty() && !event.lines.is_empty()).then_some("unknown_product")
+        };
+        if let Some(kind) = fault {
+            shopper.buried.push(kind);
+            return self.bury(kind);
         }
         if shopper.seen.contains(&event.id) {
             self.duplicates += 1;
@@ -148,9 +159,15 @@ mod tests {
         let letters: Vec<_> = expected.dead_lettered.iter().map(|(kind, count)| (kind.as_str(), *count)).collect();
         assert_eq!(letters, [("future", 1), ("malformed", 1), ("unknown_product", 1), ("wrong_key", 1)]);
 
-        let erased = of(&[buy("a"), event("x", EventKind::Erase, "")]);
+        assert!(expected.erasable.is_empty(), "no erasure follows");
+
+        let erase = || event("x", EventKind::Erase, "");
+        let unknown = || event("u", EventKind::Purchase, "none");
+        let erased = of(&[buy("a"), unknown(), erase(), unknown()]);
+        assert_eq!((erased.erasures, &erased.erasable["unknown_product"]), (1, &1), "the second one stays");
+        let erased = of(&[buy("a"), erase()]);
         assert_eq!(erased.shoppers[&UserKey::of("anna")], Shopper::default());
-        let again = of(&[buy("a"), event("x", EventKind::Erase, ""), buy("a")]);
+        let again = of(&[buy("a"), erase(), buy("a")]);
         assert_eq!(again.shoppers[&UserKey::of("anna")].bought["p"], 1, "behind an erasure an id is new");
         let private = of(&[buy("a"), event("c", EventKind::Consent, ""), buy("b")]);
         let anna = &private.shoppers[&UserKey::of("anna")];

@@ -228,11 +228,7 @@ impl<T: Message> Pending<T> {
             }
             end += 1;
         }
-        let batch: Vec<_> = if end == self.queue.len() {
-            std::mem::replace(&mut self.queue, VecDeque::with_capacity(end)).into() // as it lies
-        } else {
-            self.queue.drain(..end).collect()
-        };
+        let batch: Vec<_> = self.queue.drain(..end).collect();
         self.bytes -= batch.iter().map(Held::bytes).sum::<usize>();
         self.front += end as u64;
         for (user, _) in batch.iter().filter_map(|held| held.context.as_ref()) {

@@ -168,3 +168,35 @@ fn a_page_that_is_torn_or_another_one_is_found() {
 }
 
 const LOST_PAGE: [bool; 5] = [true, false, false, false, false];
+
+#[test]
+fn a_dead_letter_may_be_a_drop_where_an_erasure_followed_and_it_came_again() {
+    // Bert bought what nobody knows, and was erased.
+    let of_bert = |kind, product: &str| ShopperEvent {
+        user: "bert".to_owned(),
+        kind,
+        lines: vec![Line { product: product.to_owned(), quantity: 1 }],
+        ..purchase("b1")
+    };
+    let found = |erased: bool, verdicts: &[&str]| {
+        let mut run = whole();
+        let mut events = vec![record(&of_bert(EventKind::Purchase, "none"))];
+        events.extend(erased.then(|| record(&ShopperEvent { lines: Vec::new(), ..of_bert(EventKind::Erase, "") })));
+        assert_eq!(events.len(), verdicts.len(), "every record has its verdict");
+        run.events.extend(events);
+        run.records.get_mut(&Topic::EVENTS).expect("the topic is counted").count += verdicts.len() as u64;
+        let tally = run.tallies.get_mut(STAGES[0]).expect("the stage has a tally");
+        for verdict in verdicts {
+            match *verdict {
+                "erased" => tally.drop_for(DropReason::Erased),
+                "duplicate" => tally.drop_for(DropReason::Duplicate),
+                kind => tally.dead_letter(kind),
+            }
+        }
+        judged(&run).lost
+    };
+    assert_eq!(found(true, &["unknown_product", "erased"]), 0, "as it is without a crash");
+    assert_eq!(found(true, &["erased", "erased"]), 0, "it came again behind its erasure");
+    assert!(found(true, &["duplicate", "erased"]) > 0, "nothing else is a reason");
+    assert!(found(false, &["erased"]) > 0, "no erasure followed");
+}
