@@ -3,8 +3,8 @@
 
     read_topic.py BROKERS REGISTRY TOPIC      such as  read_topic.py kafka:9092 http://registry:8081 endcap.page-published.v1
 
-Reads as any program with Confluent's AvroDeserializer does: schemas come from the registry. Joins no consumer group and moves no
-position. Needs `pip install confluent-kafka[avro]`.
+Reads as any program with Confluent's AvroDeserializer does: schemas come from the registry. A value that is not framed for one is shown in
+hexadecimal as `raw`. Joins no consumer group and moves no position. Needs `pip install confluent-kafka[avro]`.
 """
 
 import json
@@ -14,7 +14,7 @@ import sys
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
-from confluent_kafka.serialization import MessageField, SerializationContext
+from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError
 
 PATIENCE_S = 30
 
@@ -54,12 +54,15 @@ def main(brokers, registry, topic):
     context = SerializationContext(topic, MessageField.VALUE)
     for record in records(brokers, topic):
         told = {
-            "key": record.key().decode(),
+            "key": (record.key() or b"").decode(errors="replace"),
             "partition": record.partition(),
             "offset": record.offset(),
-            "headers": {name: value.decode() for name, value in record.headers() or []},
-            "value": read(record.value(), context),
+            "headers": {name: (value or b"").decode(errors="replace") for name, value in record.headers() or []},
         }
+        try:
+            told["value"] = read(record.value(), context)
+        except SerializationError:
+            told["raw"] = record.value().hex()
         print(json.dumps(told, ensure_ascii=False))
 
 

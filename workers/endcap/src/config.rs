@@ -35,7 +35,7 @@ pub const SIDES: [&str; 3] = ["kafka", "topics", "scylla"];
 const INSTANCE: &str = "instance";
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 20] = [
+pub const KEYS: [&str; 22] = [
     "data",
     "market",
     "models",
@@ -55,7 +55,17 @@ pub const KEYS: [&str; 20] = [
     "log_format",
     "batch_tokens",
     "kafka_password",
+    "kafka_key_password",
+    "kafka_registry_token",
     "scylla_password",
+];
+
+/// Secrets of the sides: the key that brings each from the environment, its side, and its place in the side's table.
+const SECRETS: [(&str, &str, &[&str]); 4] = [
+    ("kafka_password", "kafka", &["password"]),
+    ("kafka_key_password", "kafka", &["key_password"]),
+    ("kafka_registry_token", "kafka", &["registry", "token"]),
+    ("scylla_password", "scylla", &["password"]),
 ];
 
 /// Variables of the environment that begin so are others' and no keys: what Kubernetes sets for a service named `endcap`, and what the
@@ -332,9 +342,9 @@ impl Config {
                 .unwrap_or(Duration::from_secs(7 * 86_400)),
             batch_tokens: merged.get("batch_tokens", "tokens, 256 to 1048576", batch_tokens).unwrap_or(16_384),
             unnamed: merged.table_of("kafka").is_some_and(|(_, table)| !table.contains_key(INSTANCE)),
-            kafka: merged.side("kafka", "kafka_password"),
+            kafka: merged.side("kafka"),
             topics: merged.table("topics", TopicSettings::check),
-            scylla: merged.side("scylla", "scylla_password"),
+            scylla: merged.side("scylla"),
             events,
         };
         if config.kafka.is_some() && merged.table_of("scylla").is_none() {
@@ -394,15 +404,18 @@ impl<'a> Merged<'a> {
         settings
     }
 
-    /// The settings of a side, where a file has its table. `password` is the key that brings its password from the environment.
-    fn side<T: DeserializeOwned>(&mut self, key: &str, password: &str) -> Option<T> {
+    /// The settings of a side, where a file has its table, with its secrets.
+    fn side<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
         let (layer, table) = self.table_of(key)?;
-        let from_outside = self.layers.iter().rev().find_map(|layer| layer.values.get(password));
+        let from_outside = |name: &str| self.layers.iter().rev().find_map(|layer| layer.values.get(name));
         let mut table = table.clone();
         if key == "kafka" {
             table.entry(INSTANCE).or_insert_with(|| toml::Value::String(machine()));
         }
-        let put = put_password(&mut table, from_outside.map(String::as_str));
+        let own = SECRETS.into_iter().filter(|(_, side, _)| *side == key);
+        let put = own
+            .map(|(name, _, place)| put_secret(&mut table, place, from_outside(name).map(String::as_str)))
+            .collect::<Result<(), String>>();
         match put.and_then(|()| table.try_into::<T>().map_err(|error| with_key(&error))) {
             Ok(settings) => Some(settings),
             Err(fault) => {
@@ -437,23 +450,33 @@ fn machine() -> String {
     machine.to_string_lossy().chars().map(plain).collect()
 }
 
-/// Puts the password of a side into its table, from the environment or from a file that the table names.
-fn put_password(table: &mut toml::Table, from_outside: Option<&str>) -> Result<(), String> {
-    const NAMES: [&str; 2] = ["password", "password_file"];
-    let file = table.remove(NAMES[1]);
-    if file.is_some() && table.contains_key(NAMES[0]) {
-        return Err("`password` and `password_file` are both given: one is needed".to_owned());
+/// Puts a secret of a side into its place in the side's table, from the environment or from a file that the table names.
+fn put_secret(mut table: &mut toml::Table, place: &[&str], from_outside: Option<&str>) -> Result<(), String> {
+    let (whole, [tables @ .., name]) = (place.join("."), place) else { unreachable!("a secret has a name") };
+    for inner in tables {
+        match table.get_mut(*inner) {
+            Some(toml::Value::Table(inner)) => table = inner,
+            None if from_outside.is_some() => {
+                return Err(format!("`{whole}` is in the environment, and there is no table `{inner}`"));
+            }
+            _ => return Ok(()), // what else stands there is not taken for a table later
+        }
     }
-    let password = match (from_outside, file) {
-        (Some(password), _) => password.to_owned(),
+    let by_file = format!("{name}_file");
+    let file = table.remove(&by_file);
+    if file.is_some() && table.contains_key(*name) {
+        return Err(format!("`{whole}` and `{whole}_file` are both given: one is needed"));
+    }
+    let secret = match (from_outside, file) {
+        (Some(secret), _) => secret.to_owned(),
         (None, None) => return Ok(()),
         (None, Some(toml::Value::String(path))) => match fs::read_to_string(&path) {
             Ok(text) => text.trim_end_matches(['\r', '\n']).to_owned(),
-            Err(error) => return Err(format!("cannot read `password_file` {path}: {error}")),
+            Err(error) => return Err(format!("cannot read `{whole}_file` {path}: {error}")),
         },
-        (None, Some(other)) => return Err(format!("`password_file` is {}, a path is needed", a_type(&other))),
+        (None, Some(other)) => return Err(format!("`{whole}_file` is {}, a path is needed", a_type(&other))),
     };
-    table.insert(NAMES[0].to_owned(), toml::Value::String(password));
+    table.insert((*name).to_owned(), toml::Value::String(secret));
     Ok(())
 }
 
@@ -624,6 +647,25 @@ mod tests {
         assert!(resolved(&[unnamed]).unwrap().unnamed);
         check(&[table("password = 'hunter2'\npassword_file = 'x'")], &["both given"]);
         check(&[table("password_file = '/nowhere/at/all'")], &["cannot read `password_file` /nowhere/at/all"]);
+        let registry = |more: &str| table(&format!("password = 'p'\n[kafka.registry]\nurl = 'http://r'\n{more}"));
+        let by_file = resolved(&[registry(&format!("token_file = '{}'", secret.display()))]).unwrap();
+        let by_env = resolved(&[registry(""), env(&[("ENDCAP_KAFKA_REGISTRY_TOKEN", "hunter2")])]).unwrap();
+        let token = by_env.kafka.as_ref().unwrap().settings().registry.as_ref().unwrap().token.as_ref().unwrap();
+        assert_eq!((by_file.kafka.as_ref(), token.reveal()), (by_env.kafka.as_ref(), "hunter2"));
+        check(&[registry("token = 't'\ntoken_file = 'x'")], &["`registry.token` and `registry.token_file` are both given"]);
+        check(
+            &[table("password = 'p'"), env(&[("ENDCAP_KAFKA_REGISTRY_TOKEN", "hunter2")])],
+            &["`registry.token` is in the environment, and there is no table `registry`"],
+        );
+        let mutual = |more: &str| {
+            file(&format!(
+                "[scylla]\n[kafka]\nbrokers = ['a:9092']\nsecurity = 'ssl'\ncertificate = 'c'\nkey = 'k'\ninstance = 'x'\n{more}"
+            ))
+        };
+        let by_file = resolved(&[mutual(&format!("key_password_file = '{}'", secret.display()))]).unwrap();
+        let by_env = resolved(&[mutual(""), env(&[("ENDCAP_KAFKA_KEY_PASSWORD", "hunter2")])]).unwrap();
+        let key_password = by_env.kafka.as_ref().unwrap().settings().key_password.as_ref().unwrap();
+        assert_eq!((by_file.kafka.as_ref(), key_password.reveal()), (by_env.kafka.as_ref(), "hunter2"));
         let faults = resolved(&[table("password = 12345678")]).unwrap_err().to_string();
         assert!(!faults.contains("12345678"), "{faults}");
         check(&[file("[scylla]\nkeyspace = '1'")], &["table `scylla`: `keyspace` must be"]);

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use endcap_runtime::{Clock, DeadLetterFilter, Erasure, Shutdown, Store, SystemClock};
+use endcap_runtime::{Clock, DeadLetterFilter, Erasure, LogError, Shutdown, Store, StoreError, SystemClock};
 use endcap_schemas::{EventKind, ShopperEvent, UserKey, topics::Topic};
 
 use crate::{cli::EraseArgs, config::Config, intake::outgoing_of, sides::Sides};
@@ -31,13 +31,14 @@ pub fn command(args: &EraseArgs, config: &Config) -> Result<()> {
     if !args.verify {
         return Ok(());
     }
-    let start = clock.monotonic();
-    wait(&sides, &args.user, &ends, &clock, args.within)?;
+    let deadline = clock.monotonic() + args.within;
+    let what_is_left = || patient(&clock, deadline, || Left::of(&sides, &args.user));
+    wait(&sides, &args.user, &ends, &clock, deadline, args.within)?;
     // The store knows of the erasure a moment before the last of the rows is gone.
-    let (patience, mut left) = (Shutdown::new(), Left::of(&sides, &args.user)?);
-    while !left.is_nothing() && clock.monotonic().saturating_sub(start) < args.within {
+    let (patience, mut left) = (Shutdown::new(), what_is_left()?);
+    while !left.is_nothing() && clock.monotonic() < deadline {
         patience.wait(LOOK_EVERY);
-        left = Left::of(&sides, &args.user)?;
+        left = what_is_left()?;
     }
     println!("{left}");
     if left.is_nothing() { Ok(()) } else { bail!("something is left of {name}: erase again") }
@@ -69,16 +70,40 @@ fn erasure_of(user: &UserKey, at_ms: i64) -> ShopperEvent {
     }
 }
 
-/// Waits until the store knows an erasure that was asked for behind `ends`.
-fn wait(sides: &Sides, user: &UserKey, ends: &BTreeMap<i32, i64>, clock: &dyn Clock, within: Duration) -> Result<()> {
-    let (start, patience) = (clock.monotonic(), Shutdown::new());
+/// Asks again while log or store do not answer, until `deadline`: the erasure waits for them too.
+fn patient<T>(clock: &dyn Clock, deadline: Duration, ask: impl Fn() -> Result<T>) -> Result<T> {
+    let patience = Shutdown::new();
+    loop {
+        match ask() {
+            Err(error) if is_passing(&error) && clock.monotonic() < deadline => drop(patience.wait(LOOK_EVERY)),
+            answer => return answer,
+        }
+    }
+}
+
+/// Whether this is over when something answers again.
+fn is_passing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(StoreError::Unavailable(_)))
+        || matches!(error.downcast_ref(), Some(LogError::Unavailable(_)))
+}
+
+/// Waits until the store knows an erasure that was asked for behind `ends`, until `deadline`, which comes `within` so long.
+fn wait(
+    sides: &Sides,
+    user: &UserKey,
+    ends: &BTreeMap<i32, i64>,
+    clock: &dyn Clock,
+    deadline: Duration,
+    within: Duration,
+) -> Result<()> {
+    let patience = Shutdown::new();
     let is_behind = |(partition, offset)| offset >= ends.get(&partition).copied().unwrap_or(0);
     loop {
-        let erasure: Option<Erasure> = sides.store.erasure(user).context("cannot read the store")?;
+        let erasure: Option<Erasure> = patient(clock, deadline, || sides.store.erasure(user).context("cannot read the store"))?;
         if erasure.and_then(|erasure| erasure.at).is_some_and(is_behind) {
             return Ok(());
         }
-        if clock.monotonic().saturating_sub(start) > within {
+        if clock.monotonic() > deadline {
             bail!(
                 "the context stage has not come to the erasure within {}: it stays in the log; is `endcap up` or `endcap run context` running?",
                 humantime::format_duration(within)
@@ -128,5 +153,34 @@ impl fmt::Display for Left {
         }
         let (masked, letters) = (self.letters - self.unmasked, self.letters);
         write!(f, "; {masked} of {letters} dead letters are masked; records of the log end with its retention")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use endcap_runtime::ManualClock;
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_answer_is_asked_again_in_time_and_what_is_refused_is_not() {
+        let ask = |deadline_s: u64, answers: &[Result<u8, StoreError>]| {
+            let (asked, clock) = (Cell::new(0), ManualClock::at(0));
+            let answer = patient(&clock, Duration::from_secs(deadline_s), || {
+                let answer = &answers[asked.replace(asked.get() + 1)];
+                match answer {
+                    Ok(answer) => Ok(*answer),
+                    Err(StoreError::Unavailable(cause)) => Err(StoreError::Unavailable(cause.clone())).context("cannot read"),
+                    Err(error) => bail!("{error}"),
+                }
+            });
+            (answer.ok(), asked.get())
+        };
+        let down = || Err(StoreError::Unavailable("down".to_owned()));
+        assert_eq!(ask(1, &[down(), down(), Ok(7)]), (Some(7), 3));
+        assert_eq!(ask(0, &[down()]), (None, 1), "its time is over");
+        assert_eq!(ask(1, &[Err(StoreError::Corrupt("no".to_owned()))]), (None, 1));
     }
 }

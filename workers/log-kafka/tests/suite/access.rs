@@ -2,10 +2,7 @@
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -179,26 +176,20 @@ fn now_s() -> u64 {
 #[test]
 fn a_wrong_authority_is_one_clear_error() {
     let Some(broker) = address("ENDCAP_TEST_KAFKA_TLS") else { return };
-    let dir = tempfile::tempdir().expect("a directory");
-    let authority = Authority::new(dir.path());
     check_refused(
-        KafkaSettings { ca: Some(authority.path("ca.pem")), ..login(&broker, Mechanism::ScramSha512) },
+        KafkaSettings { ca: Some(path("ENDCAP_TEST_OTHER_CA")), ..login(&broker, Mechanism::ScramSha512) },
         &["cannot be verified: its authority is not the one in `ca`", &broker],
     );
 }
 
 #[test]
 fn an_expired_certificate_is_one_clear_error() {
-    // Any server that shows such a certificate will do.
-    if address("ENDCAP_TEST_KAFKA_TLS").is_none() {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("a directory");
-    let authority = Authority::new(dir.path());
-    authority.sign_expired();
-    let server = Expired::start(&authority);
-    let settings = KafkaSettings { security: Security::Ssl, ca: Some(authority.path("ca.pem")), ..settings(&server.address) };
-    check_refused(settings, &["cannot be verified", "it has expired", &server.address]);
+    let Some(broker) = address("ENDCAP_TEST_KAFKA_EXPIRED") else { return };
+    let settings = KafkaSettings { security: Security::Ssl, ca: Some(path("ENDCAP_TEST_CA")), ..settings(&broker) };
+    check_refused(settings, &["cannot be verified", "it has expired", &broker]);
+    // And one of this side's own.
+    let broker = named("ENDCAP_TEST_KAFKA_MUTUAL");
+    check_refused(certified(&broker, "ENDCAP_TEST_EXPIRED", None), &["check `certificate` and `key`", &broker]);
 }
 
 #[test]
@@ -208,106 +199,4 @@ fn a_broker_that_is_not_there_is_one_clear_error() {
     let error = Topics::connect(&config, &small(1)).expect_err("nobody is there");
     assert!(matches!(&error, LogError::Unavailable(cause) if cause.contains("127.0.0.1:1")), "{error}");
     assert!(start.elapsed() < SOON);
-}
-
-/// A throw-away authority, made with openssl.
-struct Authority(PathBuf);
-
-impl Authority {
-    fn new(dir: &Path) -> Self {
-        let authority = Self(dir.to_owned());
-        authority.openssl(&[
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=other",
-            "-keyout",
-            "ca.key",
-            "-out",
-            "ca.pem",
-        ]);
-        authority
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// Makes a certificate for this machine that has ended in 2021.
-    fn sign_expired(&self) {
-        let config = "[ca]\ndefault_ca=d\n[d]\ndatabase=index\nnew_certs_dir=.\ncertificate=ca.pem\nprivate_key=ca.key
-            default_md=sha256\npolicy=p\nx509_extensions=e\nrand_serial=yes\n[p]\ncommonName=supplied
-            [e]\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n";
-        fs::write(self.path("ca.cnf"), config).expect("a file");
-        fs::write(self.path("index"), "").expect("a file");
-        self.openssl(&[
-            "req",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-subj",
-            "/CN=localhost",
-            "-keyout",
-            "key.pem",
-            "-out",
-            "csr.pem",
-        ]);
-        self.openssl(&[
-            "ca",
-            "-batch",
-            "-notext",
-            "-config",
-            "ca.cnf",
-            "-in",
-            "csr.pem",
-            "-out",
-            "old.pem",
-            "-startdate",
-            "20200101000000Z",
-            "-enddate",
-            "20210101000000Z",
-        ]);
-    }
-
-    fn openssl(&self, args: &[&str]) {
-        let output = Command::new("openssl").args(args).current_dir(&self.0).output().expect("openssl runs");
-        assert!(output.status.success(), "openssl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-}
-
-/// A TLS server with the expired certificate, on a port that the system chose.
-struct Expired {
-    child: Child,
-    address: String,
-}
-
-impl Expired {
-    fn start(authority: &Authority) -> Self {
-        let mut child = Command::new("openssl")
-            .args(["s_server", "-accept", "0", "-cert", "old.pem", "-key", "key.pem"])
-            .current_dir(&authority.0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("openssl runs");
-        let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
-        let port = |line: String| Some(line.strip_prefix("ACCEPT ")?.rsplit_once(':')?.1.to_owned());
-        let port = lines.by_ref().find_map(port).expect("openssl tells its port");
-        // Somebody must take what it says, or it dies of its next word: in the middle of a handshake, at times.
-        thread::spawn(move || lines.for_each(drop));
-        Self { child, address: format!("127.0.0.1:{port}") }
-    }
-}
-
-impl Drop for Expired {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
