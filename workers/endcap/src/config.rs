@@ -412,10 +412,8 @@ impl<'a> Merged<'a> {
         if key == "kafka" {
             table.entry(INSTANCE).or_insert_with(|| toml::Value::String(machine()));
         }
-        let own = SECRETS.into_iter().filter(|(_, side, _)| *side == key);
-        let put = own
-            .map(|(name, _, place)| put_secret(&mut table, place, from_outside(name).map(String::as_str)))
-            .collect::<Result<(), String>>();
+        let mut own = SECRETS.into_iter().filter(|(_, side, _)| *side == key);
+        let put = own.try_for_each(|(name, _, place)| put_secret(&mut table, place, from_outside(name).map(String::as_str)));
         match put.and_then(|()| table.try_into::<T>().map_err(|error| with_key(&error))) {
             Ok(settings) => Some(settings),
             Err(fault) => {
