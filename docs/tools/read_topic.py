@@ -3,7 +3,7 @@
 
     read_topic.py BROKERS REGISTRY TOPIC      such as  read_topic.py kafka:9092 http://registry:8081 endcap.page-published.v1
 
-Reads as any program with Confluent's AvroDeserializer does: schemas come from the registry. A value that is not framed for one is shown in
+Reads as any program with Confluent's AvroDeserializer does: schemas come from the registry. A value that cannot be read so is shown in
 hexadecimal as `raw`. Joins no consumer group and moves no position. Needs `pip install confluent-kafka[avro]`.
 """
 
@@ -12,9 +12,9 @@ import signal
 import sys
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
-from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistryError
 from confluent_kafka.schema_registry.avro import AvroDeserializer
-from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError
+from confluent_kafka.serialization import MessageField, SerializationContext
 
 PATIENCE_S = 30
 
@@ -61,7 +61,9 @@ def main(brokers, registry, topic):
         }
         try:
             told["value"] = read(record.value(), context)
-        except SerializationError:
+        except Exception as error:  # foreign framing, or a damaged body: the decoder's errors have no kind in common
+            if isinstance(error, SchemaRegistryError) and error.http_status_code != 404:
+                raise
             told["raw"] = record.value().hex()
         print(json.dumps(told, ensure_ascii=False))
 

@@ -412,15 +412,13 @@ impl<'a> Merged<'a> {
         if key == "kafka" {
             table.entry(INSTANCE).or_insert_with(|| toml::Value::String(machine()));
         }
-        let mut own = SECRETS.into_iter().filter(|(_, side, _)| *side == key);
-        let put = own.try_for_each(|(name, _, place)| put_secret(&mut table, place, from_outside(name).map(String::as_str)));
-        match put.and_then(|()| table.try_into::<T>().map_err(|error| with_key(&error))) {
-            Ok(settings) => Some(settings),
-            Err(fault) => {
-                self.faults.push(format!("{}: table `{key}`: {fault}", layer.name));
-                None
-            }
-        }
+        let own = SECRETS.into_iter().filter(|(_, side, _)| *side == key);
+        let put = own.map(|(name, _, place)| put_secret(&mut table, place, from_outside(name).map(String::as_str)));
+        let mut faults: Vec<String> = put.filter_map(Result::err).collect();
+        let settings =
+            if faults.is_empty() { table.try_into().map_err(|error| faults.push(with_key(&error))).ok() } else { None };
+        self.faults.extend(faults.into_iter().map(|fault| format!("{}: table `{key}`: {fault}", layer.name)));
+        settings
     }
 }
 
@@ -454,10 +452,9 @@ fn put_secret(mut table: &mut toml::Table, place: &[&str], from_outside: Option<
     for inner in tables {
         match table.get_mut(*inner) {
             Some(toml::Value::Table(inner)) => table = inner,
-            None if from_outside.is_some() => {
-                return Err(format!("`{whole}` is in the environment, and there is no table `{inner}`"));
-            }
-            _ => return Ok(()), // what else stands there is not taken for a table later
+            Some(other) => return Err(format!("`{inner}` is {}, a table is needed", a_type(other))),
+            None if from_outside.is_some() => return Err(format!("`{whole}` is given, and there is no table `{inner}` for it")),
+            None => return Ok(()),
         }
     }
     let by_file = format!("{name}_file");
@@ -466,16 +463,21 @@ fn put_secret(mut table: &mut toml::Table, place: &[&str], from_outside: Option<
         return Err(format!("`{whole}` and `{whole}_file` are both given: one is needed"));
     }
     let secret = match (from_outside, file) {
-        (Some(secret), _) => secret.to_owned(),
+        (Some(secret), _) => one_line(secret),
         (None, None) => return Ok(()),
         (None, Some(toml::Value::String(path))) => match fs::read_to_string(&path) {
-            Ok(text) => text.trim_end_matches(['\r', '\n']).to_owned(),
+            Ok(text) => one_line(&text),
             Err(error) => return Err(format!("cannot read `{whole}_file` {path}: {error}")),
         },
         (None, Some(other)) => return Err(format!("`{whole}_file` is {}, a path is needed", a_type(&other))),
     };
     table.insert((*name).to_owned(), toml::Value::String(secret));
     Ok(())
+}
+
+/// A secret without the end of its line, which files, and variables that are made of files, often have.
+fn one_line(secret: &str) -> String {
+    secret.trim_end_matches(['\r', '\n']).to_owned()
 }
 
 fn path(text: &str) -> Option<PathBuf> {
@@ -644,16 +646,21 @@ mod tests {
         let unnamed = file("[scylla]\n[kafka]\nbrokers = ['a:9092']");
         assert!(resolved(&[unnamed]).unwrap().unnamed);
         check(&[table("password = 'hunter2'\npassword_file = 'x'")], &["both given"]);
+        check(
+            &[table("password_file = '/nowhere'\nkey_password_file = '/nowhere/else'")],
+            &["cannot read `password_file` /nowhere:", "cannot read `key_password_file` /nowhere/else:"],
+        );
+        check(&[table("password = 'p'\nregistry = ['http://r', 't']")], &["`registry` is an array, a table is needed"]);
         check(&[table("password_file = '/nowhere/at/all'")], &["cannot read `password_file` /nowhere/at/all"]);
         let registry = |more: &str| table(&format!("password = 'p'\n[kafka.registry]\nurl = 'http://r'\n{more}"));
         let by_file = resolved(&[registry(&format!("token_file = '{}'", secret.display()))]).unwrap();
-        let by_env = resolved(&[registry(""), env(&[("ENDCAP_KAFKA_REGISTRY_TOKEN", "hunter2")])]).unwrap();
+        let by_env = resolved(&[registry(""), env(&[("ENDCAP_KAFKA_REGISTRY_TOKEN", "hunter2\n")])]).unwrap();
         let token = by_env.kafka.as_ref().unwrap().settings().registry.as_ref().unwrap().token.as_ref().unwrap();
         assert_eq!((by_file.kafka.as_ref(), token.reveal()), (by_env.kafka.as_ref(), "hunter2"));
         check(&[registry("token = 't'\ntoken_file = 'x'")], &["`registry.token` and `registry.token_file` are both given"]);
         check(
             &[table("password = 'p'"), env(&[("ENDCAP_KAFKA_REGISTRY_TOKEN", "hunter2")])],
-            &["`registry.token` is in the environment, and there is no table `registry`"],
+            &["`registry.token` is given, and there is no table `registry`"],
         );
         let mutual = |more: &str| {
             file(&format!(

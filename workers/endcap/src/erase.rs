@@ -31,7 +31,7 @@ pub fn command(args: &EraseArgs, config: &Config) -> Result<()> {
     if !args.verify {
         return Ok(());
     }
-    let deadline = clock.monotonic() + args.within;
+    let deadline = clock.monotonic().saturating_add(args.within);
     let what_is_left = || patient(&clock, deadline, || Left::of(&sides, &args.user));
     wait(&sides, &args.user, &ends, &clock, deadline, args.within)?;
     // The store knows of the erasure a moment before the last of the rows is gone.
@@ -166,21 +166,16 @@ mod tests {
 
     #[test]
     fn what_does_not_answer_is_asked_again_in_time_and_what_is_refused_is_not() {
-        let ask = |deadline_s: u64, answers: &[Result<u8, StoreError>]| {
+        const STORE_DOWN: fn() -> Result<u8> = || Err(StoreError::Unavailable("down".to_owned())).context("cannot read");
+        const LOG_DOWN: fn() -> Result<u8> = || Err(LogError::Unavailable("down".to_owned())).context("cannot read");
+        const DAMAGED: fn() -> Result<u8> = || Err(StoreError::Corrupt("no".to_owned())).context("cannot read");
+        let ask = |deadline_s: u64, answers: &[fn() -> Result<u8>]| {
             let (asked, clock) = (Cell::new(0), ManualClock::at(0));
-            let answer = patient(&clock, Duration::from_secs(deadline_s), || {
-                let answer = &answers[asked.replace(asked.get() + 1)];
-                match answer {
-                    Ok(answer) => Ok(*answer),
-                    Err(StoreError::Unavailable(cause)) => Err(StoreError::Unavailable(cause.clone())).context("cannot read"),
-                    Err(error) => bail!("{error}"),
-                }
-            });
+            let answer = patient(&clock, Duration::from_secs(deadline_s), || answers[asked.replace(asked.get() + 1)]());
             (answer.ok(), asked.get())
         };
-        let down = || Err(StoreError::Unavailable("down".to_owned()));
-        assert_eq!(ask(1, &[down(), down(), Ok(7)]), (Some(7), 3));
-        assert_eq!(ask(0, &[down()]), (None, 1), "its time is over");
-        assert_eq!(ask(1, &[Err(StoreError::Corrupt("no".to_owned()))]), (None, 1));
+        assert_eq!(ask(1, &[STORE_DOWN, LOG_DOWN, || Ok(7)]), (Some(7), 3));
+        assert_eq!(ask(0, &[LOG_DOWN]), (None, 1), "its time is over");
+        assert_eq!(ask(1, &[DAMAGED]), (None, 1), "waiting does not mend it");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use endcap_runtime::Received;
 use endcap_schemas::{EventKind, ShopperEvent, UserKey, wire};
 
-use crate::facts::key_of;
+use crate::facts::{Place, key_of, place_of};
 
 /// How far a sender's clock may run ahead of the log's, ms: the default of the context stage.
 const FUTURE_MAX_MS: i64 = 300_000;
@@ -14,16 +14,23 @@ const FUTURE_MAX_MS: i64 = 300_000;
 #[derive(Debug, Default)]
 pub(crate) struct Expected {
     pub(crate) shoppers: BTreeMap<UserKey, Shopper>,
-    /// Dead letters of the context stage by kind.
-    pub(crate) dead_lettered: BTreeMap<String, u64>,
-    /// Those of them that an erasure of their shopper follows: where a crash came between its write and its commit, they came again and belonged to nobody.
-    pub(crate) erasable: BTreeMap<String, u64>,
+    /// Dead letters of the context stage, by the place of their event.
+    pub(crate) letters: BTreeMap<Place, Letter>,
     /// Erasures.
     pub(crate) erasures: u64,
     /// Events that change nothing.
     pub(crate) duplicates: u64,
     /// Ids of everything that stands in the log as an event.
     pub(crate) ids: BTreeSet<String>,
+}
+
+/// A dead letter that is due.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Letter {
+    pub(crate) kind: &'static str,
+    /// Whether an erasure of its shopper follows. Where a crash came between the erasure's write and the batch's commit, the event came again, and is
+    /// dropped as an erased shopper's.
+    pub(crate) is_erasable: bool,
 }
 
 /// What must be known of a shopper at the end.
@@ -36,8 +43,8 @@ pub(crate) struct Shopper {
     /// Whether pages may not be personal.
     is_private: bool,
     seen: BTreeSet<String>,
-    /// Kinds of the dead letters of this life.
-    buried: Vec<&'static str>,
+    /// Dead letters of this life.
+    buried: Vec<Place>,
 }
 
 impl Expected {
@@ -46,37 +53,38 @@ impl Expected {
         let mut expected = Self::default();
         for record in events {
             match wire::decode::<ShopperEvent>(&record.value) {
-                Ok(event) if event.key() != key_of(record) => expected.bury("wrong_key"),
-                Ok(event) if event.check().is_ok() => expected.take(&event, record.appended_ms, &is_known),
-                _ => expected.bury("malformed"),
+                Ok(event) if event.key() != key_of(record) => expected.bury("wrong_key", place_of(record)),
+                Ok(event) if event.check().is_ok() => expected.take(&event, record, &is_known),
+                _ => expected.bury("malformed", place_of(record)),
             }
             expected.shoppers.entry(key_of(record)).or_default();
         }
         expected
     }
 
-    fn bury(&mut self, kind: &str) {
-        *self.dead_lettered.entry(kind.to_owned()).or_default() += 1;
+    fn bury(&mut self, kind: &'static str, place: Place) {
+        self.letters.insert(place, Letter { kind, is_erasable: false });
     }
 
-    fn take(&mut self, event: &ShopperEvent, appended_ms: i64, is_known: impl Fn(&str) -> bool) {
+    fn take(&mut self, event: &ShopperEvent, record: &Received, is_known: impl Fn(&str) -> bool) {
         self.ids.insert(event.id.clone());
         let shopper = self.shoppers.entry(event.key()).or_default();
         if event.kind == EventKind::Erase {
             self.erasures += 1;
-            let erased = std::mem::take(shopper);
-            erased.buried.into_iter().for_each(|kind| *self.erasable.entry(kind.to_owned()).or_default() += 1);
+            for place in std::mem::take(shopper).buried {
+                self.letters.entry(place).and_modify(|letter| letter.is_erasable = true);
+            }
             return;
         }
         let known: Vec<&str> = event.lines.iter().map(|line| &line.product[..]).filter(|product| is_known(product)).collect();
-        let fault = if event.at_ms > appended_ms + FUTURE_MAX_MS {
+        let fault = if event.at_ms > record.appended_ms + FUTURE_MAX_MS {
             Some("future")
         } else {
             (known.is_empty() && !event.lines.is_empty()).then_some("unknown_product")
         };
         if let Some(kind) = fault {
-            shopper.buried.push(kind);
-            return self.bury(kind);
+            shopper.buried.push(place_of(record));
+            return self.bury(kind, place_of(record));
         }
         if shopper.seen.contains(&event.id) {
             self.duplicates += 1;
@@ -144,8 +152,8 @@ mod tests {
             value: wire::encode(event).expect("an event is written"),
         };
         let mut records: Vec<Received> = events.iter().enumerate().map(record).collect();
-        records.push(Received { value: b"noise".to_vec(), ..records[0].clone() });
-        records.push(Received { key: "default/bert".to_owned(), ..records[0].clone() });
+        records.push(Received { offset: 100, value: b"noise".to_vec(), ..records[0].clone() });
+        records.push(Received { offset: 101, key: "default/bert".to_owned(), ..records[0].clone() });
         Expected::of(&records, |product| product != "none")
     }
 
@@ -156,15 +164,16 @@ mod tests {
         let expected = of(&[buy("a"), buy("b"), buy("a"), late, event("u", EventKind::Purchase, "none")]);
         let anna = &expected.shoppers[&UserKey::of("anna")];
         assert_eq!((anna.bought["p"], anna.last.as_deref(), expected.duplicates), (2, Some("b"), 1));
-        let letters: Vec<_> = expected.dead_lettered.iter().map(|(kind, count)| (kind.as_str(), *count)).collect();
-        assert_eq!(letters, [("future", 1), ("malformed", 1), ("unknown_product", 1), ("wrong_key", 1)]);
-
-        assert!(expected.erasable.is_empty(), "no erasure follows");
+        let letters =
+            |of: &Expected| of.letters.iter().map(|((_, at), letter)| (*at, letter.kind, letter.is_erasable)).collect::<Vec<_>>();
+        let noise = [(100, "malformed", false), (101, "wrong_key", false)];
+        assert_eq!(letters(&expected), [&[(3, "future", false), (4, "unknown_product", false)], &noise[..]].concat());
 
         let erase = || event("x", EventKind::Erase, "");
         let unknown = || event("u", EventKind::Purchase, "none");
         let erased = of(&[buy("a"), unknown(), erase(), unknown()]);
-        assert_eq!((erased.erasures, &erased.erasable["unknown_product"]), (1, &1), "the second one stays");
+        let due = [(1, "unknown_product", true), (3, "unknown_product", false)];
+        assert_eq!((erased.erasures, letters(&erased)), (1, [&due, &noise[..]].concat()), "the second one stays");
         let erased = of(&[buy("a"), erase()]);
         assert_eq!(erased.shoppers[&UserKey::of("anna")], Shopper::default());
         let again = of(&[buy("a"), erase(), buy("a")]);

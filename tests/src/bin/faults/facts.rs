@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use endcap::sides::Sides;
-use endcap_runtime::{Received, StoredPage, Tally};
+use endcap_runtime::{DeadLetterFilter, Received, StoredPage, Tally};
 use endcap_schemas::{
     ContextChanged, KeywordsChosen, Message, PagePublished, ThemesDeduped, ThemesWritten, UserKey,
     topics::{Lane, Topic},
     wire,
 };
+
+use crate::fleet::STAGES;
 
 /// Records that are read at once.
 const READ: usize = 256;
@@ -27,6 +29,8 @@ pub(crate) struct Facts {
     /// Records of each topic, and how many of them repeat an earlier one.
     pub(crate) records: BTreeMap<Topic, Records>,
     pub(crate) tallies: BTreeMap<String, Tally>,
+    /// What the first stage gave up: where each record stands in the events' topic, and the kind.
+    pub(crate) letters: Vec<(Place, String)>,
     /// State and page of everybody who has an event.
     pub(crate) rows: BTreeMap<UserKey, Rows>,
 }
@@ -71,6 +75,7 @@ impl Facts {
             deduped: [deduped?, replayed?].concat(),
             pages: [live?, backfill?].concat(),
             tallies: sides.tallies()?,
+            letters: letters(sides)?,
             rows: BTreeMap::new(),
             events: events.clone(),
         };
@@ -82,6 +87,20 @@ impl Facts {
         }
         Ok(facts)
     }
+}
+
+/// Partition and offset of an event.
+pub(crate) type Place = (i32, i64);
+
+/// Where a record stands.
+pub(crate) fn place_of(record: &Received) -> Place {
+    (record.partition, record.offset)
+}
+
+fn letters(sides: &Sides) -> Result<Vec<(Place, String)>> {
+    let of_first = DeadLetterFilter { stage: Some(STAGES[0].to_owned()), limit: usize::MAX, ..DeadLetterFilter::default() };
+    let letters = sides.log.dead_letters(&of_first).context("cannot read dead letters")?;
+    Ok(letters.into_iter().map(|letter| ((letter.partition, letter.offset), letter.kind)).collect())
 }
 
 /// Whose record it is.

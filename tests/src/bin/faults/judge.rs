@@ -63,13 +63,8 @@ impl Figures {
 
     /// `got` must be `wanted`: less is lost, more is doubled.
     fn weigh(&mut self, got: u64, wanted: u64, what: impl Fn() -> String) {
-        self.weigh_between(got, wanted, wanted, what);
-    }
-
-    /// `got` must be from `least` to `most`.
-    fn weigh_between(&mut self, got: u64, least: u64, most: u64, what: impl Fn() -> String) {
-        self.lose(least.saturating_sub(got), || format!("{}: {got}, {least} are due", what()));
-        self.double(got.saturating_sub(most), || format!("{}: {got}, {most} are due", what()));
+        self.lose(wanted.saturating_sub(got), || format!("{}: {got}, {wanted} are due", what()));
+        self.double(got.saturating_sub(wanted), || format!("{}: {got}, {wanted} are due", what()));
     }
 }
 
@@ -107,20 +102,33 @@ fn stages(figures: &mut Figures, run: &Facts, expected: &Expected) {
         let replayed = run.records[&Topic::CONTEXTS.on(lane)].doubled * first as u64;
         figures.double(replayed, || format!("{replayed} contexts were replayed twice in one run"));
     }
-    let context = run.tallies.get(STAGES[0]).unwrap_or(&none);
-    // An erasure is dropped as erased itself; beside them stand events that came again behind theirs.
-    let erased = context.dropped.get(DropReason::Erased.label()).copied().unwrap_or(0);
-    let mut came_again = erased.saturating_sub(expected.erasures);
-    let kinds: BTreeSet<&String> = expected.dead_lettered.keys().chain(context.dead_lettered.keys()).collect();
-    for kind in kinds {
-        let of = |counts: &BTreeMap<String, u64>| counts.get(kind).copied().unwrap_or(0);
-        let (got, most) = (of(&context.dead_lettered), of(&expected.dead_lettered));
-        let dropped = most.saturating_sub(got).min(of(&expected.erasable)).min(came_again);
-        came_again -= dropped; // each of them explains one alone
-        figures.weigh_between(got, most - dropped, most, || format!("dead letters `{kind}`"));
-    }
+    letters(figures, run, expected, run.tallies.get(STAGES[0]).unwrap_or(&none));
     let door = run.tallies.get(INGEST).unwrap_or(&none);
     figures.find(u64::from(!door.is_balanced()), |figures| &mut figures.unbalanced, || format!("{INGEST}: {door:?}"));
+}
+
+/// Every dead letter of the first stage is due, written once, and counted in its `tally`. One that an erasure follows may have come again behind it.
+fn letters(figures: &mut Figures, run: &Facts, expected: &Expected, tally: &Tally) {
+    // An erasure is dropped as erased itself; beside them stand events that came again behind theirs.
+    let erased = tally.dropped.get(DropReason::Erased.label()).copied().unwrap_or(0);
+    let mut came_again = erased.saturating_sub(expected.erasures);
+    for (place, due) in &expected.letters {
+        let written = run.letters.iter().filter(|(at, kind)| at == place && kind == due.kind).count() as u64;
+        if written == 0 && due.is_erasable && came_again > 0 {
+            came_again -= 1; // each of them explains one alone
+            continue;
+        }
+        figures.weigh(written, 1, || format!("dead letters `{}` of the event at {place:?}", due.kind));
+    }
+    let others = run.letters.iter().filter(|(at, kind)| expected.letters.get(at).is_none_or(|due| due.kind != kind));
+    let others: Vec<_> = others.collect();
+    figures.double(others.len() as u64, || format!("dead letters that are not due: {others:?}"));
+    let kinds: BTreeSet<&String> = run.letters.iter().map(|(_, kind)| kind).chain(tally.dead_lettered.keys()).collect();
+    for kind in kinds {
+        let written = run.letters.iter().filter(|(_, of)| of == kind).count() as u64;
+        let counted = tally.dead_lettered.get(kind).copied().unwrap_or(0);
+        figures.weigh(counted, written, || format!("counted dead letters `{kind}`"));
+    }
 }
 
 /// The part of a fold state that is judged.

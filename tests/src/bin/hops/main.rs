@@ -182,19 +182,21 @@ fn bench(args: &Args) -> Result<()> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for round in 1..=args.warm_up + args.rounds {
         let (is_counted, order) = (round > args.warm_up, if round % 2 == 1 { [true, false] } else { [false, true] });
+        let name = if is_counted { format!("round {}", round - args.warm_up) } else { format!("warm-up {round}") };
         for is_ours in order {
             let side = if is_ours { "endcap" } else { "streams" };
             let namespace = format!("hops-{}-{round}-{side}", std::process::id());
             let place = Place { broker: broker.clone(), namespace, compression: args.compression.clone(), batch: args.batch };
             let command = if is_ours { worker_command(&place)? } else { streams_command(&place, &classes, dir.path()) };
             let measured = measure(args, &place, command, dir.path(), if is_counted { SINGLES } else { 0 });
-            place.clear()?;
-            let figures = measured.with_context(|| format!("round {round} of {side} failed"))?;
+            let cleared = place.clear();
+            let figures = measured.with_context(|| format!("{name} of {side} failed"))?;
+            cleared?;
             if !is_counted {
-                println!("warm-up {round} {side}: {:.0} records per second", figures.records_per_second);
+                println!("{name} {side}: {:.0} records per second", figures.records_per_second);
                 continue;
             }
-            println!("round {} {side}: {}", round - args.warm_up, serde_json::to_string(&figures)?);
+            println!("{name} {side}: {}", serde_json::to_string(&figures)?);
             if is_ours { ours.push(figures) } else { theirs.push(figures) }
         }
     }

@@ -41,6 +41,12 @@ fn said(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("it says text")
 }
 
+/// What `read_topic.py` says of a topic: brokers, registry and name.
+fn read_topic(python: &str, of: [&str; 3]) -> Vec<Value> {
+    let printed = said(Command::new(python).arg(root().join("docs/tools/read_topic.py")).args(of));
+    printed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
 /// The samples of a topic's schema, a version each, oldest first: the value as it was once written, and what it says.
 fn samples(topic: Topic) -> Vec<(Vec<u8>, Value)> {
     let versions = 1..=wire::schemas_of(topic).len();
@@ -78,10 +84,8 @@ fn confluents_consumer_reads_every_version_of_every_topic() {
         let records: Vec<_> = samples.iter().map(|(value, _)| outgoing(topic, value.clone())).collect();
         server.kafka.append(&records, None).expect("records are taken");
         let name = format!("{}.{topic}", server.settings.namespace);
-        let script = root().join("docs/tools/read_topic.py");
-        let printed = said(Command::new(&python).arg(script).args([&broker, &url, &name]));
-        let read: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        assert_eq!(read.len(), samples.len(), "{printed}");
+        let read = read_topic(&python, [&broker, &url, &name]);
+        assert_eq!(read.len(), samples.len(), "{read:?}");
         for (record, (_, says)) in read.iter().zip(&samples) {
             assert!(is_within(&record["value"], says), "{topic}: {} is not of {says}", record["value"]);
             assert_eq!((&record["key"], &record["headers"]["ce_id"]), (&"default/shopper-0001".into(), &"order-17".into()));
@@ -90,6 +94,22 @@ fn confluents_consumer_reads_every_version_of_every_topic() {
         let (newest, (_, says)) = (read.last().expect("a record"), samples.last().expect("a sample"));
         assert_eq!(&newest["value"], says, "{topic}: today's version says all");
     }
+}
+
+#[test]
+fn a_reader_goes_on_behind_values_that_it_cannot_read() {
+    let (Some(broker), Some(url)) = (address("ENDCAP_TEST_KAFKA"), address("ENDCAP_TEST_REGISTRY")) else { return };
+    let Some(python) = python() else { return };
+    let server = Server::with(settings(&broker), 1);
+    let unframed = samples(Topic::EVENTS).pop().expect("a sample").0;
+    let unknown_id = [&[0, 0x7F, 0xFF, 0xFF, 0xFF], &unframed[..]].concat();
+    let values = [unframed, unknown_id, b"noise".to_vec(), Vec::new()];
+    let records: Vec<_> = values.iter().map(|value| outgoing(Topic::EVENTS, value.clone())).collect();
+    server.kafka.append(&records, None).expect("records are taken");
+    let read = read_topic(&python, [&broker, &url, &format!("{}.{}", server.settings.namespace, Topic::EVENTS)]);
+    let raw: Vec<_> = read.iter().map(|record| record["raw"].as_str().map(str::to_owned)).collect();
+    let hex = |value: &Vec<u8>| Some(value.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    assert_eq!(raw, values.iter().map(hex).collect::<Vec<_>>(), "{read:?}");
 }
 
 #[test]

@@ -81,6 +81,7 @@ fn whole() -> Facts {
         records: Topic::all()
             .map(|topic| (topic, Records { count: u64::from(topic == topic.on(Lane::Live)), doubled: 0 }))
             .collect(),
+        letters: Vec::new(),
         tallies: STAGES.iter().map(|stage| ((*stage).to_owned(), tally.clone())).collect(),
         rows: BTreeMap::from([(anna(), Rows { state: Some(state.encode()), page: Some(stored) })]),
     }
@@ -171,32 +172,40 @@ const LOST_PAGE: [bool; 5] = [true, false, false, false, false];
 
 #[test]
 fn a_dead_letter_may_be_a_drop_where_an_erasure_followed_and_it_came_again() {
-    // Bert bought what nobody knows, and was erased.
-    let of_bert = |kind, product: &str| ShopperEvent {
-        user: "bert".to_owned(),
-        kind,
-        lines: vec![Line { product: product.to_owned(), quantity: 1 }],
-        ..purchase("b1")
+    const UNKNOWN: &str = "unknown_product";
+    // Anna, Bert and Carl bought what nobody knows, and Bert was erased.
+    let events = |is_erased: bool| {
+        let of = |user: &str, kind, product: &str| ShopperEvent {
+            user: user.to_owned(),
+            kind,
+            lines: vec![Line { product: product.to_owned(), quantity: 1 }],
+            ..purchase("b1")
+        };
+        let bought = ["bert", "carl"].map(|user| of(user, EventKind::Purchase, "none"));
+        let erased = is_erased.then(|| ShopperEvent { lines: Vec::new(), ..of("bert", EventKind::Erase, "") });
+        let events = bought.into_iter().chain(erased);
+        events.zip(1..).map(|(event, offset)| Received { offset, ..record(&event) }).collect::<Vec<_>>()
     };
-    let found = |erased: bool, verdicts: &[&str]| {
-        let mut run = whole();
-        let mut events = vec![record(&of_bert(EventKind::Purchase, "none"))];
-        events.extend(erased.then(|| record(&ShopperEvent { lines: Vec::new(), ..of_bert(EventKind::Erase, "") })));
-        assert_eq!(events.len(), verdicts.len(), "every record has its verdict");
-        run.events.extend(events);
-        run.records.get_mut(&Topic::EVENTS).expect("the topic is counted").count += verdicts.len() as u64;
+    // How much is lost and doubled, where the letters of the events at `written` are there, and so many were dropped as erased.
+    let found = |is_erased: bool, written: &[i64], dropped: usize| {
+        let (mut run, events) = (whole(), events(is_erased));
+        run.records.get_mut(&Topic::EVENTS).expect("the topic is counted").count += events.len() as u64;
         let tally = run.tallies.get_mut(STAGES[0]).expect("the stage has a tally");
-        for verdict in verdicts {
-            match *verdict {
-                "erased" => tally.drop_for(DropReason::Erased),
-                "duplicate" => tally.drop_for(DropReason::Duplicate),
-                kind => tally.dead_letter(kind),
-            }
-        }
-        judged(&run).lost
+        written.iter().for_each(|_| tally.dead_letter(UNKNOWN));
+        (0..dropped).for_each(|_| tally.drop_for(DropReason::Erased));
+        (written.len() + dropped..events.len()).for_each(|_| tally.drop_for(DropReason::Duplicate));
+        run.letters = written.iter().map(|offset| ((0, *offset), UNKNOWN.to_owned())).collect();
+        run.events.extend(events);
+        let figures = judged(&run);
+        (figures.lost, figures.duplicated)
     };
-    assert_eq!(found(true, &["unknown_product", "erased"]), 0, "as it is without a crash");
-    assert_eq!(found(true, &["erased", "erased"]), 0, "it came again behind its erasure");
-    assert!(found(true, &["duplicate", "erased"]) > 0, "nothing else is a reason");
-    assert!(found(false, &["erased"]) > 0, "no erasure followed");
+    assert_eq!(found(true, &[1, 2], 1), (0, 0), "as it is without a crash");
+    assert_eq!(found(true, &[2], 2), (0, 0), "Bert's came again behind his erasure");
+    assert_eq!(found(true, &[1], 2), (1, 0), "Carl was not erased");
+    assert_eq!(found(true, &[2], 1), (1, 0), "nothing came again");
+    assert_eq!(found(false, &[2], 1), (1, 0), "no erasure followed");
+    assert_eq!(found(true, &[1, 2, 2], 0).1, 1, "a letter twice");
+    let mut run = whole();
+    run.letters.push(((0, 0), UNKNOWN.to_owned()));
+    assert!(judged(&run).duplicated > 0, "a letter that is not due");
 }
