@@ -351,6 +351,14 @@ fn wrong_usage_and_wrong_files_are_one_clear_error() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn the_allocator_stands_in_the_systems_place_and_takes_our_settings() {
+    let run = Run::new(PROGRAM, Path::new("unused")).with("MALLOC_CONF", "confirm_conf:true");
+    let said = String::from_utf8(run.plain(&["--version"]).unwrap().stderr).unwrap();
+    assert!(said.contains("-- Set conf value: oversize_threshold:0"), "{said}");
+}
+
+#[test]
 fn health_answers_from_the_first_moment_and_tells_what_the_start_is_at() {
     let place = place();
     let up = place.program().start(&["--models", &place.models, "--shoppers", "0"]).unwrap();

@@ -69,8 +69,6 @@ const USAGE: u8 = 2;
 
 /// The program: reads the command line, does what it says, and tells in one line what went wrong.
 pub fn main() -> ExitCode {
-    // SAFETY: the first thing that `main` does; no other thread runs.
-    unsafe { memory::keep_between_batches() };
     keep_candle_to_its_callers();
     let cli = Cli::parse();
     match run(&cli) {

@@ -24,7 +24,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
-use endcap::memory;
+use endcap as _; // for where its memory comes from
 use endcap_evaluation::quantile;
 use endcap_log_kafka::{Kafka, KafkaConfig, KafkaSettings, TopicSettings, Topics};
 use endcap_runtime::{Broker as _, Embedded, EmbeddedConfig, Headers, Outgoing, Store, SystemClock};
@@ -74,7 +74,7 @@ struct Args {
     compression: String,
     /// Records of one commit of ours at most, and so many are fetched ahead. A commit costs 30 to 60 ms under load, whatever it holds; four stages
     /// commit beside each other.
-    #[arg(long, default_value_t = 2_048)]
+    #[arg(long, default_value_t = 4_096)]
     batch: u32,
     /// Rounds of each side.
     #[arg(long, default_value_t = 3)]
@@ -158,8 +158,6 @@ struct Round {
 }
 
 fn main() -> Result<()> {
-    // SAFETY: the first thing that `main` does, as the binary's does; no other thread runs.
-    unsafe { memory::keep_between_batches() };
     let args = Args::parse();
     match &args.role {
         Some(Role::Worker { broker, namespace, compression, batch }) => {
