@@ -146,6 +146,12 @@ fn check_offline(place: &Place) {
     assert_eq!(json("bea")["stages"][0]["explanation"]["event"]["unknown_products"], json!(["deposit"]));
     let listed = program.succeed(&["dlq", "ls"], &[]).unwrap();
     assert!(listed.lines().all(|line| line.contains("Z  ")), "{listed}");
+    let mistyped = program.output(&["dlq", "ls"], &["--stage", "contxt"]).unwrap();
+    let said = String::from_utf8_lossy(&mistyped.stderr);
+    assert!(
+        mistyped.stdout.is_empty() && said.contains("the newest 6 are of the stages context, ingest, for the reasons"),
+        "{said}"
+    );
     for user in ["a/b", "default/a/b"] {
         let story = json(user);
         let event = &story["stages"][0]["explanation"]["event"];

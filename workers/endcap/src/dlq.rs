@@ -1,15 +1,19 @@
 //! `endcap dlq`: what could not be processed.
 
-use std::io::{self, Write};
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+};
 
 use anyhow::{Context, Result, bail};
-use endcap_runtime::{Broker, Clock, DeadLetterFilter, DeadLetterId, INGEST, LogError, SystemClock};
+use endcap_runtime::{Broker, Clock, DeadLetterFilter, DeadLetterId, INGEST, LogError, StoredDeadLetter, SystemClock};
 
 use crate::{
     cli::{DataArgs, DlqCommand, DlqFilter},
     config::Config,
     desk::{DeadLetterRow, original_text},
     printable::printable,
+    progress,
     sides::Sides,
 };
 
@@ -32,12 +36,27 @@ pub fn command(command: &DlqCommand, config: impl Fn(&DataArgs) -> Result<Config
 
 fn list(log: &dyn Broker, filter: &DeadLetterFilter, json: bool) -> Result<()> {
     let mut out = io::stdout().lock();
-    for letter in log.dead_letters(filter).context(CANNOT_READ)? {
+    let letters = log.dead_letters(filter).context(CANNOT_READ)?;
+    if letters.is_empty() && (filter.stage.is_some() || filter.kind.is_some()) {
+        progress::say(&what_there_is(&log.dead_letters(&DeadLetterFilter::default()).context(CANNOT_READ)?));
+    }
+    for letter in letters {
         let whole = log.dead_letter(&letter.id).context(CANNOT_READ)?.unwrap_or(letter);
         let row = DeadLetterRow::of(&whole);
         if json { writeln!(out, "{}", serde_json::to_string(&row)?)? } else { writeln!(out, "{row}")? }
     }
     Ok(())
+}
+
+/// Which stages and reasons could have been chosen: a name that is mistyped should not look like a path without faults.
+fn what_there_is(newest: &[StoredDeadLetter]) -> String {
+    let listed = |names: BTreeSet<&str>| Vec::from_iter(names).join(", ");
+    let stages = listed(newest.iter().map(|letter| letter.stage.as_str()).collect());
+    let reasons = listed(newest.iter().map(|letter| letter.kind.as_str()).collect());
+    match newest.len() {
+        0 => "there are no dead letters".to_owned(),
+        count => format!("none of these; the newest {count} are of the stages {stages}, for the reasons {reasons}"),
+    }
 }
 
 fn show(log: &dyn Broker, id: &DeadLetterId, raw: bool) -> Result<()> {

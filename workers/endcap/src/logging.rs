@@ -22,8 +22,8 @@ use crate::{
     progress::{LogWriter, is_watched},
 };
 
-/// Level where `RUST_LOG` says nothing else.
-const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn";
+/// Levels where `RUST_LOG` says nothing else. What the CQL driver warns of while a server is away fills the log, and the stages tell it as well.
+const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn,scylla=error";
 
 /// Whether standard error takes JSON alone.
 static JSON: AtomicBool = AtomicBool::new(false);

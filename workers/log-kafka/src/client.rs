@@ -17,7 +17,7 @@ use rdkafka::{
 };
 
 use crate::{
-    KafkaConfig, Mechanism,
+    KafkaConfig, Mechanism, Security,
     lock::lock,
     tender,
     tokens::{self, NoToken},
@@ -235,9 +235,16 @@ pub(crate) fn connect(config: &KafkaConfig, patience: Duration) -> Result<(), Lo
             return Err(refused);
         }
         if Instant::now() >= deadline {
-            let cause = watch.last().map_or_else(|| error.to_string(), |complaint| complaint.reason);
-            let brokers = config.settings().brokers.join(", ");
-            return Err(LogError::Unavailable(format!("no broker of {brokers} answers within {patience:?}: {cause}")));
+            let (complaint, settings) = (watch.last(), config.settings());
+            // Of connections that were made and closed at once librdkafka tells no more than that nobody is there.
+            let are_closed = complaint.as_ref().is_some_and(|complaint| complaint.code == RDKafkaErrorCode::AllBrokersDown);
+            let hint = match settings.security {
+                Security::Plaintext if are_closed => "; if TLS is spoken at this port, set `security`",
+                _ => "",
+            };
+            let cause = complaint.map_or_else(|| error.to_string(), |complaint| complaint.reason);
+            let brokers = settings.brokers.join(", ");
+            return Err(LogError::Unavailable(format!("no broker of {brokers} answers within {patience:?}: {cause}{hint}")));
         }
     }
 }

@@ -44,7 +44,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// meanwhile (measured with Apache Kafka 4.3: one lone record in eight), so on the live lane that must not be long.
 fn fetch_wait_ms(lane: Lane) -> &'static str {
     match lane {
-        Lane::Live => "25",
+        Lane::Live => "20",
         Lane::Backfill => "500",
     }
 }

@@ -196,5 +196,12 @@ impl fmt::Debug for Topics {
 }
 
 fn refused(what: &str, topic: &str, code: RDKafkaErrorCode) -> LogError {
-    LogError::Refused(format!("cannot {what} {topic}: {code}"))
+    let remedy = match code {
+        RDKafkaErrorCode::InvalidReplicationFactor => ": there are fewer brokers than `replication` asks for copies",
+        RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed => {
+            ": the cluster's administrator has to allow it to this client"
+        }
+        _ => "",
+    };
+    LogError::Refused(format!("cannot {what} {topic}: {code}{remedy}"))
 }

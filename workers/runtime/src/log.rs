@@ -243,8 +243,8 @@ pub enum LogError {
     /// Another process works under this one's name, in its place: end.
     #[error("another process writes as {0}: this one ends; give every process an instance name of its own")]
     Fenced(String),
-    /// It is there, but does not let this process do what it must: a person has to act.
-    #[error("log refuses access: {0}")]
+    /// It is there, but does not do for this process what it must: a person has to act.
+    #[error("log refuses: {0}")]
     Refused(String),
     /// Too many records wait: let the stages catch up, or raise the limit.
     #[error(

@@ -326,7 +326,7 @@ impl Counter {
             .set("group.id", format!("{}.bench", place.namespace))
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
-            .set("fetch.wait.max.ms", "25") // as a stage's on the live lane
+            .set("fetch.wait.max.ms", "20") // as a stage's on the live lane
             .create()?;
         let [.., last] = TOPICS;
         let (topic, mut all) = (place.topic(last), TopicPartitionList::new());

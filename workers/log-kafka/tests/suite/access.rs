@@ -193,9 +193,20 @@ fn an_expired_certificate_is_one_clear_error() {
 
 #[test]
 fn a_broker_that_is_not_there_is_one_clear_error() {
-    let config = checked(KafkaSettings { request_timeout_s: 1, ..settings("127.0.0.1:1") });
+    check_unavailable("127.0.0.1:1", |cause| cause.contains("127.0.0.1:1") && !cause.contains("TLS"));
+}
+
+#[test]
+fn a_plain_client_at_a_port_for_tls_is_told_of_it() {
+    let Some(broker) = address("ENDCAP_TEST_KAFKA_TLS") else { return };
+    check_unavailable(&broker, |cause| cause.contains("if TLS is spoken at this port, set `security`"));
+}
+
+/// Checks that a client without TLS gives `broker` up soon, for such a cause.
+fn check_unavailable(broker: &str, is_told: impl Fn(&str) -> bool) {
+    let config = checked(KafkaSettings { request_timeout_s: 1, ..settings(broker) });
     let start = Instant::now();
-    let error = Topics::connect(&config, &small(1)).expect_err("nobody is there");
-    assert!(matches!(&error, LogError::Unavailable(cause) if cause.contains("127.0.0.1:1")), "{error}");
+    let error = Topics::connect(&config, &small(1)).expect_err("nobody answers");
+    assert!(matches!(&error, LogError::Unavailable(cause) if is_told(cause)), "{error}");
     assert!(start.elapsed() < SOON);
 }
