@@ -60,13 +60,15 @@ pub const KEYS: [&str; 22] = [
     "scylla_password",
 ];
 
-/// Secrets of the sides: the key that brings each from the environment, its side, and its place in the side's table.
-const SECRETS: [(&str, &str, &[&str]); 4] = [
-    ("kafka_password", "kafka", &["password"]),
-    ("kafka_key_password", "kafka", &["key_password"]),
-    ("kafka_registry_token", "kafka", &["registry", "token"]),
-    ("scylla_password", "scylla", &["password"]),
+/// Secrets of the sides: the key that brings each from the environment, its side, and its place there: in a table of the side's, or among the
+/// side's own keys.
+const SECRETS: [(&str, &str, SecretPlace); 4] = [
+    ("kafka_password", "kafka", (None, "password")),
+    ("kafka_key_password", "kafka", (None, "key_password")),
+    ("kafka_registry_token", "kafka", (Some("registry"), "token")),
+    ("scylla_password", "scylla", (None, "password")),
 ];
+type SecretPlace = (Option<&'static str>, &'static str);
 
 /// Variables of the environment that begin so are others' and no keys: what Kubernetes sets for a service named `endcap`, and what the
 /// project's tests and their servers go by.
@@ -447,19 +449,20 @@ fn machine() -> String {
 }
 
 /// Puts a secret of a side into its place in the side's table, from the environment or from a file that the table names.
-fn put_secret(mut table: &mut toml::Table, place: &[&str], from_outside: Option<&str>) -> Result<(), String> {
-    let (whole, [tables @ .., name]) = (place.join("."), place) else { unreachable!("a secret has a name") };
-    for inner in tables {
-        match table.get_mut(*inner) {
-            Some(toml::Value::Table(inner)) => table = inner,
-            Some(other) => return Err(format!("`{inner}` is {}, a table is needed", a_type(other))),
-            None if from_outside.is_some() => return Err(format!("`{whole}` is given, and there is no table `{inner}` for it")),
-            None => return Ok(()),
+fn put_secret(side: &mut toml::Table, (table, name): SecretPlace, from_outside: Option<&str>) -> Result<(), String> {
+    let whole = table.map_or_else(|| name.to_owned(), |table| format!("{table}.{name}"));
+    let table = match table.map(|table| (table, side.get_mut(table))) {
+        None => side,
+        Some((_, Some(toml::Value::Table(table)))) => table,
+        Some((table, Some(other))) => return Err(format!("`{table}` is {}, a table is needed", a_type(other))),
+        Some((table, None)) if from_outside.is_some() => {
+            return Err(format!("`{whole}` is given, and there is no table `{table}` for it"));
         }
-    }
+        Some((_, None)) => return Ok(()),
+    };
     let by_file = format!("{name}_file");
     let file = table.remove(&by_file);
-    if file.is_some() && table.contains_key(*name) {
+    if file.is_some() && table.contains_key(name) {
         return Err(format!("`{whole}` and `{whole}_file` are both given: one is needed"));
     }
     let secret = match (from_outside, file) {
@@ -471,7 +474,7 @@ fn put_secret(mut table: &mut toml::Table, place: &[&str], from_outside: Option<
         },
         (None, Some(other)) => return Err(format!("`{whole}_file` is {}, a path is needed", a_type(&other))),
     };
-    table.insert((*name).to_owned(), toml::Value::String(secret));
+    table.insert(name.to_owned(), toml::Value::String(secret));
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use endcap_runtime::{Clock, DeadLetterFilter, Erasure, LogError, Shutdown, Store, StoreError, SystemClock};
+use endcap_runtime::{Clock, DeadLetterFilter, LogError, Shutdown, Store, StoreError, SystemClock};
 use endcap_schemas::{EventKind, ShopperEvent, UserKey, topics::Topic};
 
 use crate::{cli::EraseArgs, config::Config, intake::outgoing_of, sides::Sides};
@@ -32,14 +32,19 @@ pub fn command(args: &EraseArgs, config: &Config) -> Result<()> {
         return Ok(());
     }
     let deadline = clock.monotonic().saturating_add(args.within);
-    let what_is_left = || patient(&clock, deadline, || Left::of(&sides, &args.user));
-    wait(&sides, &args.user, &ends, &clock, deadline, args.within)?;
-    // The store knows of the erasure a moment before the last of the rows is gone.
-    let (patience, mut left) = (Shutdown::new(), what_is_left()?);
-    while !left.is_nothing() && clock.monotonic() < deadline {
-        patience.wait(LOOK_EVERY);
-        left = what_is_left()?;
+    let is_ours = |(partition, offset): &(i32, i64)| *offset >= ends.get(partition).copied().unwrap_or(0);
+    let carried_out =
+        || Ok(sides.store.erasure(&args.user).context("cannot read the store")?.and_then(|erasure| erasure.at).filter(is_ours));
+    if until(&clock, deadline, carried_out)?.is_none() {
+        bail!(
+            "the context stage has not come to the erasure within {}: it stays in the log; is `endcap up` or `endcap run context` running?",
+            humantime::format_duration(args.within)
+        );
     }
+    // The store knows of the erasure a moment before the last of the rows is gone.
+    let what_is_left = || Left::of(&sides, &args.user);
+    let clean = until(&clock, deadline, || Ok(Some(what_is_left()?).filter(Left::is_nothing)))?;
+    let left = clean.map_or_else(what_is_left, Ok)?;
     println!("{left}");
     if left.is_nothing() { Ok(()) } else { bail!("something is left of {name}: erase again") }
 }
@@ -70,14 +75,17 @@ fn erasure_of(user: &UserKey, at_ms: i64) -> ShopperEvent {
     }
 }
 
-/// Asks again while log or store do not answer, until `deadline`: the erasure waits for them too.
-fn patient<T>(clock: &dyn Clock, deadline: Duration, ask: impl Fn() -> Result<T>) -> Result<T> {
+/// Asks again and again, until there is an answer or, at `deadline`, none. Log and store may be away until then: the erasure waits for them too.
+fn until<T>(clock: &dyn Clock, deadline: Duration, ask: impl Fn() -> Result<Option<T>>) -> Result<Option<T>> {
     let patience = Shutdown::new();
     loop {
+        let is_late = clock.monotonic() >= deadline;
         match ask() {
-            Err(error) if is_passing(&error) && clock.monotonic() < deadline => drop(patience.wait(LOOK_EVERY)),
+            Ok(None) if !is_late => {}
+            Err(error) if !is_late && is_passing(&error) => {}
             answer => return answer,
         }
+        patience.wait(LOOK_EVERY);
     }
 }
 
@@ -85,32 +93,6 @@ fn patient<T>(clock: &dyn Clock, deadline: Duration, ask: impl Fn() -> Result<T>
 fn is_passing(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(StoreError::Unavailable(_)))
         || matches!(error.downcast_ref(), Some(LogError::Unavailable(_)))
-}
-
-/// Waits until the store knows an erasure that was asked for behind `ends`, until `deadline`, which comes `within` so long.
-fn wait(
-    sides: &Sides,
-    user: &UserKey,
-    ends: &BTreeMap<i32, i64>,
-    clock: &dyn Clock,
-    deadline: Duration,
-    within: Duration,
-) -> Result<()> {
-    let patience = Shutdown::new();
-    let is_behind = |(partition, offset)| offset >= ends.get(&partition).copied().unwrap_or(0);
-    loop {
-        let erasure: Option<Erasure> = patient(clock, deadline, || sides.store.erasure(user).context("cannot read the store"))?;
-        if erasure.and_then(|erasure| erasure.at).is_some_and(is_behind) {
-            return Ok(());
-        }
-        if clock.monotonic() > deadline {
-            bail!(
-                "the context stage has not come to the erasure within {}: it stays in the log; is `endcap up` or `endcap run context` running?",
-                humantime::format_duration(within)
-            );
-        }
-        patience.wait(LOOK_EVERY);
-    }
 }
 
 /// What is left of a shopper's life before the erasure.
@@ -165,17 +147,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_answer_is_asked_again_in_time_and_what_is_refused_is_not() {
-        const STORE_DOWN: fn() -> Result<u8> = || Err(StoreError::Unavailable("down".to_owned())).context("cannot read");
-        const LOG_DOWN: fn() -> Result<u8> = || Err(LogError::Unavailable("down".to_owned())).context("cannot read");
-        const DAMAGED: fn() -> Result<u8> = || Err(StoreError::Corrupt("no".to_owned())).context("cannot read");
-        let ask = |deadline_s: u64, answers: &[fn() -> Result<u8>]| {
+    fn what_is_not_there_yet_or_does_not_answer_is_asked_again_in_time_and_what_is_refused_is_not() {
+        type Answer = fn() -> Result<Option<u8>>;
+        const STORE_DOWN: Answer = || Err(StoreError::Unavailable("down".to_owned())).context("cannot read");
+        const LOG_DOWN: Answer = || Err(LogError::Unavailable("down".to_owned())).context("cannot read");
+        const DAMAGED: Answer = || Err(StoreError::Corrupt("no".to_owned())).context("cannot read");
+        let ask = |deadline_s: u64, answers: &[Answer]| {
             let (asked, clock) = (Cell::new(0), ManualClock::at(0));
-            let answer = patient(&clock, Duration::from_secs(deadline_s), || answers[asked.replace(asked.get() + 1)]());
+            let answer = until(&clock, Duration::from_secs(deadline_s), || answers[asked.replace(asked.get() + 1)]());
             (answer.ok(), asked.get())
         };
-        assert_eq!(ask(1, &[STORE_DOWN, LOG_DOWN, || Ok(7)]), (Some(7), 3));
+        assert_eq!(ask(1, &[STORE_DOWN, LOG_DOWN, || Ok(None), || Ok(Some(7))]), (Some(Some(7)), 4));
         assert_eq!(ask(0, &[LOG_DOWN]), (None, 1), "its time is over");
+        assert_eq!(ask(0, &[|| Ok(None)]), (Some(None), 1), "its time is over");
         assert_eq!(ask(1, &[DAMAGED]), (None, 1), "waiting does not mend it");
     }
 }
