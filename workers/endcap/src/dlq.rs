@@ -36,16 +36,21 @@ pub fn command(command: &DlqCommand, config: impl Fn(&DataArgs) -> Result<Config
 
 fn list(log: &dyn Broker, filter: &DeadLetterFilter, json: bool) -> Result<()> {
     let mut out = io::stdout().lock();
-    let letters = log.dead_letters(filter).context(CANNOT_READ)?;
-    if letters.is_empty() && (filter.stage.is_some() || filter.kind.is_some()) {
-        progress::say(&what_there_is(&log.dead_letters(&DeadLetterFilter::default()).context(CANNOT_READ)?));
-    }
-    for letter in letters {
+    for letter in chosen(log, filter)? {
         let whole = log.dead_letter(&letter.id).context(CANNOT_READ)?.unwrap_or(letter);
         let row = DeadLetterRow::of(&whole);
         if json { writeln!(out, "{}", serde_json::to_string(&row)?)? } else { writeln!(out, "{row}")? }
     }
     Ok(())
+}
+
+/// The letters that `filter` lets through. Where it names a stage or reason and there are none, it says what could have been named.
+fn chosen(log: &dyn Broker, filter: &DeadLetterFilter) -> Result<Vec<StoredDeadLetter>> {
+    let letters = log.dead_letters(filter).context(CANNOT_READ)?;
+    if letters.is_empty() && (filter.stage.is_some() || filter.kind.is_some()) {
+        progress::say(&what_there_is(&log.dead_letters(&DeadLetterFilter::default()).context(CANNOT_READ)?));
+    }
+    Ok(letters)
 }
 
 /// Which stages and reasons could have been chosen: a name that is mistyped should not look like a path without faults.
@@ -81,12 +86,8 @@ fn redrive(log: &dyn Broker, ids: &[DeadLetterId], filter: &DlqFilter) -> Result
             bail!("nothing is named: give ids of `endcap dlq ls`, or choose with --reason, --stage, --user or --since")
         }
         (false, true) => bail!("give ids or choose with --reason, --stage, --user and --since, not both"),
-        (true, true) => log.dead_letters(&filter_of(filter)).context(CANNOT_READ)?,
-        (false, false) => {
-            let named =
-                |id| log.dead_letter(id).context(CANNOT_READ)?.with_context(|| format!("no dead letter {id}, nothing was sent"));
-            ids.iter().map(named).collect::<Result<_>>()?
-        }
+        (true, true) => chosen(log, &filter_of(filter))?,
+        (false, false) => named(log, ids)?,
     };
     let (refused, rest): (Vec<_>, Vec<_>) = letters.into_iter().partition(|letter| letter.stage == INGEST);
     let wanted: Vec<DeadLetterId> = rest.into_iter().map(|letter| letter.id).collect();
@@ -97,6 +98,28 @@ fn redrive(log: &dyn Broker, ids: &[DeadLetterId], filter: &DlqFilter) -> Result
         refused.len()
     );
     Ok(())
+}
+
+/// The letters of these ids, each once, as far as they are still there: whoever repeats a call that was cut short names some that were sent.
+fn named(log: &dyn Broker, ids: &[DeadLetterId]) -> Result<Vec<StoredDeadLetter>> {
+    let mut letters: Vec<StoredDeadLetter> = Vec::new();
+    let mut missing = Vec::new();
+    for id in ids {
+        if letters.iter().any(|letter| letter.id == *id) {
+            continue;
+        }
+        match log.dead_letter(id).context(CANNOT_READ)? {
+            Some(letter) => letters.push(letter),
+            None => missing.push(id.to_string()),
+        }
+    }
+    if letters.is_empty() {
+        bail!("no dead letter {}, nothing was sent: `endcap dlq ls` lists them", missing.join(", "));
+    }
+    if !missing.is_empty() {
+        progress::say(&format!("no dead letter any more: {}", missing.join(", ")));
+    }
+    Ok(letters)
 }
 
 /// Sends letters part by part; answers how many were sent. What is sent is off the list with the transaction that sends it, so nothing is sent

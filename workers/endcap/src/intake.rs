@@ -67,7 +67,8 @@ impl Desk {
     /// Lets what fits into the log and keeps the rest as dead letters. Durable when it answers.
     ///
     /// # Errors
-    /// When the log is full or does not answer; then nothing was taken, and the request may be sent again.
+    /// When the log is full, then nothing was taken; when it does not answer, then it may have been all the same. The request may be sent again: events
+    /// are known by their ids.
     pub fn take(&self, received: Vec<Received>) -> Result<Taken> {
         let accepted_ms = self.clock.now_ms();
         let (mut outgoing, mut letters, mut results) = (Vec::new(), Vec::new(), Vec::with_capacity(received.len()));

@@ -23,7 +23,7 @@ pub mod intake;
 pub mod lab;
 pub mod logging;
 pub mod manifest;
-pub mod memory;
+mod memory;
 pub mod models;
 pub mod monitor;
 pub mod path;

@@ -22,8 +22,8 @@ use crate::{
     progress::{LogWriter, is_watched},
 };
 
-/// Levels where `RUST_LOG` says nothing else. What the CQL driver warns of while a server is away fills the log, and the stages tell it as well.
-const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn,scylla=error";
+/// Levels where `RUST_LOG` says nothing else. The CQL driver warns of each attempt to reach a store that is away, which the stages tell as well.
+const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn,scylla::cluster::metadata::cc_establisher=error";
 
 /// Whether standard error takes JSON alone.
 static JSON: AtomicBool = AtomicBool::new(false);
@@ -86,20 +86,22 @@ impl Anonymiser {
     /// When the key cannot be read or written.
     pub fn of(data: &Path) -> Result<Self> {
         let path = data.join(Self::FILE);
-        if let Ok(bytes) = fs::read(&path)
-            && let Ok(key) = <[u8; 32]>::try_from(bytes.as_slice())
-        {
+        let kept = || fs::read(&path).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        if let Some(key) = kept() {
             return Ok(Self { key });
         }
         let mut key = [0_u8; 32];
         SysRng.try_fill_bytes(&mut key).context("cannot draw a random key")?;
-        let mut options = fs::OpenOptions::new();
-        options.create(true).write(true).truncate(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        file.write_all(&key).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self { key })
+        let mut draft = tempfile::Builder::new().prefix(Self::FILE).tempfile_in(data)?;
+        draft.write_all(&key)?;
+        // Of processes that start at the same time all take the key of the first.
+        match draft.persist_noclobber(&path) {
+            Ok(_) => Ok(Self { key }),
+            Err(error) => match kept() {
+                Some(key) => Ok(Self { key }),
+                None => Err(error.error).with_context(|| format!("cannot write {}", path.display())),
+            },
+        }
     }
 
     /// Eight hex digits that stand for the data directory.

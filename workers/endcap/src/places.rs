@@ -255,12 +255,14 @@ fn lay_out(files: &[(&str, &[u8])], under: &Path) -> Result<PathBuf> {
         fs::write(path, contents)
     };
     let written = files.iter().try_for_each(write).and_then(|()| fs::rename(&draft, &folder));
-    if written.is_err() && folder.is_dir() {
-        // Another process was faster.
-        fs::remove_dir_all(&draft).with_context(|| format!("cannot clear {}", draft.display()))?;
-        return Ok(folder);
+    if written.is_err() {
+        // What cannot be cleared is in nobody's way but that of other files.
+        let _ = fs::remove_dir_all(&draft);
     }
-    written.with_context(|| format!("cannot write the models to {}", folder.display()))?;
+    // Another process may have been faster.
+    if !folder.is_dir() {
+        written.with_context(|| format!("cannot write the models to {}", folder.display()))?;
+    }
     Ok(folder)
 }
 
@@ -272,10 +274,13 @@ fn mend(path: &Path, contents: &[u8]) -> Result<()> {
     tracing::warn!(file = %path.display(), "a file of the program's own models is damaged: writing it again");
     // Moved into place, so that a process that has the file open keeps what it sees.
     let draft = path.with_extension(format!("draft-{}", unique_name()));
-    fs::create_dir_all(path.parent().expect("a file has a folder"))
+    let written = fs::create_dir_all(path.parent().expect("a file has a folder"))
         .and_then(|()| fs::write(&draft, contents))
-        .and_then(|()| fs::rename(&draft, path))
-        .with_context(|| format!("cannot write {}", path.display()))
+        .and_then(|()| fs::rename(&draft, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&draft);
+    }
+    written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

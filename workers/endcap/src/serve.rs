@@ -169,7 +169,8 @@ impl Desk {
     /// Appends feedback, durably, and counts what became of it.
     ///
     /// # Errors
-    /// When the log is full or does not answer; then nothing was taken, and it may be sent again.
+    /// When the log is full, then nothing was taken; when it does not answer, then it may have been all the same. It may be sent again: what was
+    /// learnt from teaches nothing twice.
     pub fn learn(&self, feedback: &[Feedback], taken: FeedbackTaken) -> Result<FeedbackTaken> {
         let records = feedback.iter().map(outgoing_of).collect::<Result<Vec<_>, _>>().context("cannot write feedback")?;
         if !records.is_empty() {

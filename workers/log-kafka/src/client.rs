@@ -120,11 +120,11 @@ impl KafkaConfig {
         client.extend(settings.properties.iter().map(|(key, value)| (key.clone(), value.clone())));
         client
             .set("bootstrap.servers", settings.brokers.join(","))
-            .set("client.id", format!("endcap.{}", settings.instance))
             .set("security.protocol", settings.security.protocol())
-            .set("message.max.bytes", RECORD_MAX_BYTES.to_string())
-            .set("reconnect.backoff.ms", "50")
-            .set("reconnect.backoff.max.ms", "2000");
+            .set("message.max.bytes", RECORD_MAX_BYTES.to_string());
+        self.usually(&mut client, "client.id", &format!("endcap.{}", settings.instance));
+        self.usually(&mut client, "reconnect.backoff.ms", "50");
+        self.usually(&mut client, "reconnect.backoff.max.ms", "2000");
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let mut set = |key: &str, value: Option<String>| {
             if let Some(value) = value {
@@ -305,6 +305,12 @@ pub(crate) fn failure(what: &str, error: &KafkaError) -> LogError {
         Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition) => {
             LogError::Unavailable(format!("{text}: declare the topics (`endcap topics apply`)"))
         }
+        Some(RDKafkaErrorCode::InvalidReplicationFactor) => {
+            LogError::Refused(format!("{text}: there are fewer brokers than `replication` asks for copies"))
+        }
+        Some(RDKafkaErrorCode::InvalidConfig | RDKafkaErrorCode::InvalidPartitions | RDKafkaErrorCode::PolicyViolation) => {
+            LogError::Refused(text)
+        }
         Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
             LogError::Refused(format!("{text}: raise the brokers' and the topics' `max.message.bytes` to {RECORD_MAX_BYTES}"))
         }
@@ -326,9 +332,13 @@ pub(crate) fn is_between_coordinators(error: &KafkaError) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{KafkaSettings, Security};
+    use std::collections::{BTreeMap, BTreeSet};
+
     use endcap_runtime::Secret;
+    use endcap_schemas::topics::Lane;
+
+    use super::*;
+    use crate::{KafkaSettings, config::OWN};
 
     fn config() -> KafkaConfig {
         let settings = KafkaSettings {
@@ -341,6 +351,23 @@ mod tests {
             ..KafkaSettings::default()
         };
         settings.try_into().unwrap()
+    }
+
+    #[test]
+    fn a_property_is_kept_as_given_or_refused() {
+        let clients = |config: &KafkaConfig| {
+            [Lane::Live, Lane::Backfill].map(|lane| config.member("g", lane)).into_iter().chain([config.writer("w")])
+        };
+        let usual: BTreeSet<String> = clients(&config())
+            .flat_map(|client| client.config_map().keys().map(|key| (*key).to_owned()).collect::<Vec<_>>())
+            .collect();
+        for key in usual {
+            let properties = BTreeMap::from([(key.clone(), "ours".to_owned())]);
+            match KafkaConfig::try_from(KafkaSettings { properties, ..config().settings().clone() }) {
+                Ok(config) => assert!(clients(&config).all(|client| client.get(&key) == Some("ours")), "{key}"),
+                Err(faults) => assert!(OWN.contains(&key.as_str()), "{key}: {faults}"),
+            }
+        }
     }
 
     #[test]

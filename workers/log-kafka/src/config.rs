@@ -9,9 +9,10 @@ use thiserror::Error;
 use crate::registry::Registry;
 
 /// librdkafka properties that this crate sets itself, because exactly-once rests on them or because a setting of its own names them.
-const OWN: [&str; 26] = [
+pub(crate) const OWN: [&str; 30] = [
     "auto.offset.reset",
     "bootstrap.servers",
+    "delivery.report.only.error",
     "enable.auto.commit",
     "enable.auto.offset.store",
     "enable.idempotence",
@@ -20,9 +21,12 @@ const OWN: [&str; 26] = [
     "group.protocol",
     "isolation.level",
     "linger.ms",
+    "message.max.bytes",
     "partition.assignment.strategy",
     "partitioner",
     "queue.buffering.max.ms",
+    "queued.max.messages.kbytes",
+    "queued.min.messages",
     "sasl.mechanism",
     "sasl.mechanisms",
     "sasl.password",
@@ -232,6 +236,9 @@ impl KafkaSettings {
         faults.extend(
             own.map(|key| format!("`properties` must not set `{key}`: it is set by a key of its own or rests on a promise")),
         );
+        if self.properties.contains_key("compression.codec") {
+            faults.push("`properties` must not set `compression.codec`: set `compression.type`, its other name".to_owned());
+        }
         faults
     }
 
@@ -354,7 +361,8 @@ mod tests {
     fn every_fault_is_told_with_its_key_and_all_of_them_together() {
         let text =
             "brokers = ['nowhere']\nnamespace = 'a b'\nsecurity = 'sasl_ssl'\nkey_password = 'hunter2'\nsession_timeout_s = 5
-            drain_s = 60\n[registry]\nurl = 'ftp://x'\n[properties]\n'enable.idempotence' = 'false'";
+            drain_s = 60\n[registry]\nurl = 'ftp://x'\n[properties]\n'enable.idempotence' = 'false'
+            'compression.codec' = 'lz4'";
         let faults = parsed(text).unwrap_err();
         for part in [
             "`brokers` holds `nowhere`",
@@ -368,10 +376,11 @@ mod tests {
             "`drain_s` must be 1 to 4",
             "`registry.url` must begin with http://",
             "`properties` must not set `enable.idempotence`",
+            "set `compression.type`",
         ] {
             assert!(faults.contains(part), "{part}: {faults}");
         }
-        assert_eq!(faults.split("; ").count(), 11, "{faults}");
+        assert_eq!(faults.split("; ").count(), 12, "{faults}");
         assert!(!faults.contains("hunter2"));
         assert!(parsed("brokers = ['a:1']\ninstance = 'x'\nbroker = 'b'").unwrap_err().contains("unknown field `broker`"));
     }

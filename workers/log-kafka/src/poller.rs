@@ -13,7 +13,7 @@ use std::{
 use endcap_runtime::{LogError, Received};
 use endcap_schemas::topics::{Lane, Topic};
 use rdkafka::{
-    TopicPartitionList,
+    ClientConfig, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance},
     error::{KafkaError, RDKafkaErrorCode},
 };
@@ -95,6 +95,26 @@ fn partitions_of(list: &TopicPartitionList) -> Vec<i32> {
     list.elements().iter().map(|element| element.partition()).collect()
 }
 
+impl KafkaConfig {
+    /// A client that reads as a member of `group`.
+    pub(crate) fn member(&self, group: &str, lane: Lane) -> ClientConfig {
+        let (settings, mut client) = (self.settings(), self.reader(group));
+        client
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            // What librdkafka fetches ahead comes beside what is held here, the first for each partition: small, as it takes memory twice and
+            // stopping throws it away.
+            .set("queued.min.messages", (settings.ahead_records_max / OF_AHEAD).max(1).to_string())
+            .set("queued.max.messages.kbytes", (settings.ahead_bytes_max / OF_AHEAD / 1_024).max(1_024).to_string())
+            .set("enable.partition.eof", "true");
+        self.usually(&mut client, "fetch.queue.backoff.ms", "10");
+        self.usually(&mut client, "fetch.wait.max.ms", fetch_wait_ms(lane));
+        if !settings.properties.contains_key("max.partition.fetch.bytes") {
+            self.usually(&mut client, "fetch.message.max.bytes", FETCH_BYTES); // two names of one property
+        }
+        client
+    }
+}
+
 /// The thread, its consumer and the hand-over from it.
 pub(crate) struct Poller {
     pub(crate) consumer: Arc<GroupConsumer>,
@@ -108,21 +128,8 @@ impl Poller {
         let settings = config.settings();
         let ahead = Ahead { records_max: settings.ahead_records_max as usize, bytes_max: settings.ahead_bytes_max as usize };
         let hand = Arc::new(Hand::new(ahead));
-        let mut client = config.reader(group);
-        client
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            // What librdkafka fetches ahead comes beside what is held here, the first for each partition: small, as it takes memory twice and
-            // stopping throws it away.
-            .set("queued.min.messages", (settings.ahead_records_max / OF_AHEAD).max(1).to_string())
-            .set("queued.max.messages.kbytes", (settings.ahead_bytes_max / OF_AHEAD / 1_024).max(1_024).to_string())
-            .set("fetch.queue.backoff.ms", "10")
-            .set("enable.partition.eof", "true");
-        config.usually(&mut client, "fetch.wait.max.ms", fetch_wait_ms(topic.lane()));
-        if !settings.properties.contains_key("max.partition.fetch.bytes") {
-            config.usually(&mut client, "fetch.message.max.bytes", FETCH_BYTES); // two names of one property
-        }
         let steward = Steward { hand: hand.clone(), drain: config.drain(), paused: AtomicBool::new(false) };
-        let consumer: GroupConsumer = client::create(&client, Watch::with(config, steward))?;
+        let consumer: GroupConsumer = client::create(&config.member(group, topic.lane()), Watch::with(config, steward))?;
         consumer.subscribe(&[&name]).map_err(|error| client::failure("cannot subscribe", &error))?;
         let consumer = Arc::new(consumer);
         let polling = Polling {

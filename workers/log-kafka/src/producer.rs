@@ -3,7 +3,10 @@
 //! Every transaction carries a mark, the number of this writer's transactions. So a commit whose answer was lost can be told from one that
 //! was never made.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
 
 use endcap_runtime::{Clock, DeadLetter, INGEST, LogError, Outgoing, Tally, metric};
 use endcap_schemas::topics::Lane;
@@ -36,8 +39,8 @@ pub(crate) struct Ingest {
     progress: Notes,
     /// As the log has it; `None` before it was read, and after a transaction whose end is not known.
     own: Option<Own>,
-    /// Progress that was to be noted by a transaction whose end is not known.
-    unclear: Option<(String, String)>,
+    /// Progress that was to be noted by transactions whose end is not known: of each name what was to be noted last.
+    unclear: BTreeMap<String, String>,
 }
 
 /// What this writer has counted, and how many transactions it made.
@@ -58,7 +61,7 @@ impl Ingest {
         let writer = Writer::new(config.clone(), names.transactional_id("endcap.ingest"), tender.clone());
         let readers = readers.clone();
         let (tallies, progress) = (Notes::new(names.tallies()), Notes::new(names.progress()));
-        Self { names: names.clone(), registry, writer, readers, tallies, progress, own: None, unclear: None }
+        Self { names: names.clone(), registry, writer, readers, tallies, progress, own: None, unclear: BTreeMap::new() }
     }
 
     fn passed<'a>(&self, records: &'a [Outgoing]) -> Result<Vec<Record<'a>>, LogError> {
@@ -68,20 +71,26 @@ impl Ingest {
 
     /// Appends `records` and notes how far their source was read.
     pub(crate) fn append(&mut self, records: &[Outgoing], progress: Option<(&str, &str)>) -> Result<(), LogError> {
-        let wanted = progress.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        if let Some((name, value)) = wanted.as_ref().filter(|_| self.unclear == wanted) {
+        if let Some((name, value)) = progress
+            && self.unclear.get(name).is_some_and(|unclear| unclear == value)
+        {
             self.writer.ready()?; // ends the transaction in question, one way or the other
-            self.unclear = None;
             let reader = self.readers.lend()?;
-            if self.progress.whole(&reader)?.get(name) == Some(value) {
+            let is_noted = self.progress.whole(&reader)?.get(name).is_some_and(|noted| noted == value);
+            self.unclear.remove(name);
+            if is_noted {
                 return Ok(());
             }
         }
         let mut all = self.passed(records)?;
         all.extend(progress.map(|(name, value)| Record::note(self.names.progress(), name, value)));
         let written = self.write(all, &Tally::default());
-        if written.is_err() && self.own.is_none() {
-            self.unclear = wanted;
+        if let Some((name, value)) = progress {
+            match &written {
+                Ok(()) => drop(self.unclear.remove(name)),
+                Err(_) if self.own.is_none() => drop(self.unclear.insert(name.to_owned(), value.to_owned())),
+                Err(_) => {}
+            }
         }
         written
     }

@@ -33,7 +33,7 @@ pub(crate) struct Registry {
 #[derive(Default)]
 struct Known {
     ids: HashMap<(Topic, u64), u32>,
-    /// `None` for an id that the registry does not know, or whose schema is not Avro.
+    /// `None` for one whose schema is not Avro, or none that can be read.
     fingerprints: HashMap<u32, Option<u64>>,
 }
 
@@ -137,13 +137,11 @@ impl Registry {
                 let is_avro = stored.kind.as_deref().is_none_or(|kind| kind == "AVRO");
                 if is_avro { wire::fingerprint_of_schema(&stored.schema).ok() } else { None }
             }
-            Err((404, _)) => None,
+            // What it does not know now it may know a moment later.
+            Err((404, _)) => return Ok(None),
             Err((status, text)) => return Err(refused("look a schema up", status, &text)),
         };
-        // What it does not know now it may know a moment later.
-        if fingerprint.is_some() {
-            self.known().fingerprints.insert(id, fingerprint);
-        }
+        self.known().fingerprints.insert(id, fingerprint);
         Ok(fingerprint)
     }
 

@@ -12,7 +12,7 @@ use rdkafka::{
         AdminClient, AdminOptions, AlterConfig, ConfigSource, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
         TopicReplication,
     },
-    error::RDKafkaErrorCode,
+    error::{KafkaError, RDKafkaErrorCode},
 };
 
 use crate::{
@@ -99,7 +99,7 @@ impl Topics {
             match each {
                 // Somebody else was faster: the next plan tells whether it fits.
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((topic, code)) => return Err(refused("create", &topic, code)),
+                Err((topic, code)) => return Err(client::failure(&format!("cannot create {topic}"), &KafkaError::AdminOp(code))),
             }
         }
         self.wait_until("the new topics", |topics| Ok(topics.found()?.len() == topics.declared.len()))
@@ -140,7 +140,7 @@ impl Topics {
             .collect();
         let made = pollster::block_on(self.admin.alter_configs(&alter, &self.options()));
         for each in made.map_err(|error| client::failure("cannot change topics", &error))? {
-            each.map_err(|(topic, code)| refused("change", &format!("{topic:?}"), code))?;
+            each.map_err(|(topic, code)| client::failure(&format!("cannot change {topic:?}"), &KafkaError::AdminOp(code)))?;
         }
         self.wait_until("the new settings", |topics| {
             Ok(!topics.plan()?.steps.iter().any(|step| matches!(step, Step::Change { .. })))
@@ -177,7 +177,8 @@ impl Topics {
         let told = pollster::block_on(self.admin.describe_configs(&asked, &self.options()));
         let told = told.map_err(|error| client::failure("cannot ask for the topics' settings", &error))?;
         for resource in told {
-            let resource = resource.map_err(|code| refused("describe", "a topic", code))?;
+            let resource =
+                resource.map_err(|code| client::failure("cannot ask for a topic's settings", &KafkaError::AdminOp(code)))?;
             let OwnedResourceSpecifier::Topic(name) = resource.specifier else { continue };
             let entries = resource.entries.into_iter().filter_map(|entry| {
                 let own = entry.source == ConfigSource::DynamicTopic;
@@ -193,15 +194,4 @@ impl fmt::Debug for Topics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Topics").field("declared", &self.declared).finish_non_exhaustive()
     }
-}
-
-fn refused(what: &str, topic: &str, code: RDKafkaErrorCode) -> LogError {
-    let remedy = match code {
-        RDKafkaErrorCode::InvalidReplicationFactor => ": there are fewer brokers than `replication` asks for copies",
-        RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed => {
-            ": the cluster's administrator has to allow it to this client"
-        }
-        _ => "",
-    };
-    LogError::Refused(format!("cannot {what} {topic}: {code}{remedy}"))
 }

@@ -29,19 +29,20 @@ pub trait Broker: Send + Sync {
     ///
     /// # Errors
     /// [`LogError::Full`] while a group is too far behind on the records' lane (nothing is written; try again later), [`LogError`] when the log
-    /// does not answer.
+    /// does not answer. Then nothing was written, or, on a log of servers, it is not known: with `progress` the same call again finds out; without,
+    /// whoever reads must know what comes twice by its id.
     fn append(&self, records: &[Outgoing], progress: Option<(&str, &str)>) -> Result<(), LogError>;
 
     /// Appends `records` and keeps, in the same transaction, what was refused before it entered the log. Both are counted under [`INGEST`].
     ///
     /// # Errors
-    /// As [`Broker::append`]; then nothing was kept.
+    /// As [`Broker::append`] without progress.
     fn admit(&self, records: &[Outgoing], refused: &[DeadLetter]) -> Result<(), LogError>;
 
     /// Takes `records` as [`Broker::admit`] does, and also while the log is full: for what may not wait behind a backlog, such as erasures.
     ///
     /// # Errors
-    /// [`LogError`] when the log does not answer; then nothing was kept.
+    /// [`LogError`] when the log does not answer; as [`Broker::append`] without progress then.
     fn insist(&self, records: &[Outgoing]) -> Result<(), LogError>;
 
     /// How far the source `name` was read, as the last append noted it.

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read as _},
+    process,
     sync::Arc,
     thread,
 };
@@ -37,11 +38,16 @@ pub(crate) fn work(place: &Place) -> Result<()> {
     println!("running");
     io::stdin().read_to_end(&mut Vec::new()).context("cannot wait for the end")?;
     env.shutdown.trigger();
-    stages.into_iter().try_for_each(|stage| stage.join().map_err(|_| anyhow!("a stage panicked"))?)
+    stages.into_iter().try_for_each(|stage| stage.join().map_err(|_| anyhow!("a stage panicked")))
 }
 
-fn start<S: Stage + 'static>(mut stage: S, kafka: &Kafka, env: &StageEnv) -> Result<thread::JoinHandle<Result<()>>> {
+fn start<S: Stage + 'static>(mut stage: S, kafka: &Kafka, env: &StageEnv) -> Result<thread::JoinHandle<()>> {
     let log = Broker::consumer(kafka, S::NAME, S::In::TOPIC)?;
     let env = StageEnv { stats: Arc::new(StageStats::default()), ..env.clone() };
-    Ok(thread::spawn(move || Ok(run_stage(&mut stage, log, &env)?)))
+    Ok(thread::spawn(move || {
+        run_stage(&mut stage, log, &env).unwrap_or_else(|error| {
+            eprintln!("{}: {error}", S::NAME);
+            process::exit(1); // else the bench would wait for records that do not come
+        });
+    }))
 }
