@@ -34,10 +34,11 @@ fn tell(plan: &Plan, done: bool) -> Result<()> {
         println!("{step}");
     }
     let obstacles = plan.obstacles().count();
-    match (plan.is_empty(), done) {
-        (true, _) => println!("the topics are as they should be"),
-        (false, true) => println!("{} steps done", plan.steps.len()),
-        (false, false) => println!("{} steps to do: `endcap topics apply` does them", plan.steps.len() - obstacles),
+    match (plan.steps.len() - obstacles, done) {
+        (0, _) if obstacles > 0 => {}
+        (0, _) => println!("the topics are as they should be"),
+        (steps, true) => println!("{steps} steps done"),
+        (steps, false) => println!("{steps} steps to do: `endcap topics apply` does them"),
     }
     if obstacles > 0 { bail!("{obstacles} things differ that cannot be changed") } else { Ok(()) }
 }

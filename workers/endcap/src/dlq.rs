@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use endcap_runtime::{Broker, Clock, DeadLetterFilter, DeadLetterId, INGEST, LogError, StoredDeadLetter, SystemClock};
+use serde_json::json;
 
 use crate::{
     cli::{DataArgs, DlqCommand, DlqFilter},
@@ -74,7 +75,10 @@ fn show(log: &dyn Broker, id: &DeadLetterId, raw: bool) -> Result<()> {
     }
     writeln!(out, "{}", DeadLetterRow::of(&letter))?;
     writeln!(out, "topic {} partition {} offset {} group {}", letter.topic, letter.partition, letter.offset, letter.group)?;
-    writeln!(out, "headers {}", printable(&serde_json::to_string(&letter.headers)?))?;
+    let mut headers = serde_json::to_value(&letter.headers)?;
+    headers["foreign"] =
+        letter.headers.foreign.iter().map(|(name, value)| json!([name, String::from_utf8_lossy(value)])).collect();
+    writeln!(out, "headers {}", printable(&headers.to_string()))?;
     writeln!(out, "{}", printable(&original_text(&letter)))?;
     Ok(())
 }

@@ -22,8 +22,8 @@ use crate::{
     progress::{LogWriter, is_watched},
 };
 
-/// Levels where `RUST_LOG` says nothing else. The CQL driver warns of each attempt to reach a store that is away, which the stages tell as well.
-const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn,scylla::cluster::metadata::cc_establisher=error";
+/// Levels where `RUST_LOG` says nothing else. The CQL driver tells of each attempt to reach a store that is away, or refuses the login, which is told as well by whoever needs it.
+const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn,scylla::cluster::metadata::cc_establisher=off";
 
 /// Whether standard error takes JSON alone.
 static JSON: AtomicBool = AtomicBool::new(false);

@@ -238,13 +238,15 @@ pub(crate) fn connect(config: &KafkaConfig, patience: Duration) -> Result<(), Lo
             let (complaint, settings) = (watch.last(), config.settings());
             // Of connections that were made and closed at once librdkafka tells no more than that nobody is there.
             let are_closed = complaint.as_ref().is_some_and(|complaint| complaint.code == RDKafkaErrorCode::AllBrokersDown);
-            let hint = match settings.security {
-                Security::Plaintext if are_closed => "; if TLS is spoken at this port, set `security`",
-                _ => "",
+            let cause = match complaint {
+                Some(_) if are_closed && settings.security == Security::Plaintext => {
+                    "no connection lasts; if TLS is spoken at this port, set `security`".to_owned()
+                }
+                Some(complaint) => complaint.reason,
+                None => error.to_string(),
             };
-            let cause = complaint.map_or_else(|| error.to_string(), |complaint| complaint.reason);
             let brokers = settings.brokers.join(", ");
-            return Err(LogError::Unavailable(format!("no broker of {brokers} answers within {patience:?}: {cause}{hint}")));
+            return Err(LogError::Unavailable(format!("no broker of {brokers} answers within {patience:?}: {cause}")));
         }
     }
 }

@@ -202,7 +202,8 @@ impl Log for KafkaLog {
         let session_s = self.shared.config.settings().session_timeout_s;
         (!self.poller.hand.is_divided()).then(|| {
             format!(
-                "group {} is being divided; partitions of a process that was killed come when its session is over, {session_s} s after its end",
+                "group {} is being divided anew; where one of its processes was killed or the brokers hang, that takes up to {session_s} s, until its \
+                 session is over",
                 self.group
             )
         })

@@ -51,6 +51,7 @@ fn fetch_wait_ms(lane: Lane) -> &'static str {
 
 /// What the hooks of a group's consumer work with.
 pub(crate) struct Steward {
+    group: String,
     hand: Arc<Hand>,
     drain: Duration,
     /// Whether fetching is stopped: partitions that come meanwhile are stopped too.
@@ -65,12 +66,12 @@ impl ConsumerContext for Watch<Steward> {
         match rebalance {
             Rebalance::Assign(list) => {
                 let partitions = partitions_of(list);
-                tracing::info!(?partitions, "partitions come");
+                tracing::info!(group = self.role.group, ?partitions, "partitions come");
                 self.role.hand.assigned(partitions);
             }
             Rebalance::Revoke(list) => {
                 let (partitions, lost) = (partitions_of(list), consumer.assignment_lost());
-                tracing::info!(?partitions, lost, "partitions go");
+                tracing::info!(group = self.role.group, ?partitions, lost, "partitions go");
                 if lost {
                     self.role.hand.lose(&partitions);
                 } else {
@@ -128,7 +129,8 @@ impl Poller {
         let settings = config.settings();
         let ahead = Ahead { records_max: settings.ahead_records_max as usize, bytes_max: settings.ahead_bytes_max as usize };
         let hand = Arc::new(Hand::new(ahead));
-        let steward = Steward { hand: hand.clone(), drain: config.drain(), paused: AtomicBool::new(false) };
+        let steward =
+            Steward { group: group.to_owned(), hand: hand.clone(), drain: config.drain(), paused: AtomicBool::new(false) };
         let consumer: GroupConsumer = client::create(&config.member(group, topic.lane()), Watch::with(config, steward))?;
         consumer.subscribe(&[&name]).map_err(|error| client::failure("cannot subscribe", &error))?;
         let consumer = Arc::new(consumer);

@@ -238,7 +238,8 @@ fn refused(config: &ScyllaConfig, error: &NewSessionError, distrust: Option<Stri
     } else if says(&["SSL routines", "certificate"]) {
         OpenError::Certificate { points, cause }
     } else if says(&["Authentication", "authentication", "credentials"]) {
-        OpenError::Login { points, cause }
+        let asks = || "it asks for one, and none is set".to_owned();
+        OpenError::Login { points, cause: if config.login.is_some() { cause } else { asks() } }
     } else {
         OpenError::Unreachable { points, cause }
     }

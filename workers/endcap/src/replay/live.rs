@@ -21,7 +21,7 @@ pub(super) fn wait_for(log: &dyn Broker, ends: &BTreeMap<i32, i64>, clock: &dyn 
     let (group, bar) = (group_of("context", Lane::Live), progress::steps("waiting for the context stage", 0));
     let start = clock.monotonic();
     while let Some(waiting) = before(ends, &log.group(&group, Topic::EVENTS).context("cannot read the positions")?) {
-        bar.at("waiting for the context stage; events before it", waiting, 0);
+        bar.at("waiting for the context stage (`endcap run context`); events before it", waiting, 0);
         sender.go_on(pause(clock.monotonic().saturating_sub(start)))?;
     }
     bar.finish();

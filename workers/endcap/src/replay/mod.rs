@@ -151,7 +151,7 @@ impl Replay {
         })?;
         let became: Vec<String> = told.events.iter().map(|(what, count)| format!("{count} {what}")).collect();
         println!(
-            "replay {} is done in {} passes: {}; {} contexts sent, {} shoppers keep the state that they had",
+            "replay {} is done in {} passes: {}; {} contexts sent, {} shoppers, of whom nothing is left to be known, stay as they are",
             note.run,
             told.passes,
             became.join(", "),
