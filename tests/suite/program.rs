@@ -165,6 +165,15 @@ fn check_offline(place: &Place) {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(1) && said.contains(part), "{said}");
     }
+    let letters = program.succeed(&["dlq", "ls"], &["--json", "--stage", "context"]).unwrap();
+    let letter: Value = serde_json::from_str(letters.lines().next().unwrap()).unwrap();
+    let id = letter["id"].as_str().unwrap();
+    let redriven = program.output(&["dlq", "redrive"], &[id, id, "no-such"]).unwrap();
+    let (done, said) = (String::from_utf8_lossy(&redriven.stdout), String::from_utf8_lossy(&redriven.stderr));
+    assert!(
+        redriven.status.code() == Some(1) && done.starts_with("1 sent again") && said.contains("never there: no-such"),
+        "{done}{said}"
+    );
 }
 
 #[test]

@@ -77,7 +77,7 @@ pub(crate) fn check_beside_a_running_path(place: &Place, data: &Path, extra: &[&
     settled(&up, 4);
     assert_eq!(pages(), before, "a replay of contexts makes the same pages again");
     let told = replay(&["events"]);
-    assert!(told.contains("12 folded; 4 contexts sent, 0 shoppers keep"), "{told}");
+    assert!(told.contains("12 folded; 4 contexts sent, 0 shoppers, of whom"), "{told}");
     settled(&up, 8);
     assert_eq!(pages(), before, "so does a replay of events");
 

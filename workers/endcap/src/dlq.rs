@@ -76,8 +76,10 @@ fn show(log: &dyn Broker, id: &DeadLetterId, raw: bool) -> Result<()> {
     writeln!(out, "{}", DeadLetterRow::of(&letter))?;
     writeln!(out, "topic {} partition {} offset {} group {}", letter.topic, letter.partition, letter.offset, letter.group)?;
     let mut headers = serde_json::to_value(&letter.headers)?;
-    headers["foreign"] =
-        letter.headers.foreign.iter().map(|(name, value)| json!([name, String::from_utf8_lossy(value)])).collect();
+    let as_text = |value: &[u8]| str::from_utf8(value).map_or_else(|_| json!(value), |text| json!(text));
+    if !letter.headers.foreign.is_empty() {
+        headers["foreign"] = letter.headers.foreign.iter().map(|(name, value)| json!([name, as_text(value)])).collect();
+    }
     writeln!(out, "headers {}", printable(&headers.to_string()))?;
     writeln!(out, "{}", printable(&original_text(&letter)))?;
     Ok(())
@@ -85,12 +87,12 @@ fn show(log: &dyn Broker, id: &DeadLetterId, raw: bool) -> Result<()> {
 
 fn redrive(log: &dyn Broker, ids: &[DeadLetterId], filter: &DlqFilter) -> Result<()> {
     let is_chosen = filter.reason.is_some() || filter.stage.is_some() || filter.user.is_some() || filter.since.is_some();
-    let letters = match (ids.is_empty(), is_chosen) {
+    let (letters, missing) = match (ids.is_empty(), is_chosen) {
         (true, false) => {
             bail!("nothing is named: give ids of `endcap dlq ls`, or choose with --reason, --stage, --user or --since")
         }
         (false, true) => bail!("give ids or choose with --reason, --stage, --user and --since, not both"),
-        (true, true) => chosen(log, &filter_of(filter))?,
+        (true, true) => (chosen(log, &filter_of(filter))?, Vec::new()),
         (false, false) => named(log, ids)?,
     };
     let (refused, rest): (Vec<_>, Vec<_>) = letters.into_iter().partition(|letter| letter.stage == INGEST);
@@ -101,11 +103,14 @@ fn redrive(log: &dyn Broker, ids: &[DeadLetterId], filter: &DlqFilter) -> Result
         wanted.len() - sent,
         refused.len()
     );
+    if !missing.is_empty() {
+        bail!("no such dead letters, sent already or never there: {}", missing.join(", "));
+    }
     Ok(())
 }
 
-/// The letters of these ids, each once, as far as they are still there: whoever repeats a call that was cut short names some that were sent.
-fn named(log: &dyn Broker, ids: &[DeadLetterId]) -> Result<Vec<StoredDeadLetter>> {
+/// The letters of these ids, each once, and the ids of which there is none: whoever repeats a call that was cut short names some that were sent.
+fn named(log: &dyn Broker, ids: &[DeadLetterId]) -> Result<(Vec<StoredDeadLetter>, Vec<String>)> {
     let mut letters: Vec<StoredDeadLetter> = Vec::new();
     let mut missing = Vec::new();
     for id in ids {
@@ -117,13 +122,7 @@ fn named(log: &dyn Broker, ids: &[DeadLetterId]) -> Result<Vec<StoredDeadLetter>
             None => missing.push(id.to_string()),
         }
     }
-    if letters.is_empty() {
-        bail!("no dead letter {}, nothing was sent: `endcap dlq ls` lists them", missing.join(", "));
-    }
-    if !missing.is_empty() {
-        progress::say(&format!("no dead letter any more: {}", missing.join(", ")));
-    }
-    Ok(letters)
+    Ok((letters, missing))
 }
 
 /// Sends letters part by part; answers how many were sent. What is sent is off the list with the transaction that sends it, so nothing is sent

@@ -140,8 +140,8 @@ fn outgoing(events: &[ShopperEvent]) -> Result<Vec<Outgoing>> {
     events.iter().map(|event| outgoing_of(event).with_context(|| format!("cannot feed event {}", event.id))).collect()
 }
 
-/// Appends, waiting for as long as the log is full or cannot be reached. Answers `false` when somebody asked to finish meanwhile: then
-/// nothing was appended and no progress noted, so that the next start reads these events again.
+/// Appends, waiting for as long as the log is full or cannot be reached. Answers `false` when somebody asked to finish meanwhile: whether the last
+/// try was written the next start reads from the progress that is noted with it.
 pub(crate) fn append(log: &dyn Broker, records: &[Outgoing], name: &str, next: &str, shutdown: &Shutdown) -> Result<bool> {
     loop {
         match log.append(records, Some((name, next))) {

@@ -68,7 +68,7 @@ impl Desk {
     ///
     /// # Errors
     /// When the log is full, then nothing was taken; when it does not answer, then it may have been all the same. The request may be sent again: events
-    /// are known by their ids.
+    /// are known by their ids; what is refused is a dead letter each time.
     pub fn take(&self, received: Vec<Received>) -> Result<Taken> {
         let accepted_ms = self.clock.now_ms();
         let (mut outgoing, mut letters, mut results) = (Vec::new(), Vec::new(), Vec::with_capacity(received.len()));

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{ErrorKind, Write},
     panic,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use endcap_schemas::UserKey;
 use rand::{TryRng, rngs::SysRng};
 use serde::Serialize;
+use tempfile::NamedTempFile;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
@@ -22,8 +23,9 @@ use crate::{
     progress::{LogWriter, is_watched},
 };
 
-/// Levels where `RUST_LOG` says nothing else. The CQL driver tells of each attempt to reach a store that is away, or refuses the login, which is told as well by whoever needs it.
-const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn,scylla::cluster::metadata::cc_establisher=off";
+/// Levels where `RUST_LOG` says nothing else. The CQL driver warns of each attempt to reach a store that is away; that none succeeded it tells
+/// as an error.
+const LEVEL: &str = "warn,endcap=info,endcap_runtime=warn,scylla::cluster::metadata::cc_establisher=error";
 
 /// Whether standard error takes JSON alone.
 static JSON: AtomicBool = AtomicBool::new(false);
@@ -86,21 +88,27 @@ impl Anonymiser {
     /// When the key cannot be read or written.
     pub fn of(data: &Path) -> Result<Self> {
         let path = data.join(Self::FILE);
-        let kept = || fs::read(&path).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-        if let Some(key) = kept() {
-            return Ok(Self { key });
-        }
+        let is_damaged = match fs::read(&path) {
+            Ok(bytes) => match <[u8; 32]>::try_from(bytes) {
+                Ok(key) => return Ok(Self { key }),
+                Err(_) => true,
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
         let mut key = [0_u8; 32];
         SysRng.try_fill_bytes(&mut key).context("cannot draw a random key")?;
-        let mut draft = tempfile::Builder::new().prefix(Self::FILE).tempfile_in(data)?;
-        draft.write_all(&key)?;
-        // Of processes that start at the same time all take the key of the first.
-        match draft.persist_noclobber(&path) {
+        let draft = || {
+            let mut draft = tempfile::Builder::new().prefix(Self::FILE).tempfile_in(data)?;
+            draft.write_all(&key)?;
+            draft.as_file().sync_all().map(|()| draft)
+        };
+        let put = |draft: NamedTempFile| if is_damaged { draft.persist(&path) } else { draft.persist_noclobber(&path) };
+        match draft().and_then(|draft| Ok(put(draft)?)) {
             Ok(_) => Ok(Self { key }),
-            Err(error) => match kept() {
-                Some(key) => Ok(Self { key }),
-                None => Err(error.error).with_context(|| format!("cannot write {}", path.display())),
-            },
+            // Of processes that start at the same time all take the key of the first.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Self::of(data),
+            Err(error) => Err(error).with_context(|| format!("cannot write {}", path.display())),
         }
     }
 
@@ -130,6 +138,9 @@ mod tests {
         let user = UserKey::of("shopper-0001");
         let name = Anonymiser::of(one.path()).unwrap().name(&user);
         assert_eq!(name, Anonymiser::of(one.path()).unwrap().name(&user));
+        fs::write(one.path().join(Anonymiser::FILE), "short").unwrap();
+        let anew = Anonymiser::of(one.path()).unwrap().name(&user);
+        assert_eq!(anew, Anonymiser::of(one.path()).unwrap().name(&user), "a damaged key is made anew");
         assert_ne!(name, Anonymiser::of(other.path()).unwrap().name(&user));
         assert!(!name.contains("shopper") && name.len() == 12);
     }

@@ -26,6 +26,7 @@ use crate::{
     record::Record,
     registry::Registry,
     tender::Tender,
+    writer::Stopped,
 };
 
 /// How often a producer looks whether the groups are too far behind.
@@ -284,7 +285,7 @@ impl Broker for Kafka {
             [Record::redriven(names, topic, letter), note]
         });
         let records = records.collect();
-        lock(&self.shared.door).write(records, &Tally::default())?;
+        lock(&self.shared.door).write(records, &Tally::default()).map_err(Stopped::into_error)?;
         Ok(found.len())
     }
 }

@@ -235,11 +235,10 @@ pub(crate) fn connect(config: &KafkaConfig, patience: Duration) -> Result<(), Lo
             return Err(refused);
         }
         if Instant::now() >= deadline {
-            let (complaint, settings) = (watch.last(), config.settings());
-            // Of connections that were made and closed at once librdkafka tells no more than that nobody is there.
-            let are_closed = complaint.as_ref().is_some_and(|complaint| complaint.code == RDKafkaErrorCode::AllBrokersDown);
-            let cause = match complaint {
-                Some(_) if are_closed && settings.security == Security::Plaintext => {
+            let settings = config.settings();
+            let cause = match watch.last() {
+                // Of connections that were made and closed at once librdkafka tells no more than that nobody is there.
+                Some(Complaint { code: RDKafkaErrorCode::AllBrokersDown, .. }) if settings.security == Security::Plaintext => {
                     "no connection lasts; if TLS is spoken at this port, set `security`".to_owned()
                 }
                 Some(complaint) => complaint.reason,
@@ -311,8 +310,14 @@ pub(crate) fn failure(what: &str, error: &KafkaError) -> LogError {
             LogError::Refused(format!("{text}: there are fewer brokers than `replication` asks for copies"))
         }
         Some(RDKafkaErrorCode::InvalidConfig | RDKafkaErrorCode::InvalidPartitions | RDKafkaErrorCode::PolicyViolation) => {
-            LogError::Refused(text)
+            LogError::Refused(format!("{text}: the brokers do not take what `[topics]` asks for"))
         }
+        Some(
+            RDKafkaErrorCode::InvalidTopic
+            | RDKafkaErrorCode::InvalidRequest
+            | RDKafkaErrorCode::UnsupportedVersion
+            | RDKafkaErrorCode::SecurityDisabled,
+        ) => LogError::Refused(text),
         Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
             LogError::Refused(format!("{text}: raise the brokers' and the topics' `max.message.bytes` to {RECORD_MAX_BYTES}"))
         }

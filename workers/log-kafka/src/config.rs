@@ -42,6 +42,9 @@ pub(crate) const OWN: [&str; 30] = [
     "metadata.broker.list",
 ];
 
+/// Longest namespace: Kafka's names of topics have 249 characters at most, ours up to 49 behind it.
+const NAMESPACE_MAX_BYTES: usize = 200;
+
 /// What names of properties hold that carry a secret.
 const SECRETS: [&str; 4] = ["password", "secret", "token", ".pem"];
 
@@ -252,6 +255,9 @@ impl KafkaSettings {
         if !self.namespace.chars().all(is_name) {
             faults
                 .push(format!("`namespace` may hold letters, digits, `.`, `_` and `-`, `{}` is not such a name", self.namespace));
+        }
+        if self.namespace.len() > NAMESPACE_MAX_BYTES {
+            faults.push(format!("`namespace` is longer than {NAMESPACE_MAX_BYTES} characters: topics' names begin with it"));
         }
         if self.instance.is_empty() {
             faults.push("`instance` is empty: name this process, unlike every other one".to_owned());

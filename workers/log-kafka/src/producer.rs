@@ -88,11 +88,11 @@ impl Ingest {
         if let Some((name, value)) = progress {
             match &written {
                 Ok(()) => drop(self.unclear.remove(name)),
-                Err(_) if self.own.is_none() => drop(self.unclear.insert(name.to_owned(), value.to_owned())),
-                Err(_) => {}
+                Err(Stopped::Unclear(_)) => drop(self.unclear.insert(name.to_owned(), value.to_owned())),
+                Err(Stopped::Nothing(_)) => {}
             }
         }
-        written
+        written.map_err(Stopped::into_error)
     }
 
     /// Appends `records` and keeps `refused` as dead letters; both are counted.
@@ -103,15 +103,15 @@ impl Ingest {
         let now_ms = clock.now_ms();
         let mut all = self.passed(records)?;
         all.extend(refused.iter().map(|letter| Record::dead(&self.names, letter, now_ms)));
-        self.write(all, &tally)?;
+        self.write(all, &tally).map_err(Stopped::into_error)?;
         metric::committed(INGEST, Lane::Live, &tally);
         Ok(())
     }
 
     /// Writes `records` in one transaction and adds `tally` to what was counted. Comes back when it is known what became of it, where
     /// that can be known in time.
-    pub(crate) fn write(&mut self, mut records: Vec<Record<'_>>, tally: &Tally) -> Result<(), LogError> {
-        let mut own = self.own()?;
+    pub(crate) fn write(&mut self, mut records: Vec<Record<'_>>, tally: &Tally) -> Result<(), Stopped> {
+        let mut own = self.own().map_err(Stopped::Nothing)?;
         own.made += 1;
         own.tally += tally;
         records.push(Record::note(self.names.progress(), &self.mark(), &own.made.to_string()));
@@ -127,12 +127,12 @@ impl Ingest {
             Err(Stopped::Nothing(error)) => {
                 // Another process may have written under this id meanwhile.
                 self.own = None;
-                Err(error)
+                Err(Stopped::Nothing(error))
             }
             Err(Stopped::Unclear(error)) => {
                 self.own = None;
-                let now = self.own().map_err(|_| unclear(&error))?;
-                if now.made == own.made { Ok(()) } else { Err(error) }
+                let now = self.own().map_err(|_| Stopped::Unclear(unclear(&error)))?;
+                if now.made == own.made { Ok(()) } else { Err(Stopped::Nothing(error)) }
             }
         }
     }

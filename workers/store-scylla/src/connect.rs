@@ -238,8 +238,8 @@ fn refused(config: &ScyllaConfig, error: &NewSessionError, distrust: Option<Stri
     } else if says(&["SSL routines", "certificate"]) {
         OpenError::Certificate { points, cause }
     } else if says(&["Authentication", "authentication", "credentials"]) {
-        let asks = || "it asks for one, and none is set".to_owned();
-        OpenError::Login { points, cause: if config.login.is_some() { cause } else { asks() } }
+        let cause = if config.login.is_some() { cause } else { "it asks for one, and none is set".to_owned() };
+        OpenError::Login { points, cause }
     } else {
         OpenError::Unreachable { points, cause }
     }

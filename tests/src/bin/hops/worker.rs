@@ -47,7 +47,7 @@ fn start<S: Stage + 'static>(mut stage: S, kafka: &Kafka, env: &StageEnv) -> Res
     Ok(thread::spawn(move || {
         run_stage(&mut stage, log, &env).unwrap_or_else(|error| {
             eprintln!("{}: {error}", S::NAME);
-            process::exit(1); // else the bench would wait for records that do not come
+            process::exit(1); // else nobody would be told
         });
     }))
 }
