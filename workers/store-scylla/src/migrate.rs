@@ -23,6 +23,10 @@ pub(crate) const SCOPE: &str = "endcap";
 const LOCK_TTL_S: i32 = 120;
 /// Between two looks at a lock that another process holds.
 const LOCK_LOOK: Duration = Duration::from_millis(200);
+/// How long a table may be listed and not be readable.
+const LISTED_WAIT: Duration = Duration::from_secs(2);
+/// Between two tries to read it.
+const LISTED_LOOK: Duration = Duration::from_millis(50);
 
 /// What a migration does, or would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +100,7 @@ pub(crate) async fn version_of(session: &Session, keyspace: &str) -> Result<Opti
         return Ok(Some(0));
     }
     let newest = format!("SELECT max(version) FROM {keyspace}.schema_versions WHERE scope = ?");
-    let rows = rows(session, &what, &newest, (SCOPE,)).await?;
+    let rows = listed(session, &what, &newest, (SCOPE,)).await?;
     let (version,) = rows.single_row::<(Option<i32>,)>().map_err(|error| OpenError::failed(&*what)(&error))?;
     Ok(Some(version.unwrap_or(0)))
 }
@@ -172,6 +176,23 @@ async fn execute(session: &Session, what: &str, statement: &str, values: impl Se
 async fn rows(session: &Session, what: &str, query: &str, values: impl SerializeRow) -> Result<QueryRowsResult, OpenError> {
     let answer = session.query_unpaged(query, values).await.map_err(|error| OpenError::failed(what)(&error))?;
     answer.into_rows_result().map_err(|error| OpenError::failed(what)(&error))
+}
+
+/// Rows of a table that `system_schema` lists. Cassandra 5 lists a table some milliseconds before it can read it, and refuses in between
+/// in more than one way, so a refusal counts once it has stood for [`LISTED_WAIT`].
+async fn listed(
+    session: &Session,
+    what: &str,
+    query: &str,
+    values: impl SerializeRow + Copy,
+) -> Result<QueryRowsResult, OpenError> {
+    let until = Instant::now() + LISTED_WAIT;
+    loop {
+        match rows(session, what, query, values).await {
+            Err(_) if Instant::now() < until => tokio::time::sleep(LISTED_LOOK).await,
+            answer => return answer,
+        }
+    }
 }
 
 /// ScyllaDB tells its version in a table that no other server has.
