@@ -30,13 +30,10 @@ pub fn topics(command: TopicsCommand, config: &Config) -> Result<()> {
 }
 
 fn tell(plan: &Plan, done: bool) -> Result<()> {
-    for step in &plan.steps {
-        println!("{step}");
-    }
+    println!("{plan}");
     let obstacles = plan.obstacles().count();
     match (plan.steps.len() - obstacles, done) {
-        (0, _) if obstacles > 0 => {}
-        (0, _) => println!("the topics are as they should be"),
+        (0, _) => {}
         (steps, true) => println!("{steps} steps done"),
         (steps, false) => println!("{steps} steps to do: `endcap topics apply` does them"),
     }

@@ -53,10 +53,10 @@ pub(crate) struct Shared {
     room: Mutex<Option<Room>>,
     /// Held by whoever looks where the groups are.
     looking: Mutex<()>,
-    tallies: Mutex<Notes>,
-    progress: Mutex<Notes>,
+    tallies: Notes,
+    progress: Notes,
     letters: Letters,
-    redriven: Mutex<Notes>,
+    redriven: Notes,
 }
 
 /// When the groups were last looked at, and what was too much then, by lane.
@@ -80,16 +80,15 @@ impl Kafka {
         check_topics(&asker, &names)?;
         let registry = config.registry().map(Arc::new);
         let readers = Arc::new(Readers::new(&config, &names, &asker, &tender));
-        let notes = |topic: String| Mutex::new(Notes::new(topic));
         let shared = Shared {
             inspector: Inspector::new(&names, &asker, &readers),
             door: Mutex::new(Ingest::new(&config, &names, registry.clone(), &readers, &tender)),
             room: Mutex::default(),
             looking: Mutex::default(),
-            tallies: notes(names.tallies()),
-            progress: notes(names.progress()),
+            tallies: Notes::new(names.tallies()),
+            progress: Notes::new(names.progress()),
             letters: Letters::default(),
-            redriven: notes(names.redriven()),
+            redriven: Notes::new(names.redriven()),
             config,
             names,
             clock,
@@ -185,7 +184,7 @@ impl Shared {
     /// One letter with its bytes, unless it was sent again.
     fn letter(&self, spot: Spot) -> Result<Option<StoredDeadLetter>, LogError> {
         let reader = self.inspector.readers().lend()?;
-        if lock(&self.redriven).refresh(&reader)?.contains_key(spot.id().as_str()) {
+        if self.redriven.refreshed(&reader, |redriven| redriven.contains_key(spot.id().as_str()))? {
             return Ok(None);
         }
         let kept = self.letters.kept(spot);
@@ -196,7 +195,7 @@ impl Shared {
     /// Brings the index of the letters up to now; answers which of them were sent again.
     fn follow_letters(&self, reader: &Reader) -> Result<BTreeSet<Spot>, LogError> {
         self.letters.refresh(reader, &self.names)?;
-        Ok(dead_letters::spots(lock(&self.redriven).refresh(reader)?))
+        self.redriven.refreshed(reader, dead_letters::spots)
     }
 }
 
@@ -226,12 +225,12 @@ impl Broker for Kafka {
 
     fn progress(&self, name: &str) -> Result<Option<String>, LogError> {
         let reader = self.shared.inspector.readers().lend()?;
-        Ok(lock(&self.shared.progress).whole(&reader)?.get(name).cloned())
+        self.shared.progress.whole(&reader, |latest| latest.get(name).cloned())
     }
 
     fn tallies(&self) -> Result<BTreeMap<String, Tally>, LogError> {
         let reader = self.shared.inspector.readers().lend()?;
-        notes::sum(lock(&self.shared.tallies).refresh(&reader)?)
+        self.shared.tallies.refreshed(&reader, notes::sum)?
     }
 
     fn groups(&self) -> Result<Vec<GroupState>, LogError> {

@@ -63,9 +63,8 @@ impl KafkaLog {
         self.writer.ready()?;
         let key = notes::tally_key(stage, self.writer.id());
         let reader = self.shared.inspector.readers().lend()?;
-        let mut tallies = Notes::new(self.shared.names.tallies());
-        let found = tallies.whole(&reader)?.get(&key).map(|text| notes::read_tally(&key, text)).transpose()?;
-        let tally = found.unwrap_or_default();
+        let tallies = Notes::new(self.shared.names.tallies());
+        let tally = tallies.whole(&reader, |latest| notes::tally_of(latest, &key))??;
         self.counted.insert(stage.to_owned(), tally.clone());
         Ok(tally)
     }

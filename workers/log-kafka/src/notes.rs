@@ -1,58 +1,76 @@
 //! Compacted topics read as maps: the latest value of every key. What was read once is not read again.
 
-use std::{collections::BTreeMap, ops::ControlFlow, time::Duration};
+use std::{collections::BTreeMap, ops::ControlFlow, sync::Mutex, time::Duration};
 
 use endcap_runtime::{LogError, Tally};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use serde::{Deserialize, Serialize};
 
-use crate::reader::Reader;
+use crate::{lock::lock, reader::Reader};
 
-/// A compacted topic of one partition.
+/// A compacted topic of one partition. Several may read at once: nothing is locked while the brokers are asked.
 #[derive(Debug)]
 pub(crate) struct Notes {
     topic: String,
-    next: i64,
-    latest: BTreeMap<String, String>,
+    seen: Mutex<Seen>,
 }
+
+/// What was read, up to `next`.
+#[derive(Debug, Default)]
+struct Seen {
+    next: i64,
+    latest: Latest,
+}
+
+/// The latest value of every key.
+pub(crate) type Latest = BTreeMap<String, String>;
 
 impl Notes {
     pub(crate) fn new(topic: String) -> Self {
-        Self { topic, next: 0, latest: BTreeMap::new() }
+        Self { topic, seen: Mutex::default() }
     }
 
-    /// The map as it is now, for those who look.
-    pub(crate) fn refresh(&mut self, reader: &Reader) -> Result<&BTreeMap<String, String>, LogError> {
-        self.read(reader, reader.asker.end(&self.topic, 0)?)
+    /// What `look` finds in the map as it is now, for those who look.
+    pub(crate) fn refreshed<T>(&self, reader: &Reader, look: impl FnOnce(&Latest) -> T) -> Result<T, LogError> {
+        self.read(reader, reader.asker.end(&self.topic, 0)?, look)
     }
 
-    /// The map with everything that was written before, for those who go on from it: a sum that is read behind an open transaction of
-    /// another writer would be an old one.
+    /// What `look` finds in the map with everything that was written before, for those who go on from it: a sum that is read behind an open
+    /// transaction of another writer would be an old one.
     ///
     /// # Errors
     /// [`LogError::Unavailable`] while such a transaction stays open.
-    pub(crate) fn whole(&mut self, reader: &Reader) -> Result<&BTreeMap<String, String>, LogError> {
-        self.read(reader, reader.asker.whole(&self.topic, 0)?)
+    pub(crate) fn whole<T>(&self, reader: &Reader, look: impl FnOnce(&Latest) -> T) -> Result<T, LogError> {
+        self.read(reader, reader.asker.whole(&self.topic, 0)?, look)
     }
 
-    fn read(&mut self, reader: &Reader, (first, end): (i64, i64)) -> Result<&BTreeMap<String, String>, LogError> {
-        let Self { topic, next, latest } = self;
-        *next = (*next).max(first);
-        if *next >= end {
-            return Ok(latest);
+    fn read<T>(&self, reader: &Reader, (first, end): (i64, i64), look: impl FnOnce(&Latest) -> T) -> Result<T, LogError> {
+        let from = lock(&self.seen).next.max(first);
+        if from < end {
+            reader.read(&self.topic, &BTreeMap::from([(0, from)]), |message| {
+                lock(&self.seen).take(message);
+                ControlFlow::Continue(())
+            })?;
         }
-        let from = BTreeMap::from([(0, *next)]);
-        reader.read(topic, &from, |message| {
-            let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
-            match message.payload() {
-                Some(value) => drop(latest.insert(key, String::from_utf8_lossy(value).into_owned())),
-                None => drop(latest.remove(&key)),
-            }
-            *next = message.offset() + 1;
-            ControlFlow::Continue(())
-        })?;
-        *next = (*next).max(end); // nothing comes before an end any more
-        Ok(latest)
+        let mut seen = lock(&self.seen);
+        seen.next = seen.next.max(end); // nothing comes before an end any more
+        Ok(look(&seen.latest))
+    }
+}
+
+impl Seen {
+    /// Takes a note in, unless another reader has done it. Each begins where the map ends and leaves nothing out.
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
+        if message.offset() < self.next {
+            return;
+        }
+        self.next = message.offset() + 1;
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let key = text(message.key().unwrap_or_default());
+        match message.payload() {
+            Some(value) => drop(self.latest.insert(key, text(value))),
+            None => drop(self.latest.remove(&key)),
+        }
     }
 }
 
@@ -62,7 +80,7 @@ pub(crate) fn tally_key(stage: &str, id: &str) -> String {
 }
 
 /// Sums what every writer has counted, by stage.
-pub(crate) fn sum(latest: &BTreeMap<String, String>) -> Result<BTreeMap<String, Tally>, LogError> {
+pub(crate) fn sum(latest: &Latest) -> Result<BTreeMap<String, Tally>, LogError> {
     let mut tallies: BTreeMap<String, Tally> = BTreeMap::new();
     for (key, text) in latest {
         let Some((stage, _)) = key.split_once('@') else { continue };
@@ -97,7 +115,12 @@ pub(crate) fn write_tally(tally: &Tally) -> String {
     serde_json::to_string(&noted).expect("a tally is names and numbers")
 }
 
-pub(crate) fn read_tally(key: &str, text: &str) -> Result<Tally, LogError> {
+/// What is noted under `key`; nothing where there is no note.
+pub(crate) fn tally_of(latest: &Latest, key: &str) -> Result<Tally, LogError> {
+    latest.get(key).map_or_else(|| Ok(Tally::default()), |text| read_tally(key, text))
+}
+
+fn read_tally(key: &str, text: &str) -> Result<Tally, LogError> {
     let noted: Noted = serde_json::from_str(text)
         .map_err(|error| LogError::Corrupt(format!("the tally {key} cannot be read: {error}; a newer release has written it")))?;
     Ok(Tally {

@@ -39,8 +39,33 @@ pub(crate) struct Ingest {
     progress: Notes,
     /// As the log has it; `None` before it was read, and after a transaction whose end is not known.
     own: Option<Own>,
-    /// Progress that was to be noted by transactions whose end is not known: of each name what was to be noted last.
-    unclear: BTreeMap<String, String>,
+    unclear: Unclear,
+}
+
+/// Progress that was to be noted by transactions whose end is not known: of each name what was to be noted last. A caller that comes again
+/// with the same would write its records twice, had the transaction gone through.
+#[derive(Debug, Default)]
+struct Unclear(BTreeMap<String, String>);
+
+impl Unclear {
+    /// Whether the log has to be asked before `value` is noted under `name`.
+    fn asks(&self, name: &str, value: &str) -> bool {
+        self.0.get(name).is_some_and(|unclear| unclear == value)
+    }
+
+    /// The log has told what became of the transaction.
+    fn told(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
+    /// A transaction that was to note `value` has ended so. One that wrote nothing says nothing of those before it.
+    fn ended(&mut self, name: &str, value: &str, end: &Result<(), Stopped>) {
+        match end {
+            Ok(()) => self.told(name),
+            Err(Stopped::Unclear(_)) => drop(self.0.insert(name.to_owned(), value.to_owned())),
+            Err(Stopped::Nothing(_)) => {}
+        }
+    }
 }
 
 /// What this writer has counted, and how many transactions it made.
@@ -61,7 +86,7 @@ impl Ingest {
         let writer = Writer::new(config.clone(), names.transactional_id("endcap.ingest"), tender.clone());
         let readers = readers.clone();
         let (tallies, progress) = (Notes::new(names.tallies()), Notes::new(names.progress()));
-        Self { names: names.clone(), registry, writer, readers, tallies, progress, own: None, unclear: BTreeMap::new() }
+        Self { names: names.clone(), registry, writer, readers, tallies, progress, own: None, unclear: Unclear::default() }
     }
 
     fn passed<'a>(&self, records: &'a [Outgoing]) -> Result<Vec<Record<'a>>, LogError> {
@@ -72,12 +97,12 @@ impl Ingest {
     /// Appends `records` and notes how far their source was read.
     pub(crate) fn append(&mut self, records: &[Outgoing], progress: Option<(&str, &str)>) -> Result<(), LogError> {
         if let Some((name, value)) = progress
-            && self.unclear.get(name).is_some_and(|unclear| unclear == value)
+            && self.unclear.asks(name, value)
         {
             self.writer.ready()?; // ends the transaction in question, one way or the other
             let reader = self.readers.lend()?;
-            let is_noted = self.progress.whole(&reader)?.get(name).is_some_and(|noted| noted == value);
-            self.unclear.remove(name);
+            let is_noted = self.progress.whole(&reader, |latest| latest.get(name).is_some_and(|noted| noted == value))?;
+            self.unclear.told(name);
             if is_noted {
                 return Ok(());
             }
@@ -86,11 +111,7 @@ impl Ingest {
         all.extend(progress.map(|(name, value)| Record::note(self.names.progress(), name, value)));
         let written = self.write(all, &Tally::default());
         if let Some((name, value)) = progress {
-            match &written {
-                Ok(()) => drop(self.unclear.remove(name)),
-                Err(Stopped::Unclear(_)) => drop(self.unclear.insert(name.to_owned(), value.to_owned())),
-                Err(Stopped::Nothing(_)) => {}
-            }
+            self.unclear.ended(name, value, &written);
         }
         written.map_err(Stopped::into_error)
     }
@@ -148,9 +169,8 @@ impl Ingest {
         }
         self.writer.ready()?;
         let (key, mark, reader) = (notes::tally_key(INGEST, self.writer.id()), self.mark(), self.readers.lend()?);
-        let tally = self.tallies.whole(&reader)?.get(&key).map(|text| notes::read_tally(&key, text)).transpose()?;
-        let tally = tally.unwrap_or_default();
-        let made = self.progress.whole(&reader)?.get(&mark).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let tally = self.tallies.whole(&reader, |latest| notes::tally_of(latest, &key))??;
+        let made = self.progress.whole(&reader, |latest| latest.get(&mark).and_then(|text| text.parse().ok()))?.unwrap_or(0);
         let own = Own { tally, made };
         self.own = Some(own.clone());
         Ok(own)
@@ -160,4 +180,28 @@ impl Ingest {
 /// The answer to a caller who has to look whether its records arrived.
 fn unclear(error: &LogError) -> LogError {
     LogError::Unavailable(format!("{error}; what was sent may have been written all the same"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_have_been_noted_is_asked_for_until_the_log_has_told() {
+        let lost = || LogError::Unavailable("no answer".to_owned());
+        let mut unclear = Unclear::default();
+        assert!(!unclear.asks("feed", "10"), "nothing was lost");
+        unclear.ended("feed", "10", &Err(Stopped::Unclear(lost())));
+        unclear.ended("other", "10", &Ok(()));
+        unclear.ended("feed", "10", &Err(Stopped::Nothing(lost())));
+        assert!(unclear.asks("feed", "10"), "another's success and a later failure say nothing of it");
+        assert!(!unclear.asks("feed", "20") && !unclear.asks("other", "10"), "that would not write it twice");
+        unclear.ended("feed", "20", &Err(Stopped::Unclear(lost())));
+        assert!(!unclear.asks("feed", "10") && unclear.asks("feed", "20"), "it goes on from what is noted last");
+        unclear.ended("feed", "20", &Ok(()));
+        assert!(!unclear.asks("feed", "20"));
+        unclear.ended("feed", "30", &Err(Stopped::Unclear(lost())));
+        unclear.told("feed");
+        assert!(!unclear.asks("feed", "30"));
+    }
 }
