@@ -83,8 +83,17 @@ impl Drop for LogWriter {
 /// The steps of some preparation: a bar, and plain lines from time to time where nobody watches one.
 pub struct Steps {
     bar: ProgressBar,
-    /// What was last said, and when it may be said again.
-    said: RefCell<(String, Duration)>,
+    told: RefCell<Told>,
+}
+
+/// What was told in plain lines.
+#[derive(Default)]
+struct Told {
+    said: String,
+    /// When more of the same may be said.
+    due: Duration,
+    /// How far it is: what is to be said yet, unless it was.
+    newest: String,
 }
 
 impl Steps {
@@ -96,18 +105,35 @@ impl Steps {
         self.bar.set_prefix(of);
         self.bar.set_length(total);
         self.bar.set_position(done);
-        let (said, due) = &mut *self.said.borrow_mut();
-        let now = self.bar.elapsed();
-        if !is_watched() && (said != what || now >= *due) {
-            say(&line);
-            (*said, *due) = (what.to_owned(), now + PLAIN_EVERY);
-        }
+        self.told.borrow_mut().tell(what, &line, self.bar.elapsed());
         note(line);
     }
 
-    /// Takes the bar off the screen.
+    /// Takes the bar off the screen, or says how far it came.
     pub fn finish(self) {
         self.bar.finish_and_clear();
+        self.told.borrow_mut().say_newest();
+    }
+}
+
+impl Told {
+    fn tell(&mut self, what: &str, line: &str, now: Duration) {
+        if !self.newest.starts_with(&format!("{what}:")) {
+            self.say_newest();
+            self.due = now;
+        }
+        line.clone_into(&mut self.newest);
+        if now >= self.due {
+            self.say_newest();
+            self.due = now + PLAIN_EVERY;
+        }
+    }
+
+    fn say_newest(&mut self) {
+        if !is_watched() && self.said != self.newest {
+            say(&self.newest);
+            self.said.clone_from(&self.newest);
+        }
     }
 }
 
@@ -118,7 +144,7 @@ pub fn steps(what: &str, total: u64) -> Steps {
     let bar = if is_watched() { bars().add(ProgressBar::new(total)) } else { ProgressBar::hidden() };
     bar.set_style(style);
     bar.set_message(what.to_owned());
-    Steps { bar, said: RefCell::default() }
+    Steps { bar, told: RefCell::default() }
 }
 
 /// The running job's display.

@@ -72,12 +72,6 @@ impl Found {
     }
 }
 
-/// What was sent.
-#[derive(Debug, Default)]
-pub(super) struct Sent {
-    pub(super) erased: u64,
-}
-
 impl Contexts<'_> {
     /// Finds where the latest snapshot of each shopper stands whom `note` means.
     ///
@@ -123,13 +117,13 @@ impl Contexts<'_> {
         Ok(erasures.into_iter().zip(contexts).map(is_erased).collect())
     }
 
-    /// Sends what was found, from where `note` says on.
+    /// Sends what was found, from where `note` says on: the context of each shopper who is not erased since.
     ///
     /// # Errors
     /// When log or store do not answer, or somebody asks to end.
-    pub(super) fn send(&self, found: &Found, note: &mut Note, sender: &mut Sender<'_>) -> Result<Sent> {
+    pub(super) fn send(&self, found: &Found, note: &mut Note, sender: &mut Sender<'_>) -> Result<()> {
         let chosen: HashSet<(usize, i64)> = found.latest.values().map(|(latest, _)| (latest.stretch, latest.offset)).collect();
-        let (mut sent, bar) = (Sent::default(), progress::steps("sending contexts", found.shoppers()));
+        let bar = progress::steps("sending contexts", found.shoppers());
         let (first, from) = match note.place {
             Place::Contexts { stretch, next } => (stretch, next),
             _ => (0, 0),
@@ -139,11 +133,9 @@ impl Contexts<'_> {
             stretch.read(&*self.sides.log, from, &mut |records| {
                 let ours: Vec<&Received> = records.iter().filter(|record| chosen.contains(&(at, record.offset))).collect();
                 for some in ours.chunks(sender.batch_max()) {
-                    let outgoing = self.outgoing(some, note.run)?;
-                    sent.erased += (some.len() - outgoing.len()) as u64;
                     let next = some.last().map_or(0, |record| record.offset + 1);
                     note.place = Place::Contexts { stretch: at, next };
-                    sender.send(&outgoing, note)?;
+                    sender.send(&self.outgoing(some, note.run)?, note)?;
                     bar.at("sending contexts", note.sent, found.shoppers());
                 }
                 sender.go_on(Duration::ZERO)
@@ -152,7 +144,7 @@ impl Contexts<'_> {
         note.finish();
         sender.send(&[], note)?;
         bar.finish();
-        Ok(sent)
+        Ok(())
     }
 
     /// The snapshots as they are sent again, without those of shoppers who were erased since.

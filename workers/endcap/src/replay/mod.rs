@@ -117,11 +117,12 @@ impl Replay {
         }
         contexts.generation = self.generation(&mut note)?;
         self.begin(&mut note, &what)?;
-        let sent = self.guarded(note.run, |shutdown| {
+        self.guarded(note.run, |shutdown| {
             let mut sender = Sender::new(&*self.sides.log, &self.clock, shutdown, note.rate);
             contexts.send(&found, &mut note, &mut sender)
         })?;
-        println!("replay {} is done: {} contexts sent, {} shoppers are erased", note.run, note.sent, sent.erased);
+        let erased = found.shoppers().saturating_sub(note.sent);
+        println!("replay {} is done: {} contexts sent, {erased} shoppers are erased", note.run, note.sent);
         Ok(())
     }
 
