@@ -45,7 +45,8 @@ def decoded(value):
 def main(address, keyspace, user, tenant="default"):
     host, port = address.rsplit(":", 1)
     login = PlainTextAuthProvider(os.environ.get("CQL_USER", ""), os.environ.get("CQL_PASSWORD", ""))
-    session = Cluster([host], port=int(port), auth_provider=login).connect(keyspace)
+    times = {"connect_timeout": 30, "control_connection_timeout": 30}
+    session = Cluster([host], port=int(port), auth_provider=login, **times).connect(keyspace)
     query = "SELECT stamp, versions FROM pages WHERE tenant = %s AND user_id = %s AND surface = 'home'"
     row = session.execute(query, (tenant, user)).one()
     # What counts is the greatest value among the entries of the row's stamp; without one the page was withdrawn.

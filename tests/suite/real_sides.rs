@@ -12,15 +12,17 @@ use crate::{
     replay,
 };
 
-/// The configuration of a namespace and a keyspace called after `test`; `None` where no servers are known.
+/// The configuration of a namespace and a keyspace called after `test`; `None` where no servers are known. Its limits of time are wide: the
+/// servers share a busy machine with other tests, and what does not answer in time is another test's.
 fn config(dir: &Path, test: &str) -> Option<String> {
     let of = |name: &str| env::var(name).ok();
     let (kafka, cql) = (real_servers::named("ENDCAP_TEST_KAFKA")?, real_servers::named("ENDCAP_TEST_CQL")?);
     let own = format!("e2e{test}{}", std::process::id());
     let text = format!(
-        "shoppers = 0\ndebounce = \"0s\"\n[kafka]\nbrokers = [\"{kafka}\"]\nnamespace = \"{own}\"\n[topics]\npartitions = 4\n\
-         replication = 1\nmin_in_sync = 1\n[scylla]\ncontact_points = [\"{cql}\"]\nkeyspace = \"{own}\"\nreplication = 1\n\
-         user = \"{}\"\npassword = \"{}\"\n",
+        "shoppers = 0\ndebounce = \"0s\"\n[kafka]\nbrokers = [\"{kafka}\"]\nnamespace = \"{own}\"\nrequest_timeout_s = 30\n\
+         [topics]\npartitions = 4\nreplication = 1\nmin_in_sync = 1\n[scylla]\ncontact_points = [\"{cql}\"]\nkeyspace = \"{own}\"\n\
+         replication = 1\nuser = \"{}\"\npassword = \"{}\"\n[scylla.timeouts]\nread = \"20s\"\ndecide = \"20s\"\nwrite = \"20s\"\n\
+         scan = \"60s\"\n",
         of("ENDCAP_TEST_CQL_USER").unwrap_or_else(|| "cassandra".to_owned()),
         of("ENDCAP_TEST_CQL_PASSWORD").unwrap_or_else(|| "cassandra".to_owned()),
     );

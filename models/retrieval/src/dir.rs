@@ -275,15 +275,26 @@ impl MarketDir {
         Ok(db)
     }
 
-    /// Keeps other writers out for as long as the file is held.
-    pub(crate) fn lock(&self) -> Result<File, MarketError> {
+    /// Keeps other writers out for as long as the answer is held.
+    pub(crate) fn lock(&self) -> Result<Turn, MarketError> {
         let path = self.path.join(LOCK);
         let file = File::create(&path).map_err(MarketError::file(&path))?;
         match file.try_lock() {
-            Ok(()) => Ok(file),
+            Ok(()) => Ok(Turn(file)),
             Err(TryLockError::WouldBlock) => Err(MarketError::Busy(self.path.clone())),
             Err(TryLockError::Error(fault)) => Err(MarketError::File { path, fault }),
         }
+    }
+}
+
+/// A writer's turn.
+#[derive(Debug)]
+pub(crate) struct Turn(File);
+
+impl Drop for Turn {
+    /// Closing the file alone would leave the lock with a process that is being started at this moment, until it has closed its copy.
+    fn drop(&mut self) {
+        let _ = self.0.unlock(); // closed, it is unlocked a moment later
     }
 }
 

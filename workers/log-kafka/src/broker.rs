@@ -165,14 +165,13 @@ impl Shared {
         Ok(letters.into_iter().map(|letter| letter.erased_by(&erasures)).collect())
     }
 
-    /// Letters that are to be sent again, in the order of `ids`, each once.
+    /// Letters that are to be sent again, in the order of `ids`, each once, without those that any call before has sent.
     fn redrivable(&self, ids: &[DeadLetterId]) -> Result<Vec<(Spot, StoredDeadLetter)>, LogError> {
-        let mut found: Vec<(Spot, StoredDeadLetter)> = Vec::new();
+        let reader = self.inspector.readers().lend()?;
+        let (mut gone, mut found) = (self.redriven.whole(&reader, dead_letters::spots)?, Vec::new());
         for spot in ids.iter().filter_map(Spot::of) {
-            if found.iter().any(|(other, _)| *other == spot) {
-                continue;
-            }
-            if let Some(letter) = self.letter(spot)?
+            if gone.insert(spot)
+                && let Some(letter) = self.letter(&reader, spot)?
                 && !letter.masked
             {
                 found.push((spot, letter));
@@ -181,14 +180,10 @@ impl Shared {
         Ok(found)
     }
 
-    /// One letter with its bytes, unless it was sent again.
-    fn letter(&self, spot: Spot) -> Result<Option<StoredDeadLetter>, LogError> {
-        let reader = self.inspector.readers().lend()?;
-        if self.redriven.refreshed(&reader, |redriven| redriven.contains_key(spot.id().as_str()))? {
-            return Ok(None);
-        }
+    /// One letter with its bytes, be it sent again or not.
+    fn letter(&self, reader: &Reader, spot: Spot) -> Result<Option<StoredDeadLetter>, LogError> {
         let kept = self.letters.kept(spot);
-        let found = kept.map_or_else(|| dead_letters::find(&reader, &self.names, spot), |letter| Ok(Some(letter)))?;
+        let found = kept.map_or_else(|| dead_letters::find(reader, &self.names, spot), |letter| Ok(Some(letter)))?;
         Ok(self.masked(found.into_iter().collect())?.pop())
     }
 
@@ -262,7 +257,10 @@ impl Broker for Kafka {
     }
 
     fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<StoredDeadLetter>, LogError> {
-        Spot::of(id).map_or(Ok(None), |spot| self.shared.letter(spot))
+        let Some(spot) = Spot::of(id) else { return Ok(None) };
+        let reader = self.shared.inspector.readers().lend()?;
+        let is_sent = self.shared.redriven.refreshed(&reader, |redriven| redriven.contains_key(spot.id().as_str()))?;
+        if is_sent { Ok(None) } else { self.shared.letter(&reader, spot) }
     }
 
     fn dead_letter_counts(&self) -> Result<BTreeMap<(String, String), u64>, LogError> {

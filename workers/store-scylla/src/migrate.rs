@@ -3,13 +3,17 @@
 use std::{fmt, time::Duration};
 
 use scylla::{
-    client::session::Session, response::query_result::QueryRowsResult, serialize::row::SerializeRow, value::CqlTimestamp,
+    client::session::Session,
+    errors::{DbError, ExecutionError, RequestAttemptError},
+    response::query_result::{QueryResult, QueryRowsResult},
+    serialize::row::SerializeRow,
+    value::CqlTimestamp,
 };
 use tokio::time::Instant;
 
 use crate::{
     blocking::Blocking,
-    conditional::standing,
+    conditional::{decided, standing},
     config::ScyllaConfig,
     connect::{OpenError, connect},
     copies,
@@ -24,7 +28,7 @@ const LOCK_TTL_S: i32 = 120;
 /// Between two looks at a lock that another process holds.
 const LOCK_LOOK: Duration = Duration::from_millis(200);
 /// How long a table may be listed and not be readable.
-const LISTED_WAIT: Duration = Duration::from_secs(2);
+const LISTED_WAIT: Duration = Duration::from_secs(10);
 /// Between two tries to read it.
 const LISTED_LOOK: Duration = Duration::from_millis(50);
 
@@ -174,23 +178,26 @@ async fn execute(session: &Session, what: &str, statement: &str, values: impl Se
 }
 
 async fn rows(session: &Session, what: &str, query: &str, values: impl SerializeRow) -> Result<QueryRowsResult, OpenError> {
-    let answer = session.query_unpaged(query, values).await.map_err(|error| OpenError::failed(what)(&error))?;
+    of_rows(what, session.query_unpaged(query, values).await)
+}
+
+fn of_rows(what: &str, answer: Result<QueryResult, ExecutionError>) -> Result<QueryRowsResult, OpenError> {
+    let answer = answer.map_err(|error| OpenError::failed(what)(&error))?;
     answer.into_rows_result().map_err(|error| OpenError::failed(what)(&error))
 }
 
-/// Rows of a table that `system_schema` lists. Cassandra 5 lists a table some milliseconds before it can read it, and refuses in between
-/// in more than one way, so a refusal counts once it has stood for [`LISTED_WAIT`].
-async fn listed(
-    session: &Session,
-    what: &str,
-    query: &str,
-    values: impl SerializeRow + Copy,
-) -> Result<QueryRowsResult, OpenError> {
+/// Rows of a table that `system_schema` lists. Cassandra 5 lists a table before it can read it, for as long as a flush takes, and calls the
+/// question invalid or fails at it in between: such an answer counts once it has stood for [`LISTED_WAIT`].
+async fn listed(session: &Session, what: &str, query: &str, values: impl SerializeRow) -> Result<QueryRowsResult, OpenError> {
     let until = Instant::now() + LISTED_WAIT;
     loop {
-        match rows(session, what, query, values).await {
-            Err(_) if Instant::now() < until => tokio::time::sleep(LISTED_LOOK).await,
-            answer => return answer,
+        match session.query_unpaged(query, &values).await {
+            Err(ExecutionError::LastAttemptError(RequestAttemptError::DbError(DbError::Invalid | DbError::ServerError, _)))
+                if Instant::now() < until =>
+            {
+                tokio::time::sleep(LISTED_LOOK).await;
+            }
+            answer => return of_rows(what, answer),
         }
     }
 }
@@ -248,11 +255,12 @@ impl<'a> Lock<'a> {
         self.ask("DELETE FROM schema_lock WHERE scope = ? IF owner = ?", (SCOPE, &self.owner)).await.map(|_| ())
     }
 
-    /// A conditional statement: `None` when it was applied, else who holds the lock.
+    /// A conditional statement: `None` when it was applied, else who else holds the lock.
     async fn ask(&self, statement: &str, values: impl SerializeRow) -> Result<Option<String>, OpenError> {
         let what = format!("lock keyspace `{}` for migrating", self.keyspace);
-        let rows = rows(self.session, &what, statement, values).await?;
-        standing(&rows, "owner").map_err(|error| OpenError::failed(&*what)(&error))
+        let rows = of_rows(&what, decided(self.session, statement, values).await)?;
+        let holder = standing(&rows, "owner").map_err(|error| OpenError::failed(&*what)(&error))?;
+        Ok(holder.filter(|holder| *holder != self.owner))
     }
 }
 

@@ -6,7 +6,7 @@ use futures::{StreamExt, TryStreamExt};
 use scylla::{
     client::pager::TypedRowStream,
     deserialize::row::DeserializeRow,
-    errors::{DbError, ExecutionError, NextPageError, NextRowError, PagerExecutionError, RequestAttemptError},
+    errors::{NextPageError, NextRowError, PagerExecutionError},
     serialize::row::SerializeRow,
     statement::prepared::PreparedStatement,
     value::CqlTimestamp,
@@ -14,7 +14,7 @@ use scylla::{
 
 use crate::{
     ScyllaStore,
-    conditional::standing,
+    conditional::{decided, standing},
     connect::told,
     migrate::SCOPE,
     schema::USER_TABLES,
@@ -26,8 +26,6 @@ use crate::{
 pub const COUNTED_MAX: u64 = 10_000;
 /// Rows that a search looks at.
 pub const SEARCHED_MAX: u64 = 100_000;
-/// How often a conditional statement is tried while others come between.
-const CONDITIONS_MAX: usize = 10;
 
 /// Lists come in the order of the keys' tokens. A search looks at [`SEARCHED_MAX`] rows at most; counts are exact up to [`COUNTED_MAX`] rows
 /// and estimates beyond. What remains of a user is asked of every replica.
@@ -142,17 +140,10 @@ impl Shared {
         Ok(pages.collect())
     }
 
-    /// Where many try at once, servers may give up; asking again then meets what was kept.
     async fn add_generation(&self, generation: i32, manifest: &str) -> Result<Option<String>, StoreError> {
-        let statement = &self.statements.add_generation;
-        let mut tries = 0;
-        let answer = loop {
-            tries += 1;
-            match self.session.query_unpaged(statement.clone(), (SCOPE, generation, manifest)).await {
-                Err(error) if tries < CONDITIONS_MAX && is_contended(&error) => {}
-                answer => break answer.map_err(|error| refused(&told(&error)))?,
-            }
-        };
+        let statement = self.statements.add_generation.clone();
+        let answer = decided(&self.session, statement, (SCOPE, generation, manifest)).await;
+        let answer = answer.map_err(|error| refused(&told(&error)))?;
         let kept = standing(&answer.into_rows_result().map_err(corrupt)?, "manifest").map_err(corrupt)?;
         Ok(kept.filter(|kept| kept != manifest))
     }
@@ -181,11 +172,6 @@ impl Shared {
         })?;
         pager.rows_stream::<R>().map_err(corrupt)
     }
-}
-
-/// Whether a conditional statement was given up because others came between.
-fn is_contended(error: &ExecutionError) -> bool {
-    matches!(error, ExecutionError::LastAttemptError(RequestAttemptError::DbError(DbError::WriteTimeout { .. }, _)))
 }
 
 /// A conditional statement that was not done. A keyspace of tablets on an older ScyllaDB takes none.

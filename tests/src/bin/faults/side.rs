@@ -169,9 +169,15 @@ impl Place {
 
     /// Writes the configuration of a process, whose `name` no other one has at the same time; gives the file.
     pub(crate) fn config(&self, name: &str) -> Result<String> {
+        self.config_with(name, "")
+    }
+
+    /// The same with `more` about the store on servers.
+    fn config_with(&self, name: &str, more: &str) -> Result<String> {
         let mut text = format!("shoppers = 0\ndebounce = \"200ms\"\ndata = \"{}\"\n", self.data().display());
         if let Some(servers) = &self.servers {
             text += &servers.tables(&self.own, name);
+            text += more;
         }
         let path = self.dir.path().join(format!("{name}.toml"));
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -183,9 +189,10 @@ impl Place {
         self.dir.path().join(format!("{name}.out"))
     }
 
-    /// Log and store, to look into and to write to.
+    /// Log and store, to look into and to write to. Who looks is more patient than who is looked at: a slow answer is no finding.
     pub(crate) fn sides(&self) -> Result<Sides> {
-        let path = self.config("looking")?;
+        let path = self
+            .config_with("looking", "[scylla.timeouts]\nread = \"20s\"\ndecide = \"20s\"\nwrite = \"20s\"\nscan = \"60s\"\n")?;
         Sides::open_existing(&settings(&path)?)
     }
 

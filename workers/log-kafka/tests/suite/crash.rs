@@ -104,7 +104,10 @@ fn killed_processes_lose_nothing_and_repeat_nothing() {
     assert!(grew > 1, "all events were done before the kills began; make them more");
     let end = Shutdown::new();
     std::thread::scope(|scope| {
-        scope.spawn(|| fold(&server.elsewhere("a"), &open(&store), 50, &end).expect("the last worker ends as asked"));
+        for instance in ["a", "b"] {
+            let (server, store, end) = (&server, &store, &end);
+            scope.spawn(move || fold(&server.elsewhere(instance), &open(store), 50, end).expect("the last ones end as asked"));
+        }
         until("the rest", || received(&server) >= EVENTS.unsigned_abs());
         end.trigger();
     });

@@ -43,9 +43,9 @@ fn a_server_that_holds_still_is_unavailable_and_comes_back() {
     };
     let keyspace = Keyspace::migrated(&server);
     let limits = json!({ "connect": "2s", "read": "1s", "decide": "1s", "write": "1s" });
-    let store = keyspace.store_with(json!({ "timeouts": limits }));
+    let (store, patient) = (keyspace.store_with(json!({ "timeouts": limits })), keyspace.store());
     let anna = UserKey::of("anna");
-    store.put_all(&[state(1)], &[]).unwrap();
+    patient.put_all(&[state(1)], &[]).unwrap();
 
     let paused = Paused::now(&services);
     let start = Instant::now();
@@ -69,5 +69,5 @@ fn a_server_that_holds_still_is_unavailable_and_comes_back() {
         thread::sleep(Duration::from_millis(20));
     }
     println!("written again after {:?}", recovered.elapsed());
-    assert_eq!(store.state(&anna).unwrap(), Some(3_i64.to_be_bytes().into()));
+    assert_eq!(patient.state(&anna).unwrap(), Some(3_i64.to_be_bytes().into()));
 }

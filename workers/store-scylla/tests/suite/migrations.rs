@@ -114,7 +114,7 @@ fn who_holds_the_lock_for_too_long_is_named() {
     let keyspace = Keyspace::migrated(&server);
     keyspace.cql("TRUNCATE $.schema_versions");
     keyspace.cql("INSERT INTO $.schema_lock (scope, owner) VALUES ('endcap', '4711-feed')");
-    let config = keyspace.config(json!({ "timeouts": { "migrate": "400ms", "scan": "20s" } }));
+    let config = keyspace.config(json!({ "timeouts": { "migrate": "3s", "scan": "20s" } }));
     let error = migrated(&config).unwrap_err();
     assert!(matches!(&error, OpenError::Busy { owner, .. } if owner == "4711-feed"), "{error}");
     keyspace.cql("DELETE FROM $.schema_lock WHERE scope = 'endcap'");

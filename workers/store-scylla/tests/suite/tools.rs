@@ -37,7 +37,8 @@ fn said(command: &mut Command, server: &Server) -> String {
 fn cqlsh(python: &Path, server: &Server, query: &str) -> String {
     let (host, port) = server.address.rsplit_once(':').expect("host:port");
     let login = ["-u", &server.user, "-p", &server.password];
-    said(Command::new(python.with_file_name("cqlsh")).args([host, port]).args(login).args(["-e", query]), server)
+    let times = ["--connect-timeout", "60", "--request-timeout", "60"];
+    said(Command::new(python.with_file_name("cqlsh")).args([host, port]).args(login).args(times).args(["-e", query]), server)
 }
 
 /// The page that once was kept as a sample, and what it says.
