@@ -69,6 +69,9 @@ pub struct LoopConfig {
     /// How long live records are gathered for one batch: unless so many are held that none waits any longer, none goes before the first that is held was
     /// held for so long; then those that are due go together. Zero for not at all.
     pub gather: Duration,
+    /// How long live records are gathered at least while there is much to do: behind a batch of an eighth of [`Self::batch_records_max`] or more, and
+    /// until the next one is full. A commit costs much the same whatever is in it, so fuller batches leave more time for records.
+    pub gather_under_load: Duration,
     /// While both lanes have work, the backfill lane gets one batch in so many; at least 2.
     pub backfill_share: u32,
     /// How long a poll waits for records: bounds how late a shutdown is noticed.
@@ -90,6 +93,7 @@ impl Default for LoopConfig {
             debounce: Duration::ZERO,
             debounce_max: Duration::from_secs(10),
             gather: Duration::ZERO,
+            gather_under_load: Duration::from_millis(40),
             backfill_share: 10,
             poll_wait: Duration::from_millis(100),
             retry: RetryConfig::default(),

@@ -14,6 +14,9 @@ use crate::{DropReason, Input, Received, Stamp};
 const WRONG_KEY_MESSAGE: &str = "the key is not `tenant/user` of the value, so another partition has the rest of its user's records: mend the \
                                  producer; sent again, it goes where they are";
 
+/// A batch of such a part of a full one is much.
+const UNDER_LOAD_PART: usize = 8;
+
 /// One record on its way through the loop.
 pub(super) struct Held<T> {
     /// As the log gave it; the value is kept for a dead letter until the record is superseded.
@@ -118,29 +121,39 @@ pub(super) struct Pending<T> {
     debounce_ms: i64,
     debounce_max_ms: i64,
     gather_ms: i64,
+    gather_under_load_ms: i64,
+    /// So many records are a full batch.
+    batch_max: usize,
+    /// Whether the last batch held much, and nothing was put back since.
+    is_under_load: bool,
 }
 
 impl<T: Message> Pending<T> {
     /// A queue whose records wait as `config` says.
     pub(super) fn waiting(config: &LoopConfig) -> Self {
-        Self::new(config.debounce, config.debounce_max, config.gather)
+        Self {
+            debounce_ms: ms(config.debounce),
+            debounce_max_ms: ms(config.debounce_max),
+            gather_ms: ms(config.gather),
+            gather_under_load_ms: ms(config.gather_under_load),
+            batch_max: config.batch_records_max,
+            ..Self::at_once()
+        }
     }
 
     /// A queue whose records are due at once.
     pub(super) fn at_once() -> Self {
-        Self::new(Duration::ZERO, Duration::ZERO, Duration::ZERO)
-    }
-
-    fn new(debounce: Duration, debounce_max: Duration, gather: Duration) -> Self {
-        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4);
         Self {
             queue: VecDeque::new(),
             bytes: 0,
             front: 0,
             newest: HashMap::new(),
-            debounce_ms: ms(debounce),
-            debounce_max_ms: ms(debounce_max),
-            gather_ms: ms(gather),
+            debounce_ms: 0,
+            debounce_max_ms: 0,
+            gather_ms: 0,
+            gather_under_load_ms: 0,
+            batch_max: 0,
+            is_under_load: false,
         }
     }
 
@@ -229,6 +242,8 @@ impl<T: Message> Pending<T> {
             end += 1;
         }
         let batch: Vec<_> = self.queue.drain(..end).collect();
+        // Among suspects batches are small on purpose, and nobody waits.
+        self.is_under_load = records_max >= self.batch_max && batch.len() >= (self.batch_max / UNDER_LOAD_PART).max(2);
         self.bytes -= batch.iter().map(Held::bytes).sum::<usize>();
         self.front += end as u64;
         for (user, _) in batch.iter().filter_map(|held| held.context.as_ref()) {
@@ -241,6 +256,7 @@ impl<T: Message> Pending<T> {
 
     /// Puts a batch that was taken last back to the front, its started records live again.
     pub(super) fn put_back(&mut self, batch: Vec<Held<T>>, inputs: Vec<Input<T>>) {
+        self.is_under_load = false;
         let mut values = inputs.into_iter().map(|input| input.value).rev();
         for mut held in batch.into_iter().rev() {
             self.front -= 1;
@@ -258,7 +274,9 @@ impl<T: Message> Pending<T> {
     /// When what is held has been gathered for long enough, ms; `None` when nothing is held. What was put back is held for longest, so that a search for
     /// a culprit waits for nothing.
     fn gathered_ms(&self) -> Option<i64> {
-        Some(self.queue.front()?.admitted_ms + self.gather_ms)
+        let waits_for_more = self.is_under_load && self.queue.len() < self.batch_max;
+        let gather_ms = if waits_for_more { self.gather_ms.max(self.gather_under_load_ms) } else { self.gather_ms };
+        Some(self.queue.front()?.admitted_ms + gather_ms)
     }
 
     /// When a record is due, ms. A resolved one waits for the debounce too: taken earlier, it would take along live ones that stand
@@ -266,4 +284,8 @@ impl<T: Message> Pending<T> {
     fn due_ms(&self, held: &Held<T>) -> i64 {
         if held.is_live() { held.due_ms(self.debounce_ms, self.debounce_max_ms) } else { held.came_ms + self.debounce_ms }
     }
+}
+
+fn ms(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4)
 }

@@ -446,6 +446,33 @@ fn records_are_gathered_until_the_oldest_has_waited_long_enough() {
 }
 
 #[test]
+fn behind_a_large_batch_records_are_gathered_until_the_next_is_full_and_a_lone_one_waits_for_nothing() {
+    let batches = |records| {
+        let mut bench = Bench::new();
+        bench.env.config.batch_records_max = 16;
+        bench.env.config.gather_under_load = Duration::from_secs(3);
+        bench.append(&contexts(records));
+        let (producer, clock, done) = (bench.file.producer(), bench.clock.clone(), Arc::new(Mutex::new(Vec::new())));
+        let note = done.clone();
+        let stage = Toy::<Compose>::with(move |batch| {
+            let mut done = note.lock().unwrap();
+            done.push((batch.len(), (endcap_runtime::Clock::now_ms(&*clock) - NOW_MS) / 1_000));
+            // Two more, the second behind the first.
+            let late = done.len() - 1;
+            if (1..3).contains(&late) {
+                producer.append(&[sent(&context(&format!("late{late}"), NOW_MS, "e"), &format!("late{late}"))], None).unwrap();
+            }
+            Ok(None)
+        });
+        bench.run_ticking(stage, Duration::from_secs(1)).unwrap();
+        let done = done.lock().unwrap();
+        done.clone()
+    };
+    assert_eq!(batches(20), [(16, 0), (4, 3), (1, 6), (1, 6)]);
+    assert_eq!(batches(32), [(16, 0), (16, 1), (1, 4), (1, 4)], "a full batch waits for nothing but the poll before it");
+}
+
+#[test]
 fn records_of_a_log_whose_clock_is_ahead_are_due_at_once() {
     let mut bench = Bench::new();
     bench.append(&contexts(3));

@@ -189,6 +189,7 @@ impl Bench {
             store: Arc::new(FlakyStore { file: file.clone(), faults: faults.clone() }),
             clocks: Clocks::of(clock.clone()),
             config: LoopConfig {
+                gather_under_load: Duration::ZERO,
                 retry: RetryConfig { first: Duration::from_micros(10), longest: Duration::from_micros(50) },
                 ..LoopConfig::default()
             },
