@@ -212,7 +212,7 @@ impl World {
         let env = StageEnv {
             store,
             clocks: Clocks::of(Arc::new(ManualClock::at(NOW_MS))),
-            config: LoopConfig { batch_records_max: 4, retry, ..LoopConfig::default() },
+            config: LoopConfig { batch_records_max: 4, gather_under_load: Duration::ZERO, retry, ..LoopConfig::default() },
             stats: Arc::new(StageStats::default()),
             shutdown: fuse.shutdown.clone(),
         };

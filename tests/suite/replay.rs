@@ -302,9 +302,9 @@ fn a_replay_of_events_does_not_run_ahead_of_the_context_stage() {
 #[test]
 fn a_shopper_who_is_erased_while_a_replay_waits_stays_erased() {
     let site = Site::new();
-    let gone = site.pages().into_keys().next().unwrap();
     site.replay(&["contexts"]);
     site.replay(&["events"]);
+    let gone = site.sent().swap_remove(SHOPPERS.parse().unwrap()); // the first of those of the second replay
     site.program().succeed(&["erase", &gone], &[]).unwrap();
     site.work_off();
     let user: UserKey = gone.parse().unwrap();
@@ -314,6 +314,9 @@ fn a_shopper_who_is_erased_while_a_replay_waits_stays_erased() {
     let told = site.replay(&["contexts"]);
     assert!(told.contains("11 contexts sent, 1 shoppers are erased"), "{told}");
     assert!(file.tallies().unwrap()["themes.backfill"].is_balanced());
+    let run = killed(&site, "contexts", site.sent().len());
+    let told = site.replay(&["resume", &run, "--rate", "1000"]);
+    assert!(told.contains("11 contexts sent, 1 shoppers are erased"), "both parts are counted: {told}");
 }
 
 #[test]

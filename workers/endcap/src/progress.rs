@@ -83,12 +83,13 @@ impl Drop for LogWriter {
 /// The steps of some preparation: a bar, and plain lines from time to time where nobody watches one.
 pub struct Steps {
     bar: ProgressBar,
-    told: RefCell<Told>,
+    lines: RefCell<Lines>,
 }
 
-/// What was told in plain lines.
+/// What is told in plain lines.
 #[derive(Default)]
-struct Told {
+struct Lines {
+    what: String,
     said: String,
     /// When more of the same may be said.
     due: Duration,
@@ -105,21 +106,27 @@ impl Steps {
         self.bar.set_prefix(of);
         self.bar.set_length(total);
         self.bar.set_position(done);
-        self.told.borrow_mut().tell(what, &line, self.bar.elapsed());
+        self.lines.borrow_mut().tell(what, &line, self.bar.elapsed());
         note(line);
     }
 
+    /// The steps are done.
+    pub fn finish(self) {}
+}
+
+impl Drop for Steps {
     /// Takes the bar off the screen, or says how far it came.
-    pub fn finish(self) {
+    fn drop(&mut self) {
         self.bar.finish_and_clear();
-        self.told.borrow_mut().say_newest();
+        self.lines.borrow_mut().say_newest();
     }
 }
 
-impl Told {
+impl Lines {
     fn tell(&mut self, what: &str, line: &str, now: Duration) {
-        if !self.newest.starts_with(&format!("{what}:")) {
+        if self.what != what {
             self.say_newest();
+            what.clone_into(&mut self.what);
             self.due = now;
         }
         line.clone_into(&mut self.newest);
@@ -144,7 +151,7 @@ pub fn steps(what: &str, total: u64) -> Steps {
     let bar = if is_watched() { bars().add(ProgressBar::new(total)) } else { ProgressBar::hidden() };
     bar.set_style(style);
     bar.set_message(what.to_owned());
-    Steps { bar, told: RefCell::default() }
+    Steps { bar, lines: RefCell::default() }
 }
 
 /// The running job's display.

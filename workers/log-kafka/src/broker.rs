@@ -26,7 +26,7 @@ use crate::{
     record::Record,
     registry::Registry,
     tender::Tender,
-    writer::Stopped,
+    writer::{Stopped, Writer},
 };
 
 /// How often a producer looks whether the groups are too far behind.
@@ -53,8 +53,8 @@ pub(crate) struct Shared {
     room: Mutex<Option<Room>>,
     /// Held by whoever looks where the groups are.
     looking: Mutex<()>,
-    tallies: Notes,
-    progress: Notes,
+    tallies: Arc<Notes>,
+    progress: Arc<Notes>,
     letters: Letters,
     redriven: Notes,
 }
@@ -80,13 +80,15 @@ impl Kafka {
         check_topics(&asker, &names)?;
         let registry = config.registry().map(Arc::new);
         let readers = Arc::new(Readers::new(&config, &names, &asker, &tender));
+        let (tallies, progress) = (Arc::new(Notes::new(names.tallies())), Arc::new(Notes::new(names.progress())));
+        let writer = Writer::new(config.clone(), names.transactional_id("endcap.ingest"), tender.clone());
         let shared = Shared {
             inspector: Inspector::new(&names, &asker, &readers),
-            door: Mutex::new(Ingest::new(&config, &names, registry.clone(), &readers, &tender)),
+            door: Mutex::new(Ingest::new(&names, registry.clone(), writer, &readers, &tallies, &progress)),
             room: Mutex::default(),
             looking: Mutex::default(),
-            tallies: Notes::new(names.tallies()),
-            progress: Notes::new(names.progress()),
+            tallies,
+            progress,
             letters: Letters::default(),
             redriven: Notes::new(names.redriven()),
             config,
@@ -167,6 +169,7 @@ impl Shared {
 
     /// Letters that are to be sent again, in the order of `ids`, each once, without those that any call before has sent.
     fn redrivable(&self, ids: &[DeadLetterId]) -> Result<Vec<(Spot, StoredDeadLetter)>, LogError> {
+        lock(&self.door).ready()?; // what it left open itself it would wait for in vain
         let reader = self.inspector.readers().lend()?;
         let (mut gone, mut found) = (self.redriven.whole(&reader, dead_letters::spots)?, Vec::new());
         for spot in ids.iter().filter_map(Spot::of) {

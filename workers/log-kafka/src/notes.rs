@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::ControlFlow, sync::Mutex, time::Duration};
 
 use endcap_runtime::{LogError, Tally};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::{lock::lock, reader::Reader};
@@ -48,7 +48,7 @@ impl Notes {
         let from = lock(&self.seen).next.max(first);
         if from < end {
             reader.read(&self.topic, &BTreeMap::from([(0, from)]), |message| {
-                lock(&self.seen).take(message);
+                lock(&self.seen).take(message.offset(), message.key().unwrap_or_default(), message.payload());
                 ControlFlow::Continue(())
             })?;
         }
@@ -60,16 +60,15 @@ impl Notes {
 
 impl Seen {
     /// Takes a note in, unless another reader has done it. Each begins where the map ends and leaves nothing out.
-    fn take(&mut self, message: &BorrowedMessage<'_>) {
-        if message.offset() < self.next {
+    fn take(&mut self, offset: i64, key: &[u8], value: Option<&[u8]>) {
+        if offset < self.next {
             return;
         }
-        self.next = message.offset() + 1;
+        self.next = offset + 1;
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        let key = text(message.key().unwrap_or_default());
-        match message.payload() {
-            Some(value) => drop(self.latest.insert(key, text(value))),
-            None => drop(self.latest.remove(&key)),
+        match value {
+            Some(value) => drop(self.latest.insert(text(key), text(value))),
+            None => drop(self.latest.remove(&text(key))),
         }
     }
 }
@@ -139,6 +138,28 @@ mod tests {
     use endcap_runtime::{DropReason, Phase};
 
     use super::*;
+
+    #[test]
+    fn two_who_read_at_once_end_in_the_latest_values() {
+        let notes: [(i64, &str, Option<&str>); 5] =
+            [(0, "a", Some("1")), (2, "b", Some("2")), (3, "a", None), (5, "b", Some("3")), (6, "c", Some("4"))];
+        let expected = BTreeMap::from([("b", "3"), ("c", "4")].map(|(key, value)| (key.to_owned(), value.to_owned())));
+        // Where the second begins to read, of what the first has read already.
+        for head_start in 0..=notes.len() {
+            let (mut seen, mut places) = (Seen::default(), [head_start, 0]);
+            notes[..head_start]
+                .iter()
+                .for_each(|(offset, key, value)| seen.take(*offset, key.as_bytes(), value.map(str::as_bytes)));
+            while places != [notes.len(); 2] {
+                for place in places.iter_mut().filter(|place| **place < notes.len()) {
+                    let (offset, key, value) = notes[*place];
+                    seen.take(offset, key.as_bytes(), value.map(str::as_bytes));
+                    *place += 1;
+                }
+            }
+            assert_eq!((&seen.latest, seen.next), (&expected, 7), "a head start of {head_start}");
+        }
+    }
 
     #[test]
     fn tallies_come_back_and_are_summed_over_all_writers() {

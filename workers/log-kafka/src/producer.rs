@@ -12,13 +12,12 @@ use endcap_runtime::{Clock, DeadLetter, INGEST, LogError, Outgoing, Tally, metri
 use endcap_schemas::topics::Lane;
 
 use crate::{
-    KafkaConfig, headers,
+    headers,
     names::Names,
     notes::{self, Notes},
     reader::Readers,
     record::Record,
     registry::Registry,
-    tender::Tender,
     writer::{Stopped, Writer},
 };
 
@@ -34,9 +33,8 @@ pub(crate) struct Ingest {
     registry: Option<Arc<Registry>>,
     writer: Writer,
     readers: Arc<Readers>,
-    /// Its own: what others read of them it waits for no more than they for it.
-    tallies: Notes,
-    progress: Notes,
+    tallies: Arc<Notes>,
+    progress: Arc<Notes>,
     /// As the log has it; `None` before it was read, and after a transaction whose end is not known.
     own: Option<Own>,
     unclear: Unclear,
@@ -77,21 +75,25 @@ struct Own {
 
 impl Ingest {
     pub(crate) fn new(
-        config: &KafkaConfig,
         names: &Names,
         registry: Option<Arc<Registry>>,
+        writer: Writer,
         readers: &Arc<Readers>,
-        tender: &Arc<Tender>,
+        tallies: &Arc<Notes>,
+        progress: &Arc<Notes>,
     ) -> Self {
-        let writer = Writer::new(config.clone(), names.transactional_id("endcap.ingest"), tender.clone());
-        let readers = readers.clone();
-        let (tallies, progress) = (Notes::new(names.tallies()), Notes::new(names.progress()));
+        let (readers, tallies, progress) = (readers.clone(), tallies.clone(), progress.clone());
         Self { names: names.clone(), registry, writer, readers, tallies, progress, own: None, unclear: Unclear::default() }
     }
 
     fn passed<'a>(&self, records: &'a [Outgoing]) -> Result<Vec<Record<'a>>, LogError> {
         let (names, registry) = (&self.names, self.registry.as_deref());
         records.iter().map(|record| Record::passed(names, registry, record, INGEST_SOURCE.as_str())).collect()
+    }
+
+    /// Ends what it, or another process under its id, has left open.
+    pub(crate) fn ready(&mut self) -> Result<(), LogError> {
+        self.writer.ready()
     }
 
     /// Appends `records` and notes how far their source was read.

@@ -230,7 +230,14 @@ impl<'a> Lock<'a> {
         let until = Instant::now() + waited;
         loop {
             let insert = "INSERT INTO schema_lock (scope, owner) VALUES (?, ?) IF NOT EXISTS USING TTL ?";
-            let Some(holder) = lock.ask(insert, (SCOPE, &lock.owner, LOCK_TTL_S)).await? else { return Ok(lock) };
+            let holder = match lock.ask(insert, (SCOPE, &lock.owner, LOCK_TTL_S)).await {
+                Ok(Some(holder)) => holder,
+                Ok(None) => return Ok(lock),
+                Err(error) => {
+                    let _ = lock.release().await; // a try that was given up may have taken it; what is wrong is told already
+                    return Err(error);
+                }
+            };
             if Instant::now() >= until {
                 return Err(OpenError::Busy { keyspace: config.keyspace.clone(), owner: holder, waited });
             }

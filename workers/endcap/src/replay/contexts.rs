@@ -135,7 +135,9 @@ impl Contexts<'_> {
                 for some in ours.chunks(sender.batch_max()) {
                     let next = some.last().map_or(0, |record| record.offset + 1);
                     note.place = Place::Contexts { stretch: at, next };
-                    sender.send(&self.outgoing(some, note.run)?, note)?;
+                    let outgoing = self.outgoing(some, note.run)?;
+                    note.erased += (some.len() - outgoing.len()) as u64;
+                    sender.send(&outgoing, note)?;
                     bar.at("sending contexts", note.sent, found.shoppers());
                 }
                 sender.go_on(Duration::ZERO)
@@ -218,7 +220,7 @@ mod tests {
         let mut stretches = wanted.stretches(file, Topic::CONTEXTS, NOW_MS).unwrap();
         stretches.extend(wanted.behind().stretches(file, Topic::CONTEXTS.on(Lane::Backfill), NOW_MS).unwrap());
         let (is_whole, place) = (wanted.is_whole(), Place::Contexts { stretch: 0, next: 0 });
-        Note { run: 5, generation: Some(2), stretches, users: Vec::new(), is_whole, rate: None, sent: 0, place }
+        Note { run: 5, generation: Some(2), stretches, users: Vec::new(), is_whole, rate: None, sent: 0, erased: 0, place }
     }
 
     /// What a replay of `from` sends: event, generation and expiry.

@@ -18,13 +18,18 @@ const LOOK_LATE: Duration = Duration::from_secs(2);
 /// # Errors
 /// When the log does not answer, or somebody asks to end.
 pub(super) fn wait_for(log: &dyn Broker, ends: &BTreeMap<i32, i64>, clock: &dyn Clock, sender: &Sender<'_>) -> Result<()> {
-    let (group, bar) = (group_of("context", Lane::Live), progress::steps("waiting for the context stage", 0));
+    const WHAT: &str = "waiting for the context stage (`endcap run context`); events before it";
+    let (group, bar) = (group_of("context", Lane::Live), progress::steps(WHAT, 0));
     let start = clock.monotonic();
+    let mut waited = false;
     while let Some(waiting) = before(ends, &log.group(&group, Topic::EVENTS).context("cannot read the positions")?) {
-        bar.at("waiting for the context stage (`endcap run context`); events before it", waiting, 0);
+        bar.at(WHAT, waiting, 0);
+        waited = true;
         sender.go_on(pause(clock.monotonic().saturating_sub(start)))?;
     }
-    bar.finish();
+    if waited {
+        bar.at(WHAT, 0, 0);
+    }
     Ok(())
 }
 

@@ -102,7 +102,7 @@ impl Replay {
     fn note(&self, args: &ReplayArgs, is_whole: bool, stretches: Vec<Stretch>, place: Place) -> Note {
         let run = self.clock.now_ms();
         let users = args.user.iter().map(|user| Mark::of(run, &user.to_string())).collect();
-        Note { run, generation: None, stretches, users, is_whole, rate: args.rate, sent: 0, place }
+        Note { run, generation: None, stretches, users, is_whole, rate: args.rate, sent: 0, erased: 0, place }
     }
 
     fn send_contexts(&self, mut note: Note, dry_run: bool) -> Result<()> {
@@ -121,8 +121,7 @@ impl Replay {
             let mut sender = Sender::new(&*self.sides.log, &self.clock, shutdown, note.rate);
             contexts.send(&found, &mut note, &mut sender)
         })?;
-        let erased = found.shoppers().saturating_sub(note.sent);
-        println!("replay {} is done: {} contexts sent, {erased} shoppers are erased", note.run, note.sent);
+        println!("replay {} is done: {} contexts sent, {} shoppers are erased", note.run, note.sent, note.erased);
         Ok(())
     }
 

@@ -31,6 +31,9 @@ pub(super) struct Note {
     pub(super) rate: Option<f64>,
     /// Records sent.
     pub(super) sent: u64,
+    /// Shoppers whose contexts were not sent, as they were erased since.
+    #[serde(default)]
+    pub(super) erased: u64,
     pub(super) place: Place,
 }
 
@@ -160,8 +163,17 @@ mod tests {
         let (ada, bob) = ("default/ada", "shop/bob");
         let place = Place::Events { pass: 1, to: BTreeMap::from([(0, 9)]), stretch: 0, after: Some(Mark::of(5, bob)) };
         let users = vec![Mark::of(5, ada)];
-        let mut note =
-            Note { run: 5, generation: None, stretches: Vec::new(), users, is_whole: true, rate: None, sent: 0, place };
+        let mut note = Note {
+            run: 5,
+            generation: None,
+            stretches: Vec::new(),
+            users,
+            is_whole: true,
+            rate: None,
+            sent: 0,
+            erased: 0,
+            place,
+        };
         let text = serde_json::to_string(&note).unwrap();
         assert!(!text.contains("ada") && !text.contains("bob"), "{text}");
         let read: Note = serde_json::from_str(&text).unwrap();

@@ -33,7 +33,9 @@ impl<'a, S: Stage> Lanes<'a, S> {
     pub(super) fn turn_until_shutdown(&mut self, stage: &mut S) -> Result<(), StageStopped> {
         while !self.env.shutdown.is_triggered() {
             self.fill()?;
-            match self.share.next(self.live.is_due(), self.is_backfill_due()) {
+            let backfill = self.is_backfill_due();
+            self.live.pending.is_hurried = backfill;
+            match self.share.next(self.live.is_due(), backfill) {
                 Some(Lane::Live) => self.live.turn(stage)?,
                 Some(Lane::Backfill) => self.turn_backfill(stage)?,
                 None => self.look = (self.look * 2).min(self.env.config.poll_wait),

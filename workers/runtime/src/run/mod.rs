@@ -69,8 +69,9 @@ pub struct LoopConfig {
     /// How long live records are gathered for one batch: unless so many are held that none waits any longer, none goes before the first that is held was
     /// held for so long; then those that are due go together. Zero for not at all.
     pub gather: Duration,
-    /// How long live records are gathered at least while there is much to do: behind a batch of an eighth of [`Self::batch_records_max`] or more, and
-    /// until the next one is full. A commit costs much the same whatever is in it, so fuller batches leave more time for records.
+    /// How long live records are gathered at least while there is much to do: while two or more and an eighth of [`Self::batch_records_max`] are
+    /// held, whatever is to become of them, and not as many as that, and the backfill lane has no work. A commit costs much the same whatever is
+    /// in it, so fuller batches leave more time for records. Zero for not at all.
     pub gather_under_load: Duration,
     /// While both lanes have work, the backfill lane gets one batch in so many; at least 2.
     pub backfill_share: u32,

@@ -14,7 +14,7 @@ use crate::{DropReason, Input, Received, Stamp};
 const WRONG_KEY_MESSAGE: &str = "the key is not `tenant/user` of the value, so another partition has the rest of its user's records: mend the \
                                  producer; sent again, it goes where they are";
 
-/// A batch of such a part of a full one is much.
+/// Such a part of a full batch is much.
 const UNDER_LOAD_PART: usize = 8;
 
 /// One record on its way through the loop.
@@ -124,8 +124,8 @@ pub(super) struct Pending<T> {
     gather_under_load_ms: i64,
     /// So many records are a full batch.
     batch_max: usize,
-    /// Whether the last batch held much, and nothing was put back since.
-    is_under_load: bool,
+    /// Whether somebody else waits for the stage: then nothing is gathered under load.
+    pub(super) is_hurried: bool,
 }
 
 impl<T: Message> Pending<T> {
@@ -153,7 +153,7 @@ impl<T: Message> Pending<T> {
             gather_ms: 0,
             gather_under_load_ms: 0,
             batch_max: 0,
-            is_under_load: false,
+            is_hurried: false,
         }
     }
 
@@ -242,8 +242,6 @@ impl<T: Message> Pending<T> {
             end += 1;
         }
         let batch: Vec<_> = self.queue.drain(..end).collect();
-        // Among suspects batches are small on purpose, and nobody waits.
-        self.is_under_load = records_max >= self.batch_max && batch.len() >= (self.batch_max / UNDER_LOAD_PART).max(2);
         self.bytes -= batch.iter().map(Held::bytes).sum::<usize>();
         self.front += end as u64;
         for (user, _) in batch.iter().filter_map(|held| held.context.as_ref()) {
@@ -256,7 +254,6 @@ impl<T: Message> Pending<T> {
 
     /// Puts a batch that was taken last back to the front, its started records live again.
     pub(super) fn put_back(&mut self, batch: Vec<Held<T>>, inputs: Vec<Input<T>>) {
-        self.is_under_load = false;
         let mut values = inputs.into_iter().map(|input| input.value).rev();
         for mut held in batch.into_iter().rev() {
             self.front -= 1;
@@ -274,9 +271,10 @@ impl<T: Message> Pending<T> {
     /// When what is held has been gathered for long enough, ms; `None` when nothing is held. What was put back is held for longest, so that a search for
     /// a culprit waits for nothing.
     fn gathered_ms(&self) -> Option<i64> {
-        let waits_for_more = self.is_under_load && self.queue.len() < self.batch_max;
-        let gather_ms = if waits_for_more { self.gather_ms.max(self.gather_under_load_ms) } else { self.gather_ms };
-        Some(self.queue.front()?.admitted_ms + gather_ms)
+        let much = (self.batch_max / UNDER_LOAD_PART).max(2)..self.batch_max;
+        let waits_for_more = !self.is_hurried && much.contains(&self.queue.len());
+        let under_load_ms = if waits_for_more { self.gather_under_load_ms } else { 0 };
+        Some(self.queue.front()?.admitted_ms + self.gather_ms.max(under_load_ms))
     }
 
     /// When a record is due, ms. A resolved one waits for the debounce too: taken earlier, it would take along live ones that stand

@@ -75,16 +75,23 @@ fn live_goes_first_and_backfill_gets_one_batch_in_so_many_and_all_that_is_left()
 
 #[test]
 fn a_live_record_waits_for_one_backfill_batch_at_most() {
-    let mut bench = Bench::new();
-    bench.env.config.batch_records_max = 8;
-    bench.append(&contexts(Lane::Backfill, 20));
-    let (order, producer) = (Order::default(), bench.file.producer());
-    bench.run_lanes(noted(&order, move |first| {
-        if first.head.user.user == "b6" {
-            producer.append(&contexts(Lane::Live, 1), None).unwrap();
-        }
-    }));
-    assert_eq!(*order.lock().unwrap(), "bbbblbbbbbb", "it comes while the fourth batch is in work");
+    for (live, gather_s) in [(1, 0), (1, 3), (4, 3)] {
+        let mut bench = Bench::new();
+        bench.env.config.batch_records_max = 8;
+        bench.env.config.gather_under_load = Duration::from_secs(gather_s);
+        bench.append(&contexts(Lane::Backfill, 20));
+        let (order, producer) = (Order::default(), bench.file.producer());
+        bench.run_lanes(noted(&order, move |first| {
+            if first.head.user.user == "b6" {
+                producer.append(&contexts(Lane::Live, live), None).unwrap();
+            }
+        }));
+        assert_eq!(
+            *order.lock().unwrap(),
+            "bbbblbbbbbb",
+            "{live} come while the fourth batch is in work, gathered for {gather_s} s"
+        );
+    }
 }
 
 #[test]

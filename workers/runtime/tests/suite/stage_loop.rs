@@ -446,7 +446,7 @@ fn records_are_gathered_until_the_oldest_has_waited_long_enough() {
 }
 
 #[test]
-fn behind_a_large_batch_records_are_gathered_until_the_next_is_full_and_a_lone_one_waits_for_nothing() {
+fn many_records_are_gathered_until_a_batch_is_full_and_few_wait_for_nothing() {
     let batches = |records| {
         let mut bench = Bench::new();
         bench.env.config.batch_records_max = 16;
@@ -468,8 +468,8 @@ fn behind_a_large_batch_records_are_gathered_until_the_next_is_full_and_a_lone_o
         let done = done.lock().unwrap();
         done.clone()
     };
-    assert_eq!(batches(20), [(16, 0), (4, 3), (1, 6), (1, 6)]);
-    assert_eq!(batches(32), [(16, 0), (16, 1), (1, 4), (1, 4)], "a full batch waits for nothing but the poll before it");
+    assert_eq!(batches(20), [(16, 0), (4, 3), (1, 3), (1, 3)]);
+    assert_eq!(batches(32), [(16, 0), (16, 1), (1, 1), (1, 1)], "a full batch waits for nothing but the poll before it");
 }
 
 #[test]
