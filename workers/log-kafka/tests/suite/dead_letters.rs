@@ -1,9 +1,10 @@
 //! Dead letters on Kafka, beyond the contract: foreign records as they were, erased users, other processes.
 
-use std::thread;
+use std::{thread, time::Duration};
 
+use endcap_log_kafka::KafkaSettings;
 use endcap_runtime::{
-    Broker, CAME_UNDER, Commit, DeadLetter, DeadLetterFilter, Log, Received, Shutdown, Stamp, Store, Write,
+    Broker, CAME_UNDER, Commit, DeadLetter, DeadLetterFilter, Log, LogError, Received, Shutdown, Stamp, Store, Write,
     contract::{poll_all, record, through},
 };
 use endcap_schemas::{UserKey, topics::Topic};
@@ -16,7 +17,8 @@ use rdkafka::{
 
 use crate::{
     groups::until,
-    server::Server,
+    server::{Server, connect},
+    tallies::open_transaction,
     toy::{all, event, fold},
 };
 
@@ -137,4 +139,28 @@ fn letters_of_an_erased_user_say_nothing_and_stay() {
     let ids: Vec<_> = listed.iter().map(|letter| letter.id.clone()).collect();
     assert_eq!(server.kafka.redrive(&ids).expect("an answer"), 1, "what belongs to an erased user stays");
     assert_eq!(poll_all(&mut log, 1)[0].key, "default/anna");
+}
+
+#[test]
+fn a_letter_that_may_have_been_sent_already_is_not_sent_again_before_that_is_known() {
+    let Some(server) = Server::fresh(1) else { return };
+    server.kafka.append(&[record(Topic::EVENTS, "anna", b"1")], None).expect("an event is taken");
+    let mut log = server.kafka.log("g", Topic::EVENTS).expect("a consumer");
+    let got = poll_all(&mut log, 1).remove(0);
+    log.commit(&Commit { dead_letters: vec![letter(&got)], ..through("s", &got) }).expect("a commit is taken");
+    let listed = || server.kafka.dead_letters(&DeadLetterFilter::default()).expect("letters are listed");
+    until("the letter", || listed().len() == 1);
+    let id = listed().remove(0).id;
+
+    let settings = KafkaSettings { instance: "hasty".to_owned(), request_timeout_s: 6, ..server.settings.clone() };
+    let hasty = connect(&settings, &server.store);
+    let another = open_transaction(&server, "another", "endcap.redriven.v1", (id.as_str(), "1"));
+    let early = hasty.redrive(std::slice::from_ref(&id));
+    assert!(matches!(&early, Err(LogError::Unavailable(cause)) if cause.contains("is not over yet")), "{early:?}");
+    another.abort_transaction(Duration::from_secs(30)).expect("the other transaction ends");
+
+    let _own = open_transaction(&server, "endcap.ingest.hasty", "endcap.redriven.v1", (id.as_str(), "2"));
+    let anew = connect(&settings, &server.store);
+    assert_eq!(anew.redrive(std::slice::from_ref(&id)).expect("what a killed process has left open is ended"), 1);
+    assert_eq!(anew.redrive(&[id.clone(), id]).expect("nothing is left to be sent"), 0);
 }

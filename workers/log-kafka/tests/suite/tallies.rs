@@ -47,7 +47,7 @@ fn counted(record: &Received) -> Commit {
 }
 
 /// A record that the writer `id` has written to `topic`, in a transaction that is still open.
-fn open_transaction(server: &Server, id: &str, topic: &str, (key, value): (&str, &str)) -> BaseProducer {
+pub(crate) fn open_transaction(server: &Server, id: &str, topic: &str, (key, value): (&str, &str)) -> BaseProducer {
     let namespace = &server.settings.namespace;
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", &server.settings.brokers[0])
